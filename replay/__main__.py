@@ -1,0 +1,72 @@
+"""Entry of the command ``replay``: whatever ends a command becomes one line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Any, NoReturn
+
+import typer
+
+from replay.cli import app
+from replay.errors import ReplayError
+
+UNUSABLE = 2
+INTERRUPTED = 128 + signal.SIGINT
+TERMINATED = 128 + signal.SIGTERM
+BROKEN_PIPE = 128 + signal.SIGPIPE
+
+# typer brings its own copy of click, or the real one, depending on its version
+CommandError: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+
+
+def main() -> NoReturn:
+    """Run the command line and exit."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    try:
+        code = app(sys.argv[1:] or ["--help"], prog_name="replay", standalone_mode=False) or 0
+        sys.stdout.flush()
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except SystemExit as end:
+        # typer makes exit code 1 of a closed pipe, which here means a mismatch
+        code = BROKEN_PIPE if isinstance(end.__context__, BrokenPipeError) else end.code
+    except BrokenPipeError:
+        code = BROKEN_PIPE
+    except ReplayError as error:
+        code = _complain(str(error))
+    except CommandError as error:
+        code = _complain(f"{error.format_message()} (replay --help)")
+    except MemoryError:
+        code = _complain("not enough memory")
+    except OSError as error:
+        code = _complain(f"{error.filename or 'standard output'}: {error.strerror or error}")
+    _leave(code)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    """End by an exception, so that half-written files are removed, and without a word."""
+    # what an interrupted compiler left half-made complains when it is collected
+    sys.unraisablehook = lambda unraisable: None
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    sys.exit(TERMINATED)
+
+
+def _complain(message: str) -> int:
+    print(f"replay: error: {' '.join(message.split())}", file=sys.stderr)
+    return UNUSABLE
+
+
+def _leave(code: int) -> NoReturn:
+    if code in (BROKEN_PIPE, UNUSABLE):
+        # what standard output still holds cannot be written: keep Python from trying again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

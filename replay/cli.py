@@ -1,0 +1,265 @@
+"""The commands: options in, one call, print, exit code.
+
+Everything heavy is imported inside the commands, so that ``replay --help`` is quick.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from replay.run import Progress, Request
+
+app = typer.Typer(
+    name="replay",
+    help="Replay KVM MMU tracepoints and simulate eager page splitting of the shadow MMU.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+MATCHED, DIFFERED = 0, 1
+
+TraceArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="TRACE", help="Trace text (also .gz .zst .xz), an event table, or - for standard input."
+    ),
+]
+PolicyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--policy",
+        metavar="auto|NAME|FILE.toml",
+        help="Policy, also NAME:KNOB=VALUE,...; auto: the golden file's, else what the trace shows, else v2.",
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KNOB=VALUE", help="Change one knob of the policy; repeatable."),
+]
+SplitAtOption = Annotated[
+    str | None,
+    typer.Option(
+        "--split-at",
+        metavar="auto|recorded|control|end|never|SECONDS",
+        help="When dirty logging is turned on. Default auto: as the trace says, else at its end.",
+    ),
+]
+ReschedOption = Annotated[
+    str | None,
+    typer.Option(
+        "--resched",
+        metavar="recorded|never|every=N|seed=S",
+        help="Lock drops of the environment. Default recorded.",
+    ),
+]
+MaxPagesOption = Annotated[
+    int | None,
+    typer.Option("--max-mmu-pages", min=1, metavar="N", help="Limit of shadow pages (n_max_mmu_pages)."),
+]
+ExpectOption = Annotated[
+    str | None,
+    typer.Option(
+        "--expect",
+        metavar="FILE|recorded|none",
+        help="What to compare with. Default: the golden file beside the trace, else the recorded outcomes.",
+    ),
+]
+StrictOption = Annotated[bool, typer.Option("--strict", help="Malformed lines are an error.")]
+LostOption = Annotated[bool, typer.Option("--allow-lost", help="A trace with lost events may match.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+
+
+@app.command()
+def run(
+    trace: TraceArgument,
+    policy: PolicyOption = None,
+    settings: SetOption = None,
+    split_at: SplitAtOption = None,
+    expect: ExpectOption = None,
+    max_mmu_pages: MaxPagesOption = None,
+    resched: ReschedOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the run as JSON, and nothing else.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="DIR", help="Write the result tables there.")
+    ] = None,
+    quiet: QuietOption = False,
+    strict: StrictOption = False,
+    allow_lost: LostOption = False,
+) -> None:
+    """Replay a trace with eager page splitting and compare with what is expected.
+
+    Exit code 0: matched, or nothing to compare with. 1: did not match. 2: cannot be used.
+    """
+    from replay.report.console import console, print_run
+    from replay.run import run_trace, write_run
+
+    request = _request(policy, settings, split_at, resched, max_mmu_pages, expect, strict, allow_lost)
+    with _progress(quiet) as progress:
+        finished = run_trace(trace, request, progress)
+    if output is not None:
+        write_run(output, finished)
+    if as_json:
+        print(json.dumps(finished.document, indent=1))
+    elif not quiet:
+        print_run(console(sys.stdout), finished.document, finished.comparison.differences)
+    raise typer.Exit(DIFFERED if finished.comparison.verdict == "mismatch" else MATCHED)
+
+
+@app.command()
+def parse(
+    trace: TraceArgument,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="Ends in .parquet, .arrow or .feather.")
+    ],
+    quiet: QuietOption = False,
+    strict: StrictOption = False,
+) -> None:
+    """Write the events of a trace as an Arrow table."""
+    from replay.errors import UsageError
+
+    if output.suffix not in (".parquet", ".arrow", ".feather"):
+        raise UsageError(f"{output}: the ending must be .parquet, .arrow or .feather")
+    from replay.trace.reader import read_trace, write_table
+
+    with _progress(quiet) as progress:
+        events = read_trace(trace, strict=strict, progress=progress)
+    write_table(events, output)
+    if not quiet:
+        print(
+            f"{output}: {events.events} events of {events.lines} lines, "
+            f"{events.malformed_lines} malformed, {events.ignored_lines} ignored"
+        )
+
+
+@app.command()
+def expect(
+    trace: TraceArgument,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Default: TRACE.expected.json.")
+    ] = None,
+    policy: PolicyOption = None,
+    settings: SetOption = None,
+    split_at: SplitAtOption = None,
+    max_mmu_pages: MaxPagesOption = None,
+    resched: ReschedOption = None,
+    quiet: QuietOption = False,
+    strict: StrictOption = False,
+) -> None:
+    """Write the golden file of a trace from a run."""
+    from replay.errors import UsageError
+    from replay.run import run_trace
+    from replay.verdict.golden import golden_path, write_golden
+
+    if trace == "-" and output is None:
+        raise UsageError("standard input has no golden file beside it: use -o FILE")
+    request = _request(policy, settings, split_at, resched, max_mmu_pages, "recorded", strict, False)
+    with _progress(quiet) as progress:
+        golden = run_trace(trace, request, progress).golden
+    path = output or golden_path(trace)
+    write_golden(path, golden)
+    if not quiet:
+        print(f"{path}: {len(golden.outcomes)} attempts, policy {golden.policy}")
+
+
+@app.command()
+def check(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="PATH...", help="Traces with golden files, or directories of them."),
+    ],
+    update: Annotated[
+        bool, typer.Option("--update", help="Show what differs, then rewrite the golden files.")
+    ] = False,
+    quiet: QuietOption = False,
+    strict: StrictOption = False,
+) -> None:
+    """Run each trace that has a golden file beside it and compare."""
+    from replay.report.console import console
+    from replay.verdict.check import check_traces, find_traces
+
+    out = None if quiet else console(sys.stdout)
+    traces = find_traces(paths)
+    with _progress(quiet) as progress:
+        passed = check_traces(traces, strict=strict, update=update, out=out, progress=progress)
+    raise typer.Exit(MATCHED if passed else DIFFERED)
+
+
+@app.command()
+def synth(
+    scenario: Annotated[Path, typer.Argument(metavar="SCENARIO", help="A scenario, TOML.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The trace to write.")],
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="The same seed gives the same trace.")] = 0,
+    quiet: QuietOption = False,
+) -> None:
+    """Write a synthetic trace."""
+    from replay.synth import write_trace
+
+    write_trace(scenario, output, seed)
+    if not quiet and output.is_file():
+        print(f"{output}: {output.stat().st_size} bytes")
+
+
+@app.command()
+def policies(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the policies as JSON.")] = False,
+) -> None:
+    """List the policies and their knobs."""
+    from replay.policy import DESCRIPTIONS, PRESETS
+    from replay.report.console import console, print_policies
+
+    if as_json:
+        listed = [
+            {"name": name, "models": DESCRIPTIONS[name], "knobs": policy.knobs()}
+            for name, policy in PRESETS.items()
+        ]
+        print(json.dumps({"schema": "replay.policies/1", "policies": listed}, indent=1))
+    else:
+        print_policies(console(sys.stdout), PRESETS.values(), DESCRIPTIONS)
+
+
+def _request(
+    policy: str | None,
+    settings: list[str] | None,
+    split_at: str | None,
+    resched: str | None,
+    max_mmu_pages: int | None,
+    expect: str | None,
+    strict: bool,
+    allow_lost: bool,
+) -> Request:
+    from replay.run import Request
+
+    return Request(
+        policy=policy,
+        settings=tuple(settings or ()),
+        split_at=split_at,
+        resched=resched,
+        max_mmu_pages=max_mmu_pages,
+        expect=expect,
+        strict=strict,
+        allow_lost=allow_lost,
+    )
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Progress | None]:
+    """Announce a first compilation on standard error; show progress there if it is a terminal."""
+    if quiet:
+        yield None
+        return
+    from replay.jit import announce_compile
+    from replay.report.progress import read_progress
+
+    announce_compile(lambda line: print(f"replay: {line}", file=sys.stderr, flush=True))
+    with read_progress(sys.stderr) as progress:
+        yield progress

@@ -1,0 +1,324 @@
+"""Recorded lines of a window, lined up with the walk one by one.
+
+Recorded outcomes are never an input of the walk: a recorded line only makes it go on to its next
+attempt, so that events of other tasks act on the state at the right moment, and is then compared.
+What the kernel could not foresee (lock drops, yields, failed allocations) is told to the walk.
+"""
+
+from __future__ import annotations
+
+from replay.jit import jit
+from replay.mmu.role import INVALID, ROLE_MASK
+from replay.mmu.shadow_page import get_spte
+from replay.mmu.split import STOP_ATTEMPT, STOP_DONE, STOP_DROPPED, STOP_NO_ROOM, STOP_YIELDED, advance
+from replay.mmu.spte import is_shadow_present_pte
+from replay.mmu.state import CTL_LINE, CTL_OUT_TOP, CTL_TS, SP_GFN, Mmu, has_room
+from replay.mmu.tdp import predict_split
+from replay.mmu.window import (
+    C_EXPECTED,
+    C_GET_PAGE_EXPECTED,
+    C_GET_PAGE_MATCHED,
+    C_TRUTH_EXPECTED,
+    C_TRUTH_MATCHED,
+    OUT_CHILD,
+    OUT_CHILD_GFN,
+    OUT_CHILD_ROLE,
+    OUT_CREATED,
+    OUT_ERRNO,
+    OUT_GFN,
+    OUT_HAS_RECORD,
+    OUT_INSTALLED,
+    OUT_LEVEL,
+    OUT_LINE,
+    OUT_MATCH,
+    OUT_NONPRESENT,
+    OUT_OUTCOME,
+    OUT_REC_ERRNO,
+    OUT_REC_GFN,
+    OUT_REC_LEVEL,
+    OUT_REC_SPTE,
+    OUT_SPTE,
+    OUT_TS,
+    WIN_DROP_FLUSHED,
+    WIN_ENV_DROP,
+    WIN_ENV_YIELD,
+    WIN_PENDING,
+    WIN_TDP_GFN,
+    WIN_TDP_PENDING,
+    count,
+    new_outcome,
+    place,
+)
+from replay.policy import KnobCodes
+from replay.schema import EAGAIN, EBUSY, Match
+
+MATCHED = int(Match.MATCHED)
+MISMATCHED = int(Match.MISMATCHED)
+MISSING = int(Match.MISSING)
+UNEXPECTED = int(Match.UNEXPECTED)
+NO_RESCHED = (0, -1)
+
+OK = 0
+NO_ROOM = 1
+"""What a handler returns: the event is done, or it must be handled again once there is room."""
+
+
+@jit
+def note_record(m: Mmu, o: int, gfn: int, spte: int, level: int, errno: int) -> None:
+    """Put the recorded split line beside the outcome ``o``."""
+    m.out[o, OUT_HAS_RECORD] = 1
+    m.out[o, OUT_REC_GFN] = gfn
+    m.out[o, OUT_REC_SPTE] = spte
+    m.out[o, OUT_REC_LEVEL] = level
+    m.out[o, OUT_REC_ERRNO] = errno
+    m.out[o, OUT_TS] = m.ctl[CTL_TS]
+    m.out[o, OUT_LINE] = m.ctl[CTL_LINE]
+
+
+@jit
+def judge(m: Mmu, o: int, gfn: int, spte: int, level: int, errno: int) -> None:
+    """Compare attempt ``o`` with the recorded line of its place."""
+    note_record(m, o, gfn, spte, level, errno)
+    equal = (
+        m.out[o, OUT_GFN] == gfn
+        and m.out[o, OUT_SPTE] == spte
+        and m.out[o, OUT_LEVEL] == level
+        and m.out[o, OUT_ERRNO] == errno
+    )
+    m.out[o, OUT_MATCH] = MATCHED if equal else MISMATCHED
+
+
+@jit
+def missing(m: Mmu, w: int, mmu: int, gfn: int, spte: int, level: int, errno: int) -> None:
+    """A recorded split line that the simulation has no attempt for."""
+    o = new_outcome(m, w, mmu)
+    m.out[o, OUT_OUTCOME] = -1
+    note_record(m, o, gfn, spte, level, errno)
+    m.out[o, OUT_MATCH] = MISSING
+
+
+@jit
+def pending_is_unexpected(m: Mmu, w: int) -> None:
+    """The attempt under way has no recorded split line."""
+    if m.window[w, WIN_PENDING]:
+        m.out[m.window[w, WIN_PENDING] - 1, OUT_MATCH] = UNEXPECTED
+        m.window[w, WIN_PENDING] = 0
+
+
+@jit
+def next_attempt(m: Mmu, w: int, k: KnobCodes) -> int:
+    """Make the walk's next attempt pending, unless one is: STOP_ATTEMPT, STOP_DONE or STOP_NO_ROOM."""
+    while not m.window[w, WIN_PENDING]:
+        stop = advance(m, w, k, NO_RESCHED)
+        if stop == STOP_DONE or stop == STOP_NO_ROOM:
+            return stop
+        if stop == STOP_ATTEMPT:
+            m.window[w, WIN_PENDING] = m.ctl[CTL_OUT_TOP]
+    return STOP_ATTEMPT
+
+
+@jit
+def reach(m: Mmu, w: int, k: KnobCodes, target: int) -> int:
+    """Go on until the pending attempt is at or behind ``target``; the recording lacks the attempts before it."""
+    while True:
+        stop = next_attempt(m, w, k)
+        if stop != STOP_ATTEMPT:
+            return stop
+        o = m.window[w, WIN_PENDING] - 1
+        if place(m.out[o, OUT_GFN], m.out[o, OUT_LEVEL]) >= target:
+            return stop
+        pending_is_unexpected(m, w)
+
+
+@jit
+def split_line(m: Mmu, w: int, k: KnobCodes, gfn: int, spte: int, level: int, errno: int) -> int:
+    """kvm_mmu_split_huge_page of the window's shadow part."""
+    if level < 2 or level > 3:
+        missing(m, w, 0, gfn, spte, level, errno)
+        count(m, C_EXPECTED, 1)
+        return OK
+    if errno == -EAGAIN and k.lock_drop_traced and not m.window[w, WIN_PENDING]:
+        m.window[w, WIN_ENV_DROP] = place(gfn, level) + 1
+    stop = reach(m, w, k, place(gfn, level))
+    if stop == STOP_NO_ROOM:
+        return NO_ROOM
+    m.window[w, WIN_ENV_DROP] = 0
+    count(m, C_EXPECTED, 1)
+    o = m.window[w, WIN_PENDING] - 1
+    if stop == STOP_DONE or place(m.out[o, OUT_GFN], m.out[o, OUT_LEVEL]) != place(gfn, level):
+        missing(m, w, 0, gfn, spte, level, errno)
+        return OK
+    judge(m, o, gfn, spte, level, errno)
+    m.window[w, WIN_PENDING] = 0
+    return OK
+
+
+@jit
+def get_page_line(m: Mmu, w: int, k: KnobCodes, gfn: int, role: int, created: bool) -> int:
+    """kvm_mmu_get_page of the window's shadow part: the child table of the attempt under way."""
+    level = (role & 0xF) + 1
+    if level > 3:
+        return OK
+    stop = reach(m, w, k, place(gfn, level))
+    if stop == STOP_NO_ROOM:
+        return NO_ROOM
+    count(m, C_GET_PAGE_EXPECTED, 1)
+    if stop == STOP_DONE:
+        return OK
+    o = m.window[w, WIN_PENDING] - 1
+    child = m.out[o, OUT_CHILD]
+    if (
+        child >= 0
+        and m.out[o, OUT_CHILD_GFN] == gfn
+        and (m.out[o, OUT_CHILD_ROLE] & ROLE_MASK) == role & ~INVALID
+        and (m.out[o, OUT_CREATED] != 0) == created
+    ):
+        count(m, C_GET_PAGE_MATCHED, 1)
+    return OK
+
+
+@jit
+def lock_dropped(m: Mmu, w: int, k: KnobCodes, gfn: int, level: int, flushed: int) -> int:
+    """v2_lock_dropped: the environment drops the lock at this attempt."""
+    win = m.window[w]
+    if level < 2 or level > 3:
+        return OK
+    target = place(gfn, level)
+    win[WIN_ENV_DROP] = target + 1
+    while True:
+        if (
+            win[WIN_PENDING]
+            and place(m.out[win[WIN_PENDING] - 1, OUT_GFN], m.out[win[WIN_PENDING] - 1, OUT_LEVEL]) > target
+        ):
+            break
+        pending_is_unexpected(m, w)
+        stop = advance(m, w, k, NO_RESCHED)
+        if stop == STOP_NO_ROOM:
+            return NO_ROOM
+        if stop == STOP_DROPPED:
+            truth(m, (win[WIN_DROP_FLUSHED] != 0) == (flushed != 0))
+            break
+        if stop == STOP_DONE:
+            break
+        if stop == STOP_ATTEMPT:
+            win[WIN_PENDING] = m.ctl[CTL_OUT_TOP]
+    win[WIN_ENV_DROP] = 0
+    return OK
+
+
+@jit
+def range_yield(m: Mmu, w: int, k: KnobCodes, gfn: int, level: int, flushed: int) -> int:
+    """v2_range_yield: the environment makes the walk yield after this head."""
+    win = m.window[w]
+    if level < 2 or level > 3:
+        return OK
+    target = place(gfn, level)
+    win[WIN_ENV_YIELD] = target + 1
+    while True:
+        if (
+            win[WIN_PENDING]
+            and place(m.out[win[WIN_PENDING] - 1, OUT_GFN], m.out[win[WIN_PENDING] - 1, OUT_LEVEL]) > target
+        ):
+            break
+        pending_is_unexpected(m, w)
+        stop = advance(m, w, k, NO_RESCHED)
+        if stop == STOP_NO_ROOM:
+            return NO_ROOM
+        if stop == STOP_YIELDED or stop == STOP_DONE:
+            break
+        if stop == STOP_ATTEMPT:
+            win[WIN_PENDING] = m.ctl[CTL_OUT_TOP]
+    win[WIN_ENV_YIELD] = 0
+    return OK
+
+
+@jit
+def finish_shadow(m: Mmu, w: int, k: KnobCodes) -> int:
+    """The window's shadow part is over: what the walk still attempts, the recording lacks."""
+    while True:
+        pending_is_unexpected(m, w)
+        stop = next_attempt(m, w, k)
+        if stop == STOP_NO_ROOM:
+            return NO_ROOM
+        if stop == STOP_DONE:
+            return OK
+
+
+# -- what the v2 recordings' own probes say: compared, never used ----------------------------------------
+
+
+@jit
+def truth(m: Mmu, agrees: bool) -> None:
+    count(m, C_TRUTH_EXPECTED, 1)
+    if agrees:
+        count(m, C_TRUTH_MATCHED, 1)
+
+
+@jit
+def split_done_line(m: Mmu, w: int, gfn: int, present: int, nonpresent: int) -> None:
+    """v2_split_done."""
+    o = m.window[w, WIN_PENDING] - 1
+    truth(
+        m,
+        o >= 0
+        and m.out[o, OUT_GFN] == gfn
+        and m.out[o, OUT_INSTALLED] == present
+        and m.out[o, OUT_NONPRESENT] == nonpresent,
+    )
+
+
+@jit
+def split_nonpresent_line(m: Mmu, w: int, gfn: int, level: int) -> None:
+    """v2_split_nonpresent: the child SPTE of ``gfn`` was left non-present."""
+    o = m.window[w, WIN_PENDING] - 1
+    child = m.out[o, OUT_CHILD] if o >= 0 else -1
+    if child < 0:
+        truth(m, False)
+        return
+    index = (gfn - m.sp[child, SP_GFN]) >> (9 * (level - 1))
+    truth(m, 0 <= index < 512 and not is_shadow_present_pte(get_spte(m, child, index)))
+
+
+# -- the TDP part --------------------------------------------------------------------------------------------
+
+
+@jit
+def tdp_split_change(m: Mmu, w: int) -> None:
+    """kvm_tdp_mmu_spte_changed from huge page to table by the window's task: the walk's next attempt, not yet applied."""
+    if m.window[w, WIN_TDP_PENDING]:
+        m.out[m.window[w, WIN_TDP_PENDING] - 1, OUT_MATCH] = UNEXPECTED
+        m.window[w, WIN_TDP_PENDING] = 0
+    o = predict_split(m, w, 0)
+    if o >= 0:
+        m.window[w, WIN_TDP_PENDING] = o + 1
+
+
+@jit
+def tdp_split_line(m: Mmu, w: int, gfn: int, spte: int, level: int, errno: int) -> None:
+    """kvm_mmu_split_huge_page of the window's TDP part; -EBUSY and -ENOMEM are the environment's."""
+    count(m, C_EXPECTED, 1)
+    o = m.window[w, WIN_TDP_PENDING] - 1
+    if o < 0:
+        o = predict_split(m, w, -errno) if errno < 0 else -1
+    if o < 0:
+        missing(m, w, 1, gfn, spte, level, errno)
+        return
+    m.window[w, WIN_TDP_PENDING] = 0
+    if errno == -EBUSY:
+        m.out[o, OUT_SPTE] = spte  # the value that lost the race is the environment's, too
+    judge(m, o, gfn, spte, level, errno)
+
+
+@jit
+def finish_tdp(m: Mmu, w: int) -> int:
+    """The window's TDP part is over: huge pages left are splits that the recording lacks."""
+    if m.window[w, WIN_TDP_PENDING]:
+        m.out[m.window[w, WIN_TDP_PENDING] - 1, OUT_MATCH] = UNEXPECTED
+        m.window[w, WIN_TDP_PENDING] = 0
+    while has_room(m):
+        o = predict_split(m, w, 0)
+        if o < 0:
+            return OK
+        m.out[o, OUT_MATCH] = UNEXPECTED
+        m.window[w, WIN_TDP_GFN] = m.out[o, OUT_GFN] + (1 << (9 * (m.out[o, OUT_LEVEL] - 1)))
+    return NO_ROOM

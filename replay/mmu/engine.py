@@ -1,0 +1,275 @@
+"""Drives the jitted event loop over the batches of a trace and turns its rows into Arrow tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from replay.mmu import state, window
+from replay.mmu.facts import TraceFacts, scan_facts
+from replay.mmu.loop import LOOKAHEAD, ROWS_DONE, replay_rows
+from replay.mmu.tdp import count_huge
+from replay.policy import Policy
+from replay.schema import (
+    SKIP_WORDS,
+    Columns,
+    FlushCause,
+    Kind,
+    Match,
+    Outcome,
+    WindowCause,
+    flush_schema,
+    outcome_schema,
+    window_schema,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from replay.trace.reader import Trace
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to replay; the words are those of the command line."""
+
+    split_at: str = "auto"
+    resched: str = "recorded"
+    max_mmu_pages: int | None = None
+    compare_recorded: bool = True
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A finished replay: tables of schema.py, and counters by the names of the JSON document."""
+
+    outcomes: pa.Table
+    flushes: pa.Table
+    windows: pa.Table
+    counters: dict[str, int | None]
+    divergences: dict[str, int]
+    has_recorded: bool
+    policy_hint: tuple[str, str]
+
+
+def trace_facts(trace: Trace) -> TraceFacts:
+    """What ``trace`` holds, in one pass over its events."""
+    return scan_facts(trace.batches(), len(trace.vms))
+
+
+def replay_trace(trace: Trace, policy: Policy, options: Options) -> Replay:
+    """Replay all events of ``trace`` with ``policy``."""
+    facts = trace_facts(trace)
+    m = _new_state(facts, options)
+    codes = policy.codes()
+    resched = _resched(options.resched)
+    for columns, stop in _with_lookahead(trace.batches()):
+        m.ctl[state.CTL_ROW] = 0
+        while replay_rows(m, columns, stop, codes, resched) != ROWS_DONE:
+            m = state.grow(m)
+    return _result(m, facts)
+
+
+def _resched(text: str) -> tuple[int, int]:
+    word, _, number = text.partition("=")
+    return (int(number) if word == "every" else 0, int(number) if word == "seed" else -1)
+
+
+def _new_state(facts: TraceFacts, options: Options) -> state.Mmu:
+    m = state.make(facts.vms, window.OUT_COLUMNS, window.FLUSH_COLUMNS, window.WIN_COLUMNS)
+    m.ctl[state.CTL_HAS_RECORDED] = facts.has_recorded and options.compare_recorded
+    for vm in range(facts.vms):
+        m.vm[vm, state.VM_HAS_TDP] = facts.has(vm, Kind.TDP_MMU_SPTE_CHANGED)
+        m.vm[vm, state.VM_PROBES] = (
+            state.PROBES_REGION * facts.has(vm, Kind.COMMIT_REGION)
+            + state.PROBES_SPLIT * facts.split_probes(vm)
+            + state.PROBES_LIMIT * facts.has(vm, Kind.CHANGE_MMU_PAGES)
+        )
+        if options.max_mmu_pages is not None:
+            m.vm[vm, state.VM_MAX] = options.max_mmu_pages
+            m.vm[vm, state.VM_MAX_KNOWN] = 1
+    return m
+
+
+def _with_lookahead(batches: Iterator[Columns]) -> Iterator[tuple[Columns, int]]:
+    """Each batch with the rows that may be handled; the last rows of one are handled at the head of the next."""
+    held: Columns | None = None
+    for batch in batches:
+        if held is not None:
+            batch = Columns(*(np.concatenate(pair) for pair in zip(held, batch, strict=True)))
+        stop = max(len(batch.kind) - LOOKAHEAD, 0)
+        yield batch, stop
+        held = Columns(*(column[stop:].copy() for column in batch))
+    if held is not None:
+        yield held, len(held.kind)
+
+
+# -- tables ------------------------------------------------------------------------------------------------------
+
+_OUT_COLUMNS = {
+    "window": window.OUT_WINDOW,
+    "vm": window.OUT_VM,
+    "ts_ns": window.OUT_TS,
+    "line": window.OUT_LINE,
+    "gfn": window.OUT_GFN,
+    "level": window.OUT_LEVEL,
+    "spte": window.OUT_SPTE,
+    "sptep": window.OUT_SPTEP,
+    "role": window.OUT_ROLE,
+    "errno": window.OUT_ERRNO,
+    "installed": window.OUT_INSTALLED,
+    "nonpresent": window.OUT_NONPRESENT,
+    "reused": window.OUT_REUSED,
+    "retries": window.OUT_RETRIES,
+    "recorded_gfn": window.OUT_REC_GFN,
+    "recorded_spte": window.OUT_REC_SPTE,
+    "recorded_level": window.OUT_REC_LEVEL,
+    "recorded_errno": window.OUT_REC_ERRNO,
+}
+_PLACE = ("window", "vm", "ts_ns", "line")
+
+
+def _words(codes: np.ndarray, words: list[str]) -> pa.Array:
+    """A dictionary array; a negative code is null."""
+    import pyarrow as pa
+
+    indices = pa.array(codes.astype(np.int8), mask=codes < 0)
+    return pa.DictionaryArray.from_arrays(indices, pa.array(words))
+
+
+def _lower(enum: type) -> list[str]:
+    return [member.name.lower() for member in enum]  # type: ignore[attr-defined]
+
+
+def _as_table(schema: pa.Schema, arrays: dict[str, Any]) -> pa.Table:
+    """A table of ``schema``; arrays are Arrow arrays or (int64 values, null mask)."""
+    import pyarrow as pa
+
+    columns = []
+    for field in schema:
+        array = arrays[field.name]
+        if isinstance(array, tuple):
+            values, mask = array
+            kind = np.dtype(field.type.to_pandas_dtype())
+            array = pa.array(values.astype(kind), type=field.type, mask=mask)
+        columns.append(array)
+    return pa.table(columns, schema=schema)
+
+
+def _outcomes(m: state.Mmu) -> pa.Table:
+    rows = m.out[: m.ctl[state.CTL_OUT_TOP]]
+    only_recorded = rows[:, window.OUT_OUTCOME] < 0
+    unrecorded = rows[:, window.OUT_HAS_RECORD] == 0
+    arrays: dict[str, Any] = {}
+    for name, column in _OUT_COLUMNS.items():
+        if name in _PLACE:
+            mask = np.zeros(len(rows), bool)
+        elif name.startswith("recorded_"):
+            mask = unrecorded
+        elif name == "sptep":
+            mask = only_recorded | (rows[:, column] < 0)
+        else:
+            mask = only_recorded
+        arrays[name] = (rows[:, column], mask)
+    arrays["child_created"] = (rows[:, window.OUT_CREATED], only_recorded)
+    arrays["flush"] = (rows[:, window.OUT_FLUSH], only_recorded)
+    arrays["mmu"] = _words(rows[:, window.OUT_MMU], ["shadow", "tdp"])
+    arrays["outcome"] = _words(rows[:, window.OUT_OUTCOME], _lower(Outcome))
+    arrays["match"] = _words(rows[:, window.OUT_MATCH], _lower(Match))
+    return _as_table(outcome_schema(), arrays)
+
+
+def _flushes(m: state.Mmu) -> pa.Table:
+    rows = m.flush[: m.ctl[state.CTL_FLUSH_TOP]]
+    known = np.zeros(len(rows), bool)
+    arrays: dict[str, Any] = {
+        name: (rows[:, column], known)
+        for name, column in {
+            "window": window.FLUSH_WINDOW,
+            "vm": window.FLUSH_VM,
+            "ts_ns": window.FLUSH_TS,
+            "line": window.FLUSH_LINE,
+            "start_gfn": window.FLUSH_START,
+            "end_gfn": window.FLUSH_END,
+        }.items()
+    }
+    arrays["cause"] = _words(rows[:, window.FLUSH_CAUSE], _lower(FlushCause))
+    return _as_table(flush_schema(), arrays)
+
+
+def _windows(m: state.Mmu, flush_probes: bool) -> pa.Table:
+    rows = m.window[: m.ctl[state.CTL_WINDOW_TOP]]
+    known = np.zeros(len(rows), bool)
+    slot_rows = rows[:, window.WIN_SLOT]
+    slot_ids = np.where(slot_rows >= 0, m.slot[np.maximum(slot_rows, 0), state.SLOT_ID], 0)
+    columns = {
+        "vm": window.WIN_VM,
+        "start_gfn": window.WIN_START,
+        "end_gfn": window.WIN_END,
+        "target_level": window.WIN_TARGET,
+        "begin_ts_ns": window.WIN_TS,
+        "begin_line": window.WIN_LINE,
+        "attempts": window.WIN_ATTEMPTS,
+        "split": window.WIN_SPLIT,
+        "retries": window.WIN_RETRIED,
+        "flushes_lost": window.WIN_FLUSHES_LOST,
+        "tdp_attempts": window.WIN_TDP_ATTEMPTS,
+        "tdp_split": window.WIN_TDP_SPLIT,
+    }
+    columns |= {f"skipped_{word}": window.WIN_SKIPPED + i for i, word in enumerate(SKIP_WORDS)}
+    columns |= {f"flushes_{cause.name.lower()}": window.WIN_FLUSHES + cause for cause in FlushCause}
+    arrays: dict[str, Any] = {name: (rows[:, column], known) for name, column in columns.items()}
+    arrays["index"] = (np.arange(len(rows)), known)
+    arrays["slot"] = (slot_ids, slot_rows < 0)
+    arrays["cause"] = _words(rows[:, window.WIN_CAUSE], _lower(WindowCause))
+    flushes = rows[:, window.WIN_FLUSHES : window.WIN_FLUSHES + len(FlushCause)].sum(axis=1)
+    arrays["flushes_total"] = (flushes, known)
+    unrecorded = known if flush_probes else ~known
+    arrays["flushes_recorded"] = (rows[:, window.WIN_FLUSHES_RECORDED], unrecorded)
+    return _as_table(window_schema(), arrays)
+
+
+# -- counters -------------------------------------------------------------------------------------------------------
+
+
+def _result(m: state.Mmu, facts: TraceFacts) -> Replay:
+    begin = state.CTL_COUNTERS
+    counted = dict(zip(window.COUNTERS, m.ctl[begin : begin + len(window.COUNTERS)].tolist(), strict=True))
+    first_divergence = window.COUNTERS.index(window.FIRST_DIVERGENCE)
+    divergences = {name: counted.pop(name) for name in window.COUNTERS[first_divergence:]}
+    counters: dict[str, int | None] = dict(counted)
+    wins = m.window[: m.ctl[state.CTL_WINDOW_TOP]]
+    for i, word in enumerate(SKIP_WORDS):
+        counters[f"skipped_{word}"] = int(wins[:, window.WIN_SKIPPED + i].sum())
+    for cause in FlushCause:
+        counters[f"flushes_{cause.name.lower()}"] = int(wins[:, window.WIN_FLUSHES + cause].sum())
+    total = int(wins[:, window.WIN_FLUSHES : window.WIN_FLUSHES + len(FlushCause)].sum())
+    counters["flushes_total"] = total
+    counters["flushes_lost"] = int(wins[:, window.WIN_FLUSHES_LOST].sum())
+    counters["shadow_pages_used_end"] = int(m.vm[:, state.VM_USED].sum())
+    counters["shadow_pages_used_peak"] = int(m.vm[:, state.VM_PEAK].sum())
+    limits = m.vm[:, state.VM_MAX]
+    counters["max_mmu_pages"] = int(limits.sum()) if (limits < state.UNLIMITED).all() else None
+    counters["tdp_huge_sptes"] = int(count_huge(m))
+    aligned = wins[wins[:, window.WIN_ALIGNED] != 0]
+    flush_probes = facts.total(Kind.FLUSH_REMOTE_TLBS) > 0
+    counters["flushes_expected"] = (
+        int(aligned[:, window.WIN_FLUSHES_RECORDED].sum()) if flush_probes else None
+    )
+    counters["flushes_simulated"] = total
+    out = m.out[: m.ctl[state.CTL_OUT_TOP]]
+    for match in Match:
+        if match != Match.UNCHECKED:
+            counters[match.name.lower()] = int((out[:, window.OUT_MATCH] == match).sum())
+    return Replay(
+        outcomes=_outcomes(m),
+        flushes=_flushes(m),
+        windows=_windows(m, flush_probes),
+        counters=counters,
+        divergences={name: n for name, n in divergences.items() if n},
+        has_recorded=facts.has_recorded,
+        policy_hint=facts.policy_hint,
+    )

@@ -1,0 +1,120 @@
+"""What a trace holds, found in one pass before the replay: recorded outcomes, probes, TDP MMUs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from replay.jit import kernel
+from replay.mmu.loop import COMMIT_REGION, LAST_KVMMMU, SPLIT_HUGE_PAGE, TDP_CHANGED
+from replay.schema import EAGAIN, EINVAL, EOPNOTSUPP, Columns, Kind
+
+SHADOW_SPLITS = 0
+EAGAIN_SPLITS = 1
+V2_SPLITS = 2  # errors that only the v2 series gives
+LOG_CHANGES = 3
+FACTS = 4
+KINDS = 128
+_TASKS = 1024
+
+
+@kernel
+def _scan(c: Columns, kinds: np.ndarray, facts: np.ndarray, last: np.ndarray) -> None:
+    """Add to ``kinds`` [VMs, KINDS] and ``facts`` [VMs, FACTS]; ``last`` [_TASKS, 2] is each task's last event."""
+    for i in range(len(c.kind)):
+        vm = c.vm[i]
+        if vm < 0:
+            continue
+        kind = c.kind[i]
+        kinds[vm, kind] += 1
+        task = c.pid[i] & (_TASKS - 1)
+        if kind == SPLIT_HUGE_PAGE:
+            errno = c.num[i]
+            tdp = last[task, 0] == c.pid[i] and last[task, 1] == TDP_CHANGED
+            if not tdp and errno != -16:
+                facts[vm, SHADOW_SPLITS] += 1
+            if errno == -EAGAIN:
+                facts[vm, EAGAIN_SPLITS] += 1
+            if errno == -EOPNOTSUPP or errno == -EINVAL:
+                facts[vm, V2_SPLITS] += 1
+        elif kind == COMMIT_REGION and c.num[i] > 2:
+            facts[vm, LOG_CHANGES] += 1
+        if kind <= LAST_KVMMMU:
+            last[task, 0] = c.pid[i]
+            last[task, 1] = kind
+
+
+@dataclass(frozen=True)
+class TraceFacts:
+    """Counts by VM: ``kinds`` [VMs, 128] of events, ``facts`` [VMs, 4] of recorded splits."""
+
+    kinds: np.ndarray
+    facts: np.ndarray
+
+    def has(self, vm: int, *kinds: Kind) -> bool:
+        return any(self.kinds[vm, kind] for kind in kinds)
+
+    def total(self, *kinds: Kind) -> int:
+        return int(sum(self.kinds[:, kind].sum() for kind in kinds))
+
+    def split_probes(self, vm: int) -> bool:
+        """Probes tell when this VM's windows open and close."""
+        return self.has(
+            vm,
+            Kind.SLOT_TRY_SPLIT,
+            Kind.TRY_SPLIT,
+            Kind.SHADOW_TRY_SPLIT,
+            Kind.TDP_TRY_SPLIT,
+            Kind.V2_TRY_SPLIT_BEGIN,
+        )
+
+    @property
+    def vms(self) -> int:
+        return len(self.kinds)
+
+    @property
+    def has_recorded(self) -> bool:
+        """There is something to compare with: split lines, or windows that probes saw stay empty."""
+        return self.total(Kind.SPLIT_HUGE_PAGE) > 0 or any(self.split_probes(vm) for vm in range(self.vms))
+
+    @property
+    def has_control(self) -> bool:
+        """Probes or markers say when dirty logging changed."""
+        return self.total(Kind.COMMIT_REGION, Kind.MARK_MEMSLOT, Kind.MARK_CLEAR_DIRTY_LOG) > 0 or any(
+            self.split_probes(vm) for vm in range(self.vms)
+        )
+
+    @property
+    def policy_hint(self) -> tuple[str, str]:
+        """The policy that the recorded outcomes speak for, and why; ``v2`` where they say nothing."""
+        v2_probes = int(self.kinds[:, Kind.V2_LOCK_DROPPED : Kind.V2_RESTART + 1].sum())
+        shadow = int(self.facts[:, SHADOW_SPLITS].sum())
+        eagain = int(self.facts[:, EAGAIN_SPLITS].sum())
+        if v2_probes:
+            return "v2", "the trace has probes of the v2 series"
+        if self.facts[:, V2_SPLITS].sum():
+            return "v2", "splits failed with errors that only the v2 series gives"
+        if eagain:
+            flushes = self.total(Kind.FLUSH_REMOTE_TLBS_ADDR, Kind.FLUSH_REMOTE_TLBS_RANGE)
+            if flushes >= shadow - eagain > 0:
+                return "linux-2026", "splits ended in -EAGAIN, and every split flushed"
+            return "linux-6.0", "splits ended in -EAGAIN, and not every split flushed"
+        if shadow:
+            return "v2", "shadow pages were split and no attempt ended in -EAGAIN"
+        if any(self.split_probes(vm) for vm in range(self.vms)):
+            return "linux-6.0", "split functions ran and no shadow page was split"
+        if self.facts[:, LOG_CHANGES].sum():
+            return "off", "dirty logging was switched on and nothing was split"
+        return "v2", "nothing in the trace speaks against it"
+
+
+def scan_facts(batches: Iterable[Columns], vms: int) -> TraceFacts:
+    """One pass over all batches of a trace with ``vms`` virtual machines."""
+    kinds = np.zeros((max(vms, 1), KINDS), np.int64)
+    facts = np.zeros((max(vms, 1), FACTS), np.int64)
+    last = np.zeros((_TASKS, 2), np.int64)
+    for batch in batches:
+        _scan(batch, kinds, facts, last)
+    return TraceFacts(kinds, facts)

@@ -1,0 +1,224 @@
+"""Reverse maps: which SPTEs map a gfn, in the kernel's own list order (mmu.c, pte_list_*).
+
+A head is 0 when empty, ``sptep + 1`` for one SPTE, ``-1 - d`` for a chain of descriptors that
+begins at row ``d``.  Two orders exist: up to 6.3 a full chain grows at its tail (*append*), since
+6.4 (141705b78381) a new descriptor becomes the head (*head*).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from replay.jit import jit
+from replay.mmu.state import (
+    CTL_DESC_FREE,
+    CTL_DESC_TOP,
+    CTL_DESC_USED,
+    DESC_COUNT,
+    DESC_MORE,
+    GIB_HEAD,
+    NO_TABLE,
+    PTE_LIST_EXT,
+    REGION_BLOCK,
+    REGION_HEAD,
+    REGION_SP,
+    UNIFORM,
+    Mmu,
+    alloc_block,
+    find_gib,
+    find_region,
+    free_block,
+)
+
+ORDER_APPEND = 0
+ORDER_HEAD = 1
+
+
+@jit
+def _alloc_desc(m: Mmu) -> int:
+    d = m.ctl[CTL_DESC_FREE]
+    if d >= 0:
+        m.ctl[CTL_DESC_FREE] = m.desc[d, DESC_MORE]
+    else:
+        d = m.ctl[CTL_DESC_TOP]
+        m.ctl[CTL_DESC_TOP] += 1
+    m.desc[d, DESC_COUNT] = 0
+    m.desc[d, DESC_MORE] = -1
+    m.ctl[CTL_DESC_USED] += 1
+    return d
+
+
+@jit
+def _free_desc(m: Mmu, d: int) -> None:
+    m.desc[d, DESC_MORE] = m.ctl[CTL_DESC_FREE]
+    m.ctl[CTL_DESC_FREE] = d
+    m.ctl[CTL_DESC_USED] -= 1
+
+
+@jit
+def pte_list_add(m: Mmu, head: int, sptep: int, order: int) -> int:
+    """The head after ``sptep`` was added; each new descriptor is counted in CTL_DESC_USED."""
+    if head == 0:
+        return sptep + 1
+    if head > 0:
+        d = _alloc_desc(m)
+        m.desc[d, 0] = head - 1
+        m.desc[d, 1] = sptep
+        m.desc[d, DESC_COUNT] = 2
+        return -1 - d
+    d = -1 - head
+    if order == ORDER_HEAD:
+        if m.desc[d, DESC_COUNT] == PTE_LIST_EXT:
+            new = _alloc_desc(m)
+            m.desc[new, DESC_MORE] = d
+            d = new
+            head = -1 - new
+    else:
+        while m.desc[d, DESC_COUNT] == PTE_LIST_EXT:
+            if m.desc[d, DESC_MORE] < 0:
+                m.desc[d, DESC_MORE] = _alloc_desc(m)
+            d = m.desc[d, DESC_MORE]
+    m.desc[d, m.desc[d, DESC_COUNT]] = sptep
+    m.desc[d, DESC_COUNT] += 1
+    return head
+
+
+@jit
+def pte_list_remove(m: Mmu, head: int, sptep: int, order: int) -> int:
+    """The head after ``sptep`` was removed; unchanged if it is not in the list."""
+    if head == sptep + 1:
+        return 0
+    if head >= 0:
+        return head
+    first = -1 - head
+    d = first
+    previous = -1
+    while d >= 0:
+        for i in range(m.desc[d, DESC_COUNT]):
+            if m.desc[d, i] != sptep:
+                continue
+            # the hole is filled by the last entry of this descriptor, since 6.4 of the head descriptor
+            donor = first if order == ORDER_HEAD else d
+            m.desc[donor, DESC_COUNT] -= 1
+            m.desc[d, i] = m.desc[donor, m.desc[donor, DESC_COUNT]]
+            if m.desc[donor, DESC_COUNT]:
+                return head
+            more = m.desc[donor, DESC_MORE]
+            _free_desc(m, donor)
+            if order == ORDER_HEAD or previous < 0:
+                return 0 if more < 0 else -1 - more
+            m.desc[previous, DESC_MORE] = more
+            return head
+        previous = d
+        d = m.desc[d, DESC_MORE]
+    return head
+
+
+@jit
+def pte_list_get(m: Mmu, head: int, position: int) -> int:
+    """Entry ``position`` (0..) in walk order, -1 past the end."""
+    if head == 0:
+        return -1
+    if head > 0:
+        return head - 1 if position == 0 else -1
+    d = -1 - head
+    while d >= 0:
+        if position < m.desc[d, DESC_COUNT]:
+            return m.desc[d, position]
+        position -= m.desc[d, DESC_COUNT]
+        d = m.desc[d, DESC_MORE]
+    return -1
+
+
+@jit
+def pte_list_count(m: Mmu, head: int) -> int:
+    if head >= 0:
+        return 1 if head else 0
+    d = -1 - head
+    n = 0
+    while d >= 0:
+        n += m.desc[d, DESC_COUNT]
+        d = m.desc[d, DESC_MORE]
+    return n
+
+
+# -- heads by gfn and level --------------------------------------------------------------------------
+
+
+@jit
+def rmap_head(m: Mmu, vm: int, gfn: int, level: int) -> int:
+    """gfn_to_rmap(): the head for ``gfn`` at ``level`` (1 4K, 2 2M, 3 1G)."""
+    if level == 3:
+        g = find_gib(m, vm, gfn, False)
+        return 0 if g < 0 else m.gib[g, GIB_HEAD]
+    r = find_region(m, vm, gfn, False)
+    if r < 0:
+        return 0
+    if level == 2:
+        return m.region[r, REGION_HEAD]
+    b = m.region[r, REGION_BLOCK]
+    if b == NO_TABLE:
+        return 0
+    if b == UNIFORM:
+        return m.region[r, REGION_SP] * 512 + (gfn & 511) + 1
+    return m.block[b, gfn & 511]
+
+
+@jit
+def materialize_block(m: Mmu, r: int) -> int:
+    """Row of ``m.block`` for region ``r``, made from the compact form if it has none."""
+    b = m.region[r, REGION_BLOCK]
+    if b >= 0:
+        return b
+    new = alloc_block(m)
+    if b == UNIFORM:
+        first = m.region[r, REGION_SP] * 512 + 1
+        for i in range(512):
+            m.block[new, i] = first + i
+    m.region[r, REGION_BLOCK] = new
+    return new
+
+
+@jit
+def set_rmap_head(m: Mmu, vm: int, gfn: int, level: int, head: int) -> None:
+    if level == 3:
+        m.gib[find_gib(m, vm, gfn, True), GIB_HEAD] = head
+        return
+    r = find_region(m, vm, gfn, True)
+    if level == 2:
+        m.region[r, REGION_HEAD] = head
+    else:
+        m.block[materialize_block(m, r), gfn & 511] = head
+
+
+@jit
+def rmap_add(m: Mmu, vm: int, gfn: int, level: int, sptep: int, order: int) -> None:
+    """rmap_add(): ``sptep`` maps ``gfn`` at ``level`` from now on."""
+    set_rmap_head(m, vm, gfn, level, pte_list_add(m, rmap_head(m, vm, gfn, level), sptep, order))
+
+
+@jit
+def rmap_remove(m: Mmu, vm: int, gfn: int, level: int, sptep: int, order: int) -> None:
+    head = rmap_head(m, vm, gfn, level)
+    new = pte_list_remove(m, head, sptep, order)
+    if new != head:
+        set_rmap_head(m, vm, gfn, level, new)
+
+
+@jit
+def rmap_region_set_uniform(m: Mmu, r: int, sp: int) -> None:
+    """Region ``r``, whose 512 heads are all empty, is from now on mapped by the 512 SPTEs of ``sp``."""
+    if m.region[r, REGION_BLOCK] >= 0:
+        free_block(m, m.region[r, REGION_BLOCK])
+    m.region[r, REGION_BLOCK] = UNIFORM
+    m.region[r, REGION_SP] = sp
+
+
+@jit
+def rmap_region_is_empty(m: Mmu, r: int) -> bool:
+    b = m.region[r, REGION_BLOCK]
+    if b == NO_TABLE:
+        return True
+    if b == UNIFORM:
+        return False
+    return not np.any(m.block[b])

@@ -1,0 +1,70 @@
+"""Roles of shadow pages as one int64 key: printed role bits, inferred variant, VM.
+
+The printed role lacks cr0_wp, smep, smap and guest_mode; a *variant* stands for them.  It is a
+property of a root that its children inherit, as the bits it stands for are.
+"""
+
+from __future__ import annotations
+
+from replay.jit import jit
+from replay.mmu.state import KEY_VARIANT_SHIFT, KEY_VM_SHIFT
+from replay.schema import ROLE_ACCESS_SHIFT, ROLE_QUADRANT_SHIFT, Role
+
+LEVEL = int(Role.LEVEL)
+DIRECT = int(Role.DIRECT)
+HAS_4_BYTE_GPTE = int(Role.HAS_4_BYTE_GPTE)
+QUADRANT = int(Role.QUADRANT)
+ACCESS = int(Role.ACCESS)
+INVALID = int(Role.INVALID)
+GUEST_MODE = int(Role.GUEST_MODE)
+PASSTHROUGH = int(Role.PASSTHROUGH)
+GEN = int(Role.GEN)
+EFER_NX = int(Role.EFER_NX)
+ACCESS_SHIFT = ROLE_ACCESS_SHIFT
+QUADRANT_SHIFT = ROLE_QUADRANT_SHIFT
+ACC_READ = int(Role.ACC_READ) >> ROLE_ACCESS_SHIFT
+ACC_WRITE = int(Role.ACC_WRITE) >> ROLE_ACCESS_SHIFT
+ACC_USER = int(Role.ACC_USER) >> ROLE_ACCESS_SHIFT
+ACC_EXEC = int(Role.ACC_EXEC) >> ROLE_ACCESS_SHIFT
+ACC_ALL = ACC_READ | ACC_WRITE | ACC_USER | ACC_EXEC
+
+ROLE_MASK = (1 << KEY_VARIANT_SHIFT) - 1
+DIRECT_FAMILY = 0x80
+"""Variant bit of every page below a direct root: such a root differs from an indirect one in unprinted bits."""
+
+
+@jit
+def make_key(role: int, variant: int, vm: int) -> int:
+    return (role & ~INVALID) | (variant << KEY_VARIANT_SHIFT) | (vm << KEY_VM_SHIFT)
+
+
+@jit
+def key_level(key: int) -> int:
+    return key & LEVEL
+
+
+@jit
+def key_access(key: int) -> int:
+    return (key & ACCESS) >> ACCESS_SHIFT
+
+
+@jit
+def key_variant(key: int) -> int:
+    return (key >> KEY_VARIANT_SHIFT) & 0xFF
+
+
+@jit
+def key_vm(key: int) -> int:
+    return (key >> KEY_VM_SHIFT) & 0xFFFF
+
+
+@jit
+def child_key(parent_key: int, index: int, direct: bool, access: int) -> int:
+    """kvm_mmu_child_role(): the key of the page that SPTE ``index`` of a page with ``parent_key`` may point to."""
+    key = parent_key & ~(LEVEL | QUADRANT | DIRECT | ACCESS | PASSTHROUGH)
+    key |= ((parent_key & LEVEL) - 1) | (access << ACCESS_SHIFT)
+    if direct:
+        key |= DIRECT
+    if key & HAS_4_BYTE_GPTE:
+        key |= (index & 1) << QUADRANT_SHIFT
+    return key

@@ -1,0 +1,325 @@
+"""Shadow pages: finding, making, linking and zapping them (mmu.c, kvm_mmu_get_shadow_page and around)."""
+
+from __future__ import annotations
+
+from replay.jit import jit
+from replay.mmu.rmap import (
+    pte_list_add,
+    pte_list_get,
+    pte_list_remove,
+    rmap_add,
+    rmap_region_is_empty,
+    rmap_region_set_uniform,
+    rmap_remove,
+)
+from replay.mmu.role import ACC_EXEC, DIRECT, ROLE_MASK, key_access, key_level, key_vm
+from replay.mmu.spte import (
+    is_last_spte,
+    is_shadow_present_pte,
+    make_huge_page_split_spte,
+    make_nonleaf_spte,
+    spte_child,
+)
+from replay.mmu.state import (
+    CTL_BIRTH,
+    CTL_SP_FREE,
+    CTL_SP_TOP,
+    FLAG_LIVE,
+    GIB_TABLES,
+    NO_TABLE,
+    REGION_BLOCK,
+    REGION_SP,
+    REGION_TABLES,
+    SP_BASE,
+    SP_BIRTH,
+    SP_FLAGS,
+    SP_GFN,
+    SP_KEY,
+    SP_NEXT,
+    SP_PAGE,
+    SP_PAGE_NEXT,
+    SP_PARENTS,
+    SP_SPT,
+    SP_TRANSLATION,
+    UNIFORM,
+    VM_EPT,
+    Mmu,
+    alloc_table,
+    find_gib,
+    find_region,
+    free_table,
+    mix,
+    page_bucket,
+)
+
+
+@jit
+def find_shadow_page(m: Mmu, gfn: int, key: int) -> int:
+    """The page with exactly this gfn and key, or -1."""
+    i = m.hash[page_bucket(gfn, key, m.hash.shape[0])]
+    while i >= 0:
+        if m.sp[i, SP_GFN] == gfn and m.sp[i, SP_KEY] == key and (m.sp[i, SP_FLAGS] & FLAG_LIVE):
+            return i
+        i = m.sp[i, SP_NEXT]
+    return -1
+
+
+@jit
+def alloc_shadow_page(m: Mmu, gfn: int, key: int, flags: int) -> int:
+    """A new page without present SPTEs, first in its hash chain."""
+    i = m.ctl[CTL_SP_FREE]
+    if i >= 0:
+        m.ctl[CTL_SP_FREE] = m.sp[i, SP_NEXT]
+    else:
+        i = m.ctl[CTL_SP_TOP]
+        m.ctl[CTL_SP_TOP] += 1
+    b = page_bucket(gfn, key, m.hash.shape[0])
+    m.sp[i, SP_GFN] = gfn
+    m.sp[i, SP_KEY] = key
+    m.sp[i, SP_NEXT] = m.hash[b]
+    m.hash[b] = i
+    m.sp[i, SP_FLAGS] = FLAG_LIVE | flags
+    m.sp[i, SP_SPT] = NO_TABLE
+    m.sp[i, SP_BASE] = 0
+    m.sp[i, SP_PARENTS] = 0
+    m.sp[i, SP_PAGE] = 0
+    m.sp[i, SP_TRANSLATION] = NO_TABLE
+    m.ctl[CTL_BIRTH] += 1
+    m.sp[i, SP_BIRTH] = m.ctl[CTL_BIRTH]
+    return i
+
+
+@jit
+def free_shadow_page(m: Mmu, sp: int) -> None:
+    unbind_page(m, sp)
+    if m.sp[sp, SP_SPT] >= 0:
+        free_table(m, m.sp[sp, SP_SPT])
+    if m.sp[sp, SP_TRANSLATION] >= 0:
+        free_table(m, m.sp[sp, SP_TRANSLATION])
+    b = page_bucket(m.sp[sp, SP_GFN], m.sp[sp, SP_KEY], m.hash.shape[0])
+    i = m.hash[b]
+    if i == sp:
+        m.hash[b] = m.sp[sp, SP_NEXT]
+    else:
+        while m.sp[i, SP_NEXT] != sp:
+            i = m.sp[i, SP_NEXT]
+        m.sp[i, SP_NEXT] = m.sp[sp, SP_NEXT]
+    m.sp[sp, SP_FLAGS] = 0
+    m.sp[sp, SP_NEXT] = m.ctl[CTL_SP_FREE]
+    m.ctl[CTL_SP_FREE] = sp
+
+
+# -- the page frame of a table, as set_spte lines tell it ---------------------------------------------
+
+
+@jit
+def find_bound(m: Mmu, page: int) -> int:
+    """The shadow page whose table is page frame ``page``, or -1."""
+    i = m.pages[mix(page) & (m.pages.shape[0] - 1)]
+    while i >= 0 and m.sp[i, SP_PAGE] != page:
+        i = m.sp[i, SP_PAGE_NEXT]
+    return i
+
+
+@jit
+def unbind_page(m: Mmu, sp: int) -> None:
+    page = m.sp[sp, SP_PAGE]
+    if page == 0:
+        return
+    b = mix(page) & (m.pages.shape[0] - 1)
+    i = m.pages[b]
+    if i == sp:
+        m.pages[b] = m.sp[sp, SP_PAGE_NEXT]
+    else:
+        while m.sp[i, SP_PAGE_NEXT] != sp:
+            i = m.sp[i, SP_PAGE_NEXT]
+        m.sp[i, SP_PAGE_NEXT] = m.sp[sp, SP_PAGE_NEXT]
+    m.sp[sp, SP_PAGE] = 0
+
+
+@jit
+def bind_page(m: Mmu, sp: int, page: int) -> None:
+    if m.sp[sp, SP_PAGE] == page:
+        return
+    other = find_bound(m, page)
+    if other >= 0:
+        unbind_page(m, other)
+    unbind_page(m, sp)
+    b = mix(page) & (m.pages.shape[0] - 1)
+    m.sp[sp, SP_PAGE] = page
+    m.sp[sp, SP_PAGE_NEXT] = m.pages[b]
+    m.pages[b] = sp
+
+
+# -- SPTEs ----------------------------------------------------------------------------------------------
+
+
+@jit
+def get_spte(m: Mmu, sp: int, index: int) -> int:
+    t = m.sp[sp, SP_SPT]
+    if t >= 0:
+        return m.spt[t, index]
+    if t == NO_TABLE:
+        return 0
+    return uniform_spte(m.sp[sp, SP_BASE], index, key_level(m.sp[sp, SP_KEY]))
+
+
+@jit
+def uniform_spte(base: int, index: int, level: int) -> int:
+    """SPTE ``index`` of a table that one split filled: SPTE 0 moved on by whole pages."""
+    return base + (index << (12 + 9 * (level - 1)))
+
+
+@jit
+def set_spte(m: Mmu, sp: int, index: int, spte: int) -> None:
+    """Write one SPTE; a compact table is spelled out first."""
+    t = m.sp[sp, SP_SPT]
+    if t < 0:
+        t = alloc_table(m)
+        if m.sp[sp, SP_SPT] == UNIFORM:
+            level = key_level(m.sp[sp, SP_KEY])
+            for i in range(512):
+                m.spt[t, i] = uniform_spte(m.sp[sp, SP_BASE], i, level)
+        m.sp[sp, SP_SPT] = t
+    m.spt[t, index] = spte
+
+
+@jit
+def sptep_gfn(m: Mmu, sp: int, index: int) -> int:
+    """kvm_mmu_page_get_gfn(): the gfn that SPTE ``index`` maps (-1 where it was never told)."""
+    key = m.sp[sp, SP_KEY]
+    if key & DIRECT:
+        return m.sp[sp, SP_GFN] + (index << (9 * (key_level(key) - 1)))
+    t = m.sp[sp, SP_TRANSLATION]
+    if t < 0:
+        return -1
+    return (m.spt[t, index] >> 4) - 1
+
+
+@jit
+def sptep_access(m: Mmu, sp: int, index: int) -> int:
+    """kvm_mmu_page_get_access(): what the guest allows through SPTE ``index``."""
+    key = m.sp[sp, SP_KEY]
+    if key & DIRECT or m.sp[sp, SP_TRANSLATION] < 0:
+        return key_access(key)
+    return m.spt[m.sp[sp, SP_TRANSLATION], index] & 0xF
+
+
+@jit
+def set_translation(m: Mmu, sp: int, index: int, gfn: int, access: int) -> None:
+    """kvm_mmu_page_set_translation(), for indirect pages."""
+    if m.sp[sp, SP_KEY] & DIRECT:
+        return
+    if m.sp[sp, SP_TRANSLATION] < 0:
+        m.sp[sp, SP_TRANSLATION] = alloc_table(m)
+    m.spt[m.sp[sp, SP_TRANSLATION], index] = ((gfn + 1) << 4) | access
+
+
+@jit
+def drop_spte(m: Mmu, sp: int, index: int, order: int) -> None:
+    """drop_spte() or drop_parent_pte(): the SPTE becomes non-present and leaves its rmap or its child."""
+    spte = get_spte(m, sp, index)
+    if not is_shadow_present_pte(spte):
+        return
+    key = m.sp[sp, SP_KEY]
+    level = key_level(key)
+    if is_last_spte(spte, level):
+        gfn = sptep_gfn(m, sp, index)
+        if gfn >= 0:
+            rmap_remove(m, key_vm(key), gfn, level, sp * 512 + index, order)
+    else:
+        child = spte_child(spte)
+        m.sp[child, SP_PARENTS] = pte_list_remove(m, m.sp[child, SP_PARENTS], sp * 512 + index, order)
+    set_spte(m, sp, index, 0)
+
+
+@jit
+def link_shadow_page(m: Mmu, parent: int, index: int, child: int, order: int) -> None:
+    """__link_shadow_page(): what the SPTE pointed to before is dropped."""
+    spte = get_spte(m, parent, index)
+    level = key_level(m.sp[parent, SP_KEY])
+    if is_shadow_present_pte(spte):
+        if not is_last_spte(spte, level) and spte_child(spte) == child:
+            return
+        drop_spte(m, parent, index, order)
+    set_spte(m, parent, index, make_nonleaf_spte(child))
+    m.sp[child, SP_PARENTS] = pte_list_add(m, m.sp[child, SP_PARENTS], parent * 512 + index, order)
+
+
+@jit
+def install_leaf(m: Mmu, sp: int, index: int, gfn: int, spte: int, access: int, order: int) -> None:
+    """Make SPTE ``index`` map ``gfn``; the SPTE must be non-present."""
+    key = m.sp[sp, SP_KEY]
+    set_spte(m, sp, index, spte)
+    set_translation(m, sp, index, gfn, access)
+    rmap_add(m, key_vm(key), gfn, key_level(key), sp * 512 + index, order)
+
+
+@jit
+def fill_uniform(m: Mmu, sp: int, huge_spte: int) -> bool:
+    """Fill the empty direct 4K table ``sp`` by splitting ``huge_spte``, in the compact form.
+
+    Possible if none of its 512 gfns is mapped by another SPTE; else False and nothing is done.
+    """
+    key = m.sp[sp, SP_KEY]
+    if key_level(key) != 1 or m.sp[sp, SP_SPT] != NO_TABLE:
+        return False
+    r = find_region(m, key_vm(key), m.sp[sp, SP_GFN], True)
+    if not rmap_region_is_empty(m, r):
+        return False
+    ept = m.vm[key_vm(key), VM_EPT] != 0
+    m.sp[sp, SP_BASE] = make_huge_page_split_spte(huge_spte, 0, 1, key_access(key) & ACC_EXEC != 0, ept)
+    m.sp[sp, SP_SPT] = UNIFORM
+    rmap_region_set_uniform(m, r, sp)
+    return True
+
+
+# -- zapping ----------------------------------------------------------------------------------------------
+
+
+@jit
+def account_shadowed(m: Mmu, vm: int, gfn: int, change: int) -> None:
+    """An indirect page begins (+1) or ends (-1) to shadow the guest table at ``gfn``: no huge mapping there."""
+    g = find_gib(m, vm, gfn, True)
+    m.gib[g, GIB_TABLES] += change
+    m.region[find_region(m, vm, gfn, True), REGION_TABLES] += change
+
+
+@jit
+def zap_children(m: Mmu, sp: int, order: int) -> None:
+    """kvm_mmu_page_unlink_children(): all SPTEs, in index order."""
+    if m.sp[sp, SP_SPT] == NO_TABLE:
+        return
+    if m.sp[sp, SP_SPT] == UNIFORM:
+        key = m.sp[sp, SP_KEY]
+        r = find_region(m, key_vm(key), m.sp[sp, SP_GFN], False)
+        if r >= 0 and m.region[r, REGION_BLOCK] == UNIFORM and m.region[r, REGION_SP] == sp:
+            m.region[r, REGION_BLOCK] = NO_TABLE
+            m.sp[sp, SP_SPT] = NO_TABLE
+            return
+    for index in range(512):
+        drop_spte(m, sp, index, order)
+
+
+@jit
+def unlink_parents(m: Mmu, sp: int, order: int) -> None:
+    """kvm_mmu_unlink_parents(): every SPTE that points to ``sp`` becomes non-present."""
+    while True:
+        sptep = pte_list_get(m, m.sp[sp, SP_PARENTS], 0)
+        if sptep < 0:
+            return
+        drop_spte(m, sptep // 512, sptep % 512, order)
+
+
+@jit
+def unlink_shadow_page(m: Mmu, sp: int, order: int) -> None:
+    """The part of __kvm_mmu_prepare_zap_page() that empties a page and takes it out of the tree."""
+    zap_children(m, sp, order)
+    unlink_parents(m, sp, order)
+
+
+@jit
+def same_print(m: Mmu, sp: int, gfn: int, role: int, vm: int) -> bool:
+    """True if page ``sp`` prints ``gfn`` and ``role`` (less the invalid bit), whatever its variant."""
+    key = m.sp[sp, SP_KEY]
+    return m.sp[sp, SP_GFN] == gfn and (key & ROLE_MASK) == role and key_vm(key) == vm

@@ -1,0 +1,435 @@
+"""The state of the simulated MMUs: flat int64 arrays, made once, grown by doubling.
+
+Every jitted function of ``replay.mmu`` takes the whole state ``m`` (class Mmu).  Objects are rows
+and refer to each other by row number; column numbers are the constants below.  A *sptep* is one
+number, ``sp * 512 + index``: the address of an SPTE, as in the kernel.
+
+Nothing grows inside jitted code: :func:`has_room` is asked before each event and before each split,
+and Python doubles what is short (:func:`grow`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from replay.jit import jit, kernel
+
+# -- shadow pages (struct kvm_mmu_page), Mmu.sp ------------------------------------------------
+SP_GFN = 0
+SP_KEY = 1  # role (schema.Role) | variant << 32 | vm << 40; TDP_KEY set for tables of the TDP MMU
+SP_NEXT = 2  # next page in the hash chain, or in the free list
+SP_FLAGS = 3
+SP_SPT = 4  # row of Mmu.spt that holds the 512 SPTEs; NO_TABLE none is present; UNIFORM all are, see SP_BASE
+SP_BASE = 5  # UNIFORM: SPTE 0, the others follow from it
+SP_PARENTS = 6  # parent_ptes, encoded as an rmap head
+SP_PAGE = 7  # page frame of the table (set_spte "at" >> 12), 0 unknown
+SP_PAGE_NEXT = 8
+SP_TRANSLATION = (
+    9  # row of Mmu.spt with shadowed_translation (gfn << 4 | access) of an indirect page, else NO_TABLE
+)
+SP_BIRTH = 10
+SP_COLUMNS = 11
+
+FLAG_LIVE = 1
+FLAG_UNSYNC = 2
+FLAG_INVALID = 4  # role.invalid: zapped while it is a root in use
+FLAG_ROOT = 8
+FLAG_ADOPTED = 16  # older than the trace, or its creation was lost
+
+NO_TABLE = -1
+UNIFORM = -2
+TDP_KEY = 1 << 60
+KEY_VARIANT_SHIFT = 32
+KEY_VM_SHIFT = 40
+
+# -- rmap regions of 2 MiB, Mmu.region (512 rows for each touched GiB) ---------------------------
+REGION_HEAD = 0  # rmap head of the 2M level
+REGION_BLOCK = 1  # row of Mmu.block with the 512 heads of the 4K level; NO_TABLE all empty; UNIFORM one shadow page maps all
+REGION_SP = 2  # that shadow page
+REGION_HOST = 3  # largest level at which the host was seen to map this region
+REGION_TABLES = 4  # indirect shadow pages whose gfn lies here (disallow_lpage)
+REGION_COLUMNS = 5
+
+# -- GiB of guest memory, Mmu.gib ----------------------------------------------------------------
+GIB_KEY = 0  # (gfn >> 18) << 16 | vm, -1 a free row
+GIB_HEAD = 1  # rmap head of the 1G level
+GIB_REGION = 2  # first of its 512 rows in Mmu.region
+GIB_HOST = 3
+GIB_TABLES = 4
+GIB_COLUMNS = 5
+
+# -- pte_list_desc, Mmu.desc ---------------------------------------------------------------------
+PTE_LIST_EXT = 14
+DESC_COUNT = 14
+DESC_MORE = 15  # next descriptor or -1; also the free list
+DESC_COLUMNS = 16
+
+# -- memslots, Mmu.slot --------------------------------------------------------------------------
+SLOT_VM = 0
+SLOT_ID = 1
+SLOT_BASE = 2
+SLOT_NPAGES = 3
+SLOT_FLAGS = 4
+SLOT_HVA = 5
+SLOT_LIVE = 6
+SLOT_BITMAP = 7  # first word of its dirty bitmap in Mmu.bitmap, -1 none
+SLOT_COLUMNS = 8
+SLOT_DIRTY_LOG = 1
+SLOT_READONLY = 2
+
+# -- virtual machines, Mmu.vm --------------------------------------------------------------------
+VM_USED = 0  # n_used_mmu_pages
+VM_MAX = 1  # n_max_mmu_pages
+VM_MAX_KNOWN = 2  # set by a limit in the trace or by the caller, no longer derived from the memslots
+VM_GOAL_TASK = 3  # task + 1 whose change_mmu_pages still zaps
+VM_HAS_TDP = 4
+VM_EPT = 5
+VM_GEN = 6
+VM_MANUAL = 7  # KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 argument
+VM_PROBES = 8  # PROBES_* bits: which control probes the trace has of this VM
+VM_RESCHED = 9  # need_resched is raised
+VM_DESC = 10  # objects in split_desc_cache
+VM_HEADERS = 11  # objects in split_page_header_cache
+VM_PAGES = 12  # objects in split_shadow_page_cache
+VM_PEAK = 13
+VM_WINDOW = 14  # number of the open window, -1 none
+VM_ROOT_NEXT = 15
+VM_ROOTS = 16  # the indirect roots got last, sp + 1, a ring of ROOTS
+ROOTS = 32
+VM_COLUMNS = VM_ROOTS + ROOTS
+PROBES_REGION = 1  # set_region and commit_region: memslot markers are not needed
+PROBES_SPLIT = 2  # the split functions: windows open and close by them
+PROBES_LIMIT = 4  # change_mmu_pages
+UNLIMITED = 1 << 40
+
+# -- tasks, Mmu.task -----------------------------------------------------------------------------
+TASK_PID = 0  # pid + 1, 0 a free row
+TASK_ROOT = 1  # indirect root in use, -1
+TASK_DIRECT_ROOT = 2
+TASK_VARIANT = 3  # what the printed role does not tell of the indirect root
+TASK_FAULT_ADDR = 4
+TASK_FAULT_CODE = 5
+TASK_STATE = 6
+TASK_WALK_ADDR = 7
+TASK_WALK_CODE = 8
+TASK_WALK_TOP = 9  # level of the first guest entry read, 0 no walk
+TASK_WALK_LEAF = 10
+TASK_PTE = 11  # guest entries by level: TASK_PTE + level
+TASK_REQ_GFN = 17
+TASK_REQ_LEVEL = 18
+TASK_CHAIN = 19  # shadow page by level in this fault: TASK_CHAIN + level, -2 not looked up
+TASK_TDP_OLD = 25  # the last kvm_tdp_mmu_spte_changed, if it was the last kvmmmu event
+TASK_TDP_NEW = 26
+TASK_TDP_GFN = 27
+TASK_TDP_LEVEL = 28
+TASK_REGION = 29  # slot of the set_region that is not committed yet: slot id + 1
+TASK_REGION_BASE = 30
+TASK_REGION_NPAGES = 31
+TASK_REGION_FLAGS = 32
+TASK_REGION_HVA = 33
+TASK_SLOT = 34  # row of the slot last committed + 1
+TASK_COLUMNS = 35
+
+STATE_IDLE = 0
+STATE_FAULT = 1  # kvm_page_fault or pagetable_walk seen
+STATE_REQUESTED = 2  # spte_requested seen
+STATE_DONE = 3  # the fault set its SPTE
+
+# -- one number each, Mmu.ctl ----------------------------------------------------------------------
+CTL_SP_FREE = 0  # free list of shadow pages, -1 end
+CTL_SP_TOP = 1
+CTL_SPT_FREE = 2
+CTL_SPT_TOP = 3
+CTL_BLOCK_FREE = 4
+CTL_BLOCK_TOP = 5
+CTL_DESC_FREE = 6
+CTL_DESC_TOP = 7
+CTL_GIB_TOP = 8
+CTL_REGION_TOP = 9
+CTL_OUT_TOP = 10
+CTL_FLUSH_TOP = 11
+CTL_WINDOW_TOP = 12
+CTL_BIRTH = 13
+CTL_SLOT_TOP = 14
+CTL_TASKS = 15
+CTL_BITMAP_TOP = 16
+CTL_LAST_GIB = 17  # row of the GiB found last
+CTL_ROW = 18  # where an interrupted run of the event loop goes on
+CTL_TS = 19
+CTL_LINE = 20
+CTL_ATTEMPTS_SEEN = 21  # attempts since the start: --resched every=N
+CTL_RNG = 22
+CTL_LAST_TDP = 23  # TDP table found last
+CTL_DESC_USED = 24  # descriptors in use by rmaps
+CTL_RUN = 25  # window + 1 that runs through without recorded lines
+CTL_HAS_RECORDED = 26  # the trace holds recorded outcomes to compare with
+CTL_COUNTERS = 32  # the counters of class Counter begin here
+CTL_SIZE = 160
+
+
+class Mmu(NamedTuple):
+    """All state of a replay; row layouts as above.  int64 throughout."""
+
+    sp: np.ndarray  # [pages, SP_COLUMNS]
+    spt: np.ndarray  # [tables, 512] SPTE values; a non-leaf SPTE holds the child's row as its pfn
+    hash: np.ndarray  # [2**n] first shadow page of the chain, -1 none
+    pages: np.ndarray  # [2**n] the same by page frame of the table
+    block: np.ndarray  # [blocks, 512] rmap heads of the 4K level
+    region: np.ndarray  # [512 * GiB, REGION_COLUMNS]
+    gib: np.ndarray  # [2**n, GIB_COLUMNS] open addressing by GIB_KEY
+    desc: np.ndarray  # [descriptors, DESC_COLUMNS]
+    slot: np.ndarray  # [slots, SLOT_COLUMNS]
+    vm: np.ndarray  # [VMs, VM_COLUMNS]
+    task: np.ndarray  # [2**n, TASK_COLUMNS] open addressing by TASK_PID
+    bitmap: np.ndarray  # [words] dirty bitmaps of slots, 64 pages a word
+    window: np.ndarray  # [windows, WIN_COLUMNS] see window.py
+    out: np.ndarray  # [attempts, OUT_COLUMNS] see outcome rows in split.py
+    flush: np.ndarray  # [flushes, FLUSH_COLUMNS]
+    ctl: np.ndarray  # [CTL_SIZE]
+
+
+# Rows that one event, or one split attempt, can use up at most.
+_ROOM_SP = 8
+_ROOM_SPT = 16
+_ROOM_BLOCK = 4
+_ROOM_DESC = 1100
+_ROOM_REGION = 4 * 512
+_ROOM_OUT = 4
+_ROOM_FLUSH = 4
+
+
+@jit
+def has_room(m: Mmu) -> bool:
+    """True if one more event and one more split attempt cannot run out of rows."""
+    ctl = m.ctl
+    return (
+        ctl[CTL_SP_TOP] + _ROOM_SP < m.sp.shape[0]
+        and ctl[CTL_SPT_TOP] + _ROOM_SPT < m.spt.shape[0]
+        and ctl[CTL_BLOCK_TOP] + _ROOM_BLOCK < m.block.shape[0]
+        and ctl[CTL_DESC_TOP] + _ROOM_DESC < m.desc.shape[0]
+        and ctl[CTL_REGION_TOP] + _ROOM_REGION < m.region.shape[0]
+        and 2 * (ctl[CTL_GIB_TOP] + 4) < m.gib.shape[0]
+        and 2 * (ctl[CTL_TASKS] + 2) < m.task.shape[0]
+        and ctl[CTL_OUT_TOP] + _ROOM_OUT < m.out.shape[0]
+        and ctl[CTL_FLUSH_TOP] + _ROOM_FLUSH < m.flush.shape[0]
+        and ctl[CTL_WINDOW_TOP] + 2 < m.window.shape[0]
+        and ctl[CTL_SLOT_TOP] + 2 < m.slot.shape[0]
+    )
+
+
+def make(vms: int, out_columns: int, flush_columns: int, window_columns: int) -> Mmu:
+    """A state without pages or memslots for ``vms`` virtual machines."""
+    m = Mmu(
+        sp=np.zeros((1024, SP_COLUMNS), np.int64),
+        spt=np.zeros((1024, 512), np.int64),
+        hash=np.full(2048, -1, np.int64),
+        pages=np.full(2048, -1, np.int64),
+        block=np.zeros((256, 512), np.int64),
+        region=np.zeros((16 * 512, REGION_COLUMNS), np.int64),
+        gib=np.full((64, GIB_COLUMNS), -1, np.int64),
+        desc=np.zeros((8192, DESC_COLUMNS), np.int64),
+        slot=np.zeros((16, SLOT_COLUMNS), np.int64),
+        vm=np.zeros((max(vms, 1), VM_COLUMNS), np.int64),
+        task=np.zeros((64, TASK_COLUMNS), np.int64),
+        bitmap=np.zeros(0, np.int64),
+        window=np.zeros((64, window_columns), np.int64),
+        out=np.zeros((4096, out_columns), np.int64),
+        flush=np.zeros((1024, flush_columns), np.int64),
+        ctl=np.zeros(CTL_SIZE, np.int64),
+    )
+    for free_list in (CTL_SP_FREE, CTL_SPT_FREE, CTL_BLOCK_FREE, CTL_DESC_FREE, CTL_LAST_GIB, CTL_LAST_TDP):
+        m.ctl[free_list] = -1
+    m.vm[:, VM_WINDOW] = -1
+    m.vm[:, VM_MAX] = UNLIMITED
+    return m
+
+
+def _doubled(rows: np.ndarray, fill: int = 0) -> np.ndarray:
+    bigger = (
+        np.full((2 * rows.shape[0], *rows.shape[1:]), fill, np.int64)
+        if fill
+        else np.zeros((2 * rows.shape[0], *rows.shape[1:]), np.int64)
+    )
+    bigger[: rows.shape[0]] = rows
+    return bigger
+
+
+def grow(m: Mmu) -> Mmu:
+    """The same state with every array doubled that :func:`has_room` finds short."""
+    ctl = m.ctl
+    new = {}
+    for name, top, room in (
+        ("sp", CTL_SP_TOP, _ROOM_SP),
+        ("spt", CTL_SPT_TOP, _ROOM_SPT),
+        ("block", CTL_BLOCK_TOP, _ROOM_BLOCK),
+        ("desc", CTL_DESC_TOP, _ROOM_DESC),
+        ("region", CTL_REGION_TOP, _ROOM_REGION),
+        ("out", CTL_OUT_TOP, _ROOM_OUT),
+        ("flush", CTL_FLUSH_TOP, _ROOM_FLUSH),
+        ("window", CTL_WINDOW_TOP, 2),
+        ("slot", CTL_SLOT_TOP, 2),
+    ):
+        if ctl[top] + room >= getattr(m, name).shape[0]:
+            new[name] = _doubled(getattr(m, name))
+    if "sp" in new:
+        new["hash"] = np.full(2 * new["sp"].shape[0], -1, np.int64)
+        new["pages"] = np.full(2 * new["sp"].shape[0], -1, np.int64)
+        _rehash_pages(new["sp"], ctl[CTL_SP_TOP], new["hash"], new["pages"])
+    if 2 * (ctl[CTL_GIB_TOP] + 4) >= m.gib.shape[0]:
+        new["gib"] = np.full((2 * m.gib.shape[0], GIB_COLUMNS), -1, np.int64)
+        _rehash_gibs(m.gib, new["gib"])
+        ctl[CTL_LAST_GIB] = -1
+    if 2 * (ctl[CTL_TASKS] + 2) >= m.task.shape[0]:
+        new["task"] = np.zeros((2 * m.task.shape[0], TASK_COLUMNS), np.int64)
+        _rehash_tasks(m.task, new["task"])
+    return m._replace(**new)
+
+
+# -- hashing -----------------------------------------------------------------------------------
+
+
+@jit
+def mix(key: int) -> int:
+    """A well-mixed non-negative hash of an int64 (the finalizer of splitmix64)."""
+    x = np.uint64(key)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.int64((x ^ (x >> np.uint64(31))) >> np.uint64(1))
+
+
+@jit
+def page_bucket(gfn: int, key: int, size: int) -> int:
+    """Bucket of a shadow page: by gfn and VM, so that all roles of a gfn share a chain as in the kernel."""
+    if key & TDP_KEY:
+        return mix(gfn + (key << 20)) & (size - 1)
+    return mix(gfn + ((key >> KEY_VM_SHIFT) << 52)) & (size - 1)
+
+
+@kernel
+def _rehash_pages(sp: np.ndarray, top: int, buckets: np.ndarray, pages: np.ndarray) -> None:
+    for i in range(top):
+        if sp[i, SP_FLAGS] == 0:
+            continue
+        b = page_bucket(sp[i, SP_GFN], sp[i, SP_KEY], buckets.shape[0])
+        sp[i, SP_NEXT] = buckets[b]
+        buckets[b] = i
+        if sp[i, SP_PAGE]:
+            b = mix(sp[i, SP_PAGE]) & (pages.shape[0] - 1)
+            sp[i, SP_PAGE_NEXT] = pages[b]
+            pages[b] = i
+
+
+@kernel
+def _rehash_gibs(old: np.ndarray, new: np.ndarray) -> None:
+    for i in range(old.shape[0]):
+        if old[i, GIB_KEY] >= 0:
+            h = mix(old[i, GIB_KEY]) & (new.shape[0] - 1)
+            while new[h, GIB_KEY] >= 0:
+                h = (h + 1) & (new.shape[0] - 1)
+            new[h] = old[i]
+
+
+@kernel
+def _rehash_tasks(old: np.ndarray, new: np.ndarray) -> None:
+    for i in range(old.shape[0]):
+        if old[i, TASK_PID]:
+            h = mix(old[i, TASK_PID]) & (new.shape[0] - 1)
+            while new[h, TASK_PID]:
+                h = (h + 1) & (new.shape[0] - 1)
+            new[h] = old[i]
+
+
+# -- rows ----------------------------------------------------------------------------------------
+
+
+@jit
+def find_task(m: Mmu, pid: int) -> int:
+    """Row of the task ``pid`` in ``m.task``; made if new."""
+    h = mix(pid + 1) & (m.task.shape[0] - 1)
+    while m.task[h, TASK_PID]:
+        if m.task[h, TASK_PID] == pid + 1:
+            return h
+        h = (h + 1) & (m.task.shape[0] - 1)
+    m.task[h, TASK_PID] = pid + 1
+    m.task[h, TASK_ROOT] = -1
+    m.task[h, TASK_DIRECT_ROOT] = -1
+    m.ctl[CTL_TASKS] += 1
+    return h
+
+
+@jit
+def alloc_table(m: Mmu) -> int:
+    """A row of ``m.spt`` with 512 non-present SPTEs."""
+    i = m.ctl[CTL_SPT_FREE]
+    if i >= 0:
+        m.ctl[CTL_SPT_FREE] = m.spt[i, 0]
+    else:
+        i = m.ctl[CTL_SPT_TOP]
+        m.ctl[CTL_SPT_TOP] += 1
+    m.spt[i] = 0
+    return i
+
+
+@jit
+def free_table(m: Mmu, i: int) -> None:
+    m.spt[i, 0] = m.ctl[CTL_SPT_FREE]
+    m.ctl[CTL_SPT_FREE] = i
+
+
+@jit
+def alloc_block(m: Mmu) -> int:
+    """A row of ``m.block`` with 512 empty rmap heads."""
+    i = m.ctl[CTL_BLOCK_FREE]
+    if i >= 0:
+        m.ctl[CTL_BLOCK_FREE] = m.block[i, 0]
+    else:
+        i = m.ctl[CTL_BLOCK_TOP]
+        m.ctl[CTL_BLOCK_TOP] += 1
+    m.block[i] = 0
+    return i
+
+
+@jit
+def free_block(m: Mmu, i: int) -> None:
+    m.block[i, 0] = m.ctl[CTL_BLOCK_FREE]
+    m.ctl[CTL_BLOCK_FREE] = i
+
+
+@jit
+def find_gib(m: Mmu, vm: int, gfn: int, create: bool) -> int:
+    """Row of ``m.gib`` for the GiB around ``gfn``, or -1 if nothing in it was ever mapped."""
+    key = ((gfn >> 18) << 16) | vm
+    last = m.ctl[CTL_LAST_GIB]
+    if last >= 0 and m.gib[last, GIB_KEY] == key:
+        return last
+    h = mix(key) & (m.gib.shape[0] - 1)
+    while m.gib[h, GIB_KEY] >= 0:
+        if m.gib[h, GIB_KEY] == key:
+            m.ctl[CTL_LAST_GIB] = h
+            return h
+        h = (h + 1) & (m.gib.shape[0] - 1)
+    if not create:
+        return -1
+    m.ctl[CTL_GIB_TOP] += 1
+    m.ctl[CTL_LAST_GIB] = h
+    m.gib[h, GIB_KEY] = key
+    m.gib[h, GIB_HEAD] = 0
+    m.gib[h, GIB_HOST] = 0
+    m.gib[h, GIB_TABLES] = 0
+    first = m.ctl[CTL_REGION_TOP]
+    m.gib[h, GIB_REGION] = first
+    m.ctl[CTL_REGION_TOP] += 512
+    for r in range(first, first + 512):
+        m.region[r, REGION_BLOCK] = NO_TABLE
+    return h
+
+
+@jit
+def find_region(m: Mmu, vm: int, gfn: int, create: bool) -> int:
+    """Row of ``m.region`` for the 2 MiB around ``gfn``, or -1."""
+    g = find_gib(m, vm, gfn, create)
+    if g < 0:
+        return -1
+    return m.gib[g, GIB_REGION] + ((gfn >> 9) & 511)

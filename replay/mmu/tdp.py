@@ -1,0 +1,273 @@
+"""The TDP MMU: its tables as kvm_tdp_mmu_spte_changed tells them, and its eager split (tdp_mmu.c).
+
+Kept apart from the shadow MMU: no rmaps, no page limit.  A table is a row of ``Mmu.sp`` whose key
+has TDP_KEY; it is found by address space, level and gfn, so a root in use needs no number.
+"""
+
+from __future__ import annotations
+
+from replay.jit import jit, kernel
+from replay.mmu.role import ACC_ALL, ACCESS_SHIFT, DIRECT, LEVEL
+from replay.mmu.shadow_page import (
+    alloc_shadow_page,
+    bind_page,
+    find_shadow_page,
+    get_spte,
+    set_spte,
+    unbind_page,
+)
+from replay.mmu.spte import (
+    PFN_MASK,
+    is_last_spte,
+    is_shadow_present_pte,
+    make_huge_page_split_spte,
+    make_nonleaf_spte,
+)
+from replay.mmu.state import (
+    CTL_LAST_TDP,
+    CTL_TS,
+    FLAG_LIVE,
+    KEY_VM_SHIFT,
+    NO_TABLE,
+    SP_BASE,
+    SP_FLAGS,
+    SP_GFN,
+    SP_KEY,
+    SP_SPT,
+    TDP_KEY,
+    UNIFORM,
+    VM_EPT,
+    Mmu,
+    free_table,
+    has_room,
+)
+from replay.mmu.window import (
+    C_SWAPPED,
+    C_TDP_ATTEMPTS,
+    C_TDP_FAILED,
+    C_TDP_SPLIT,
+    OUT_CHILD_GFN,
+    OUT_CREATED,
+    OUT_ERRNO,
+    OUT_GFN,
+    OUT_INSTALLED,
+    OUT_LEVEL,
+    OUT_OUTCOME,
+    OUT_ROLE,
+    OUT_SPTE,
+    WIN_END,
+    WIN_START,
+    WIN_TARGET,
+    WIN_TDP_ATTEMPTS,
+    WIN_TDP_GFN,
+    WIN_TDP_SPLIT,
+    WIN_VM,
+    count,
+    new_outcome,
+)
+from replay.schema import EBUSY, Outcome
+
+SPLIT = int(Outcome.SPLIT)
+BUSY = int(Outcome.BUSY)
+NO_MEMORY = int(Outcome.NO_MEMORY)
+KEY_AS_SHIFT = 32
+SWAP_WINDOW_NS = 50_000_000
+SWAPS = 8
+CTL_SWAP = 96  # Mmu.ctl: SWAPS rows of (gfn, level, old, state before, ts), then the next row's number
+
+
+@jit
+def find_table(m: Mmu, vm: int, as_id: int, level: int, gfn: int, create: bool) -> int:
+    """The table at ``level`` whose range holds ``gfn``, or -1."""
+    key = TDP_KEY | (vm << KEY_VM_SHIFT) | (as_id << KEY_AS_SHIFT) | level
+    gfn = gfn >> (9 * level) << (9 * level)
+    last = m.ctl[CTL_LAST_TDP]
+    if last >= 0 and m.sp[last, SP_GFN] == gfn and m.sp[last, SP_KEY] == key:
+        return last
+    sp = find_shadow_page(m, gfn, key)
+    if sp < 0 and create:
+        sp = alloc_shadow_page(m, gfn, key, FLAG_LIVE)
+    m.ctl[CTL_LAST_TDP] = sp
+    return sp
+
+
+@jit
+def clear_table(m: Mmu, t: int) -> None:
+    if m.sp[t, SP_SPT] >= 0:
+        free_table(m, m.sp[t, SP_SPT])
+    m.sp[t, SP_SPT] = NO_TABLE
+
+
+@jit
+def fill_from_huge(m: Mmu, t: int, level: int, huge_spte: int, ept: bool) -> None:
+    """Make table ``t`` at ``level`` the split of ``huge_spte``."""
+    clear_table(m, t)
+    base = make_huge_page_split_spte(huge_spte, 0, level, True, ept)
+    m.sp[t, SP_BASE] = base
+    m.sp[t, SP_SPT] = UNIFORM
+
+
+@jit
+def was_swapped(m: Mmu, gfn: int, level: int, old: int, new: int, state: int) -> bool:
+    """True if this change happened before one of the same entry that was printed earlier.
+
+    The line is printed after the atomic update, under the read lock: lines of two CPUs can swap.
+    """
+    if old == state:
+        return False
+    now = m.ctl[CTL_TS]
+    for i in range(SWAPS):
+        row = CTL_SWAP + 5 * i
+        if (
+            m.ctl[row] == gfn + 1
+            and m.ctl[row + 1] == level
+            and m.ctl[row + 2] == new
+            and m.ctl[row + 3] == old
+            and now - m.ctl[row + 4] <= SWAP_WINDOW_NS
+        ):
+            m.ctl[row] = 0
+            return True
+    return False
+
+
+@jit
+def remember_odd_change(m: Mmu, gfn: int, level: int, old: int, state: int) -> None:
+    """A change that does not start from the entry's value: its predecessor may still be printed."""
+    next_row = CTL_SWAP + 5 * SWAPS
+    row = CTL_SWAP + 5 * m.ctl[next_row]
+    m.ctl[next_row] = (m.ctl[next_row] + 1) % SWAPS
+    m.ctl[row] = gfn + 1
+    m.ctl[row + 1] = level
+    m.ctl[row + 2] = old
+    m.ctl[row + 3] = state
+    m.ctl[row + 4] = m.ctl[CTL_TS]
+
+
+@jit
+def spte_changed(m: Mmu, vm: int, as_id: int, gfn: int, level: int, old: int, new: int) -> None:
+    """handle_changed_spte(): apply one kvm_tdp_mmu_spte_changed line."""
+    t = find_table(m, vm, as_id, level, gfn, True)
+    index = (gfn >> (9 * (level - 1))) & 511
+    state = get_spte(m, t, index)
+    if state != old and is_shadow_present_pte(state) | is_shadow_present_pte(old):
+        if was_swapped(m, gfn, level, old, new, state):
+            count(m, C_SWAPPED, 1)
+            return
+        remember_odd_change(m, gfn, level, old, state)
+    if level > 1:
+        was_table = is_shadow_present_pte(old) and not is_last_spte(old, level)
+        if is_shadow_present_pte(new) and not is_last_spte(new, level):
+            child = find_table(m, vm, as_id, level - 1, gfn, True)
+            if is_shadow_present_pte(old) and not was_table:
+                fill_from_huge(m, child, level - 1, old, m.vm[vm, VM_EPT] != 0)
+            elif not was_table or (old ^ new) & PFN_MASK:
+                clear_table(m, child)
+            bind_page(m, child, (new & PFN_MASK) >> 12)
+        elif was_table:
+            child = find_table(m, vm, as_id, level - 1, gfn, False)
+            if child >= 0:
+                clear_table(m, child)
+                unbind_page(m, child)
+    set_spte(m, t, index, new if is_shadow_present_pte(new) else 0)
+
+
+@jit
+def fast_fix(m: Mmu, vm: int, gfn: int, old: int, new: int) -> bool:
+    """fast_page_fault() on the TDP MMU: the leaf that maps ``gfn`` and holds ``old`` becomes ``new``."""
+    for level in range(1, 4):
+        t = find_table(m, vm, 0, level, gfn, False)
+        if t < 0:
+            continue
+        index = (gfn >> (9 * (level - 1))) & 511
+        spte = get_spte(m, t, index)
+        if is_shadow_present_pte(spte) and is_last_spte(spte, level):
+            # a page recovered in place after logging went off is restored without a line of its own
+            set_spte(m, t, index, new)
+            return spte == old
+    return False
+
+
+@jit
+def next_huge(m: Mmu, vm: int, gfn: int, end: int, target: int) -> tuple[int, int, int]:
+    """The next huge leaf at or after ``gfn`` in pre-order: (gfn, level, SPTE), level 0 if there is none."""
+    while gfn < end:
+        t = find_table(m, vm, 0, 3, gfn, False)
+        spte = get_spte(m, t, (gfn >> 18) & 511) if t >= 0 else 0
+        if is_shadow_present_pte(spte):
+            if is_last_spte(spte, 3):
+                if target < 3:
+                    return gfn >> 18 << 18, 3, spte
+            elif target < 2:
+                t = find_table(m, vm, 0, 2, gfn, False)
+                first = (gfn >> 9) & 511
+                if t >= 0 and m.sp[t, SP_SPT] != NO_TABLE:
+                    for i in range(first, 512):
+                        at = (gfn >> 18 << 18) + (i << 9)
+                        if at >= end:
+                            break
+                        spte = get_spte(m, t, i)
+                        if is_shadow_present_pte(spte) and is_last_spte(spte, 2):
+                            return at, 2, spte
+        gfn = ((gfn >> 18) + 1) << 18
+    return 0, 0, 0
+
+
+@jit
+def predict_split(m: Mmu, w: int, errno: int) -> int:
+    """The outcome row of the walk's next attempt, -1 at its end; ``errno`` (0 or positive) is the environment's."""
+    win = m.window[w]
+    # the iterator begins with the 2M entry around the first gfn, even if the range ends before its end
+    win[WIN_TDP_GFN] = max(win[WIN_TDP_GFN], win[WIN_START] >> 9 << 9)
+    gfn, level, spte = next_huge(m, win[WIN_VM], win[WIN_TDP_GFN], win[WIN_END], win[WIN_TARGET])
+    if level == 0:
+        return -1
+    o = new_outcome(m, w, 1)
+    m.out[o, OUT_GFN] = gfn
+    m.out[o, OUT_LEVEL] = level
+    m.out[o, OUT_SPTE] = spte
+    m.out[o, OUT_ROLE] = (level & LEVEL) | DIRECT | (ACC_ALL << ACCESS_SHIFT)
+    m.out[o, OUT_CHILD_GFN] = gfn
+    m.out[o, OUT_ERRNO] = -errno
+    win[WIN_TDP_ATTEMPTS] += 1
+    count(m, C_TDP_ATTEMPTS, 1)
+    if errno:
+        m.out[o, OUT_OUTCOME] = BUSY if errno == EBUSY else NO_MEMORY
+        count(m, C_TDP_FAILED, 1)
+        return o
+    m.out[o, OUT_OUTCOME] = SPLIT
+    m.out[o, OUT_INSTALLED] = 512
+    m.out[o, OUT_CREATED] = 1
+    win[WIN_TDP_GFN] = gfn if level > win[WIN_TARGET] + 1 else gfn + 512
+    win[WIN_TDP_SPLIT] += 1
+    count(m, C_TDP_SPLIT, 1)
+    return o
+
+
+@jit
+def split_all(m: Mmu, w: int) -> bool:
+    """Split what is left of the window in the simulated tables; False if rows run out first."""
+    while True:
+        if not has_room(m):
+            return False
+        o = predict_split(m, w, 0)
+        if o < 0:
+            return True
+        gfn, level, spte = m.out[o, OUT_GFN], m.out[o, OUT_LEVEL], m.out[o, OUT_SPTE]
+        spte_changed(m, m.window[w, WIN_VM], 0, gfn, level, spte, make_nonleaf_spte(0))
+
+
+@kernel
+def count_huge(m: Mmu) -> int:
+    """Huge leaf SPTEs in all tables of the TDP MMU, uniform 2M tables included."""
+    n = 0
+    for t in range(m.sp.shape[0]):
+        level = m.sp[t, SP_KEY] & LEVEL
+        if m.sp[t, SP_FLAGS] == 0 or not m.sp[t, SP_KEY] & TDP_KEY or level < 2 or level > 3:
+            continue
+        if m.sp[t, SP_SPT] == UNIFORM:
+            n += 512
+        elif m.sp[t, SP_SPT] >= 0:
+            for i in range(512):
+                spte = m.spt[m.sp[t, SP_SPT], i]
+                n += is_shadow_present_pte(spte) and is_last_spte(spte, level)
+    return n

@@ -1,0 +1,332 @@
+"""The fault a task is in: guest page walk, the chain of shadow pages from the root down.
+
+A trace prints the guest's entries and the pages that were missing; which pages the walk passed
+silently follows from links that are known, else from a look-up as the kernel's own
+(paging_tmpl.h FNAME(fetch), mmu.c direct_map).
+"""
+
+from __future__ import annotations
+
+from replay.jit import jit
+from replay.mmu.role import (
+    ACC_ALL,
+    ACC_EXEC,
+    ACC_READ,
+    ACC_USER,
+    ACC_WRITE,
+    ACCESS,
+    ACCESS_SHIFT,
+    DIRECT,
+    HAS_4_BYTE_GPTE,
+    LEVEL,
+    QUADRANT,
+    QUADRANT_SHIFT,
+    key_level,
+    key_vm,
+)
+from replay.mmu.shadow_page import find_shadow_page, get_spte
+from replay.mmu.spte import PT64_NX_MASK, is_last_spte, is_shadow_present_pte, spte_child
+from replay.mmu.state import (
+    FLAG_LIVE,
+    FLAG_ROOT,
+    ROOTS,
+    SP_FLAGS,
+    SP_GFN,
+    SP_KEY,
+    SP_NEXT,
+    STATE_DONE,
+    STATE_FAULT,
+    STATE_REQUESTED,
+    TASK_CHAIN,
+    TASK_DIRECT_ROOT,
+    TASK_PTE,
+    TASK_REQ_GFN,
+    TASK_ROOT,
+    TASK_STATE,
+    TASK_WALK_ADDR,
+    TASK_WALK_CODE,
+    TASK_WALK_LEAF,
+    TASK_WALK_TOP,
+    VM_EPT,
+    VM_ROOTS,
+    Mmu,
+    page_bucket,
+)
+
+NOT_LOOKED_UP = -2
+PFERR_WRITE = 2
+PT_WRITABLE = 2
+PT_USER = 4
+PT_DIRTY = 1 << 6
+
+
+@jit
+def clear_chain(m: Mmu, t: int) -> None:
+    for level in range(6):
+        m.task[t, TASK_CHAIN + level] = NOT_LOOKED_UP
+
+
+@jit
+def begin_fault(m: Mmu, t: int) -> None:
+    m.task[t, TASK_STATE] = STATE_FAULT
+    m.task[t, TASK_WALK_TOP] = 0
+    clear_chain(m, t)
+
+
+@jit
+def begin_walk(m: Mmu, t: int, addr: int, code: int) -> None:
+    """kvm_mmu_pagetable_walk."""
+    task = m.task[t]
+    task[TASK_WALK_ADDR] = addr
+    task[TASK_WALK_CODE] = code
+    begin_fault(m, t)
+
+
+@jit
+def add_element(m: Mmu, t: int, pte: int, level: int) -> None:
+    """kvm_mmu_paging_element; a level that is not below the last one restarts the walk."""
+    task = m.task[t]
+    if level > 5:
+        return
+    if task[TASK_WALK_TOP] == 0 or level >= task[TASK_WALK_LEAF]:
+        task[TASK_WALK_TOP] = level
+    task[TASK_WALK_LEAF] = level
+    task[TASK_PTE + level] = pte
+
+
+@jit
+def pte_gfn(pte: int) -> int:
+    return (pte & ((1 << 52) - 1)) >> 12
+
+
+@jit
+def is_32bit(task_row: int, m: Mmu) -> bool:
+    """True for a guest with 4-byte entries: its walk begins at level 2."""
+    return m.task[task_row, TASK_WALK_TOP] == 2
+
+
+@jit
+def root_level(m: Mmu, t: int) -> int:
+    """Level of the shadow root of the walk; the page directories below a PAE PDPTE are roots themselves."""
+    top = m.task[t, TASK_WALK_TOP]
+    return 2 if top == 3 else top
+
+
+@jit
+def leaf_gfn(m: Mmu, t: int) -> int:
+    """The gfn that the walk translates to."""
+    task = m.task[t]
+    leaf = task[TASK_WALK_LEAF]
+    bits = 9 * (leaf - 1)
+    if leaf == 2 and is_32bit(t, m):
+        bits = 10  # a 4 MiB page
+    below = (1 << bits) - 1
+    return (pte_gfn(task[TASK_PTE + leaf]) & ~below) | ((task[TASK_WALK_ADDR] >> 12) & below)
+
+
+@jit
+def walk_access(m: Mmu, t: int, down_to: int, vm: int) -> int:
+    """Access that the guest entries from the top to level ``down_to`` allow (gpte_access and its AND)."""
+    task = m.task[t]
+    access = ACC_ALL
+    ept = m.vm[vm, VM_EPT] != 0
+    for level in range(task[TASK_WALK_TOP], down_to - 1, -1):
+        if level == 3 and task[TASK_WALK_TOP] == 3:
+            continue  # a PDPTE carries no permissions
+        pte = task[TASK_PTE + level]
+        if not pte & PT_WRITABLE:
+            access &= ~ACC_WRITE
+        if ept:
+            if not pte & 1:
+                access &= ~ACC_USER
+            if not pte & 4:
+                access &= ~ACC_EXEC
+        else:
+            if not pte & PT_USER:
+                access &= ~ACC_USER
+            if pte & PT64_NX_MASK and not is_32bit(t, m):
+                access &= ~ACC_EXEC
+    return access | ACC_READ
+
+
+@jit
+def leaf_access(m: Mmu, t: int, vm: int) -> int:
+    """walker.pte_access: no write through a clean leaf unless this access dirties it (protect_clean_gpte)."""
+    task = m.task[t]
+    access = walk_access(m, t, task[TASK_WALK_LEAF], vm)
+    ept = m.vm[vm, VM_EPT] != 0
+    clean = not task[TASK_PTE + task[TASK_WALK_LEAF]] & PT_DIRTY
+    if clean and not task[TASK_WALK_CODE] & PFERR_WRITE and not ept:
+        access &= ~ACC_WRITE
+    return access
+
+
+@jit
+def walk_index(m: Mmu, t: int, level: int) -> int:
+    """Index into the table at ``level`` that the fault's address selects."""
+    task = m.task[t]
+    addr = task[TASK_WALK_ADDR] if task[TASK_WALK_TOP] else task[TASK_REQ_GFN] << 12
+    return (addr >> (12 + 9 * (level - 1))) & 511
+
+
+@jit
+def linked_child(m: Mmu, parent: int, index: int) -> int:
+    """The page that SPTE ``index`` of ``parent`` points to, or -1."""
+    spte = get_spte(m, parent, index)
+    if not is_shadow_present_pte(spte) or is_last_spte(spte, key_level(m.sp[parent, SP_KEY])):
+        return -1
+    return spte_child(spte)
+
+
+@jit
+def find_any_access(m: Mmu, gfn: int, key: int) -> int:
+    """A live page that differs from ``key`` in access only; the one first in the hash chain, or -1."""
+    i = m.hash[page_bucket(gfn, key, m.hash.shape[0])]
+    while i >= 0:
+        if m.sp[i, SP_GFN] == gfn and not (m.sp[i, SP_KEY] ^ key) & ~ACCESS and m.sp[i, SP_FLAGS] & FLAG_LIVE:
+            return i
+        i = m.sp[i, SP_NEXT]
+    return -1
+
+
+@jit
+def find_root(m: Mmu, t: int, vm: int) -> int:
+    """The root of the walk: the task's, unless another root of the VM is the one that leads to the table read.
+
+    A switch to a cached root prints nothing (fast_pgd_switch).
+    """
+    task = m.task[t]
+    top = task[TASK_WALK_TOP]
+    root = task[TASK_ROOT]
+    if root >= 0 and not m.sp[root, SP_FLAGS] & FLAG_LIVE:
+        root = -1
+    if root < 0:
+        return -1
+    key = m.sp[root, SP_KEY]
+    if top == 3 and key_level(key) == 2:
+        gfn = pte_gfn(task[TASK_PTE + 3])
+        return root if m.sp[root, SP_GFN] == gfn else find_shadow_page(m, gfn, key)
+    if top == 2 and key & HAS_4_BYTE_GPTE:
+        quadrant = (task[TASK_WALK_ADDR] >> 30) & 3
+        return find_shadow_page(m, m.sp[root, SP_GFN], (key & ~QUADRANT) | (quadrant << QUADRANT_SHIFT))
+    if task[TASK_WALK_LEAF] == top:
+        return root
+    gfn = pte_gfn(task[TASK_PTE + top])
+    index = walk_index(m, t, top)
+    child = linked_child(m, root, index) if key_level(key) == top else -1
+    if child >= 0 and m.sp[child, SP_GFN] == gfn:
+        return root
+    for i in range(ROOTS):
+        other = m.vm[vm, VM_ROOTS + i] - 1
+        if other < 0 or m.sp[other, SP_FLAGS] & (FLAG_LIVE | FLAG_ROOT) != FLAG_LIVE | FLAG_ROOT:
+            continue
+        if key_level(m.sp[other, SP_KEY]) != top:
+            continue
+        child = linked_child(m, other, index)
+        if child >= 0 and m.sp[child, SP_GFN] == gfn:
+            task[TASK_ROOT] = other
+            return other
+    return root
+
+
+@jit
+def template_key(m: Mmu, t: int, vm: int, direct_fault: bool) -> int:
+    """A key with the role bits that every page below the task's root shares, -1 if no root is known."""
+    root = m.task[t, TASK_DIRECT_ROOT] if direct_fault else m.task[t, TASK_ROOT]
+    if root >= 0 and m.sp[root, SP_FLAGS] & FLAG_LIVE and key_vm(m.sp[root, SP_KEY]) == vm:
+        key = m.sp[root, SP_KEY]
+    else:
+        return -1
+    return key & ~(LEVEL | QUADRANT | DIRECT | ACCESS)
+
+
+@jit
+def look_up(m: Mmu, t: int, vm: int, level: int, parent: int) -> int:
+    """The page at ``level`` of this fault by its identity, where no link is known."""
+    task = m.task[t]
+    direct_fault = task[TASK_WALK_TOP] == 0
+    key = template_key(m, t, vm, direct_fault)
+    if key < 0:
+        return -1
+    key |= level
+    if direct_fault or level < task[TASK_WALK_LEAF]:
+        if task[TASK_STATE] != STATE_REQUESTED and direct_fault:
+            return -1
+        target = task[TASK_REQ_GFN] if direct_fault else leaf_gfn(m, t)
+        gfn = target >> (9 * level) << (9 * level)
+        access = ACC_ALL if direct_fault else leaf_access(m, t, vm)
+        key |= DIRECT
+        if key & HAS_4_BYTE_GPTE:
+            key |= (walk_index(m, t, level + 1) & 1) << QUADRANT_SHIFT
+    else:
+        gfn = pte_gfn(task[TASK_PTE + level + 1])
+        access = walk_access(m, t, level + 1, vm)
+        if key & HAS_4_BYTE_GPTE:
+            key |= (walk_index(m, t, level + 1) & 1) << QUADRANT_SHIFT
+    sp = find_shadow_page(m, gfn, key | (access << ACCESS_SHIFT))
+    return sp if sp >= 0 else find_any_access(m, gfn, key)
+
+
+@jit
+def top_level(m: Mmu, t: int) -> int:
+    """Level of the root of the fault, 0 if unknown."""
+    if m.task[t, TASK_WALK_TOP]:
+        return root_level(m, t)
+    root = m.task[t, TASK_DIRECT_ROOT]
+    return key_level(m.sp[root, SP_KEY]) if root >= 0 and m.sp[root, SP_FLAGS] & FLAG_LIVE else 0
+
+
+@jit
+def find_direct_root(m: Mmu, t: int) -> int:
+    """The direct root over the requested gfn; a nonpaging guest under PAE roots has four, one a GiB."""
+    root = m.task[t, TASK_DIRECT_ROOT]
+    if root < 0 or not m.sp[root, SP_FLAGS] & FLAG_LIVE:
+        return -1
+    key = m.sp[root, SP_KEY]
+    shift = 9 * key_level(key)
+    gfn = m.task[t, TASK_REQ_GFN] >> shift << shift
+    return root if m.sp[root, SP_GFN] == gfn else find_shadow_page(m, gfn, key)
+
+
+@jit
+def chain(m: Mmu, t: int, vm: int, level: int) -> int:
+    """The shadow page at ``level`` that the fault of task ``t`` walks through, or -1."""
+    top = top_level(m, t)
+    if level > top or top > 5:
+        return -1
+    task = m.task[t]
+    if task[TASK_CHAIN + top] == NOT_LOOKED_UP:
+        task[TASK_CHAIN + top] = find_root(m, t, vm) if task[TASK_WALK_TOP] else find_direct_root(m, t)
+    for at in range(top - 1, level - 1, -1):
+        if task[TASK_CHAIN + at] != NOT_LOOKED_UP:
+            continue
+        parent = task[TASK_CHAIN + at + 1]
+        sp = linked_child(m, parent, walk_index(m, t, at + 1)) if parent >= 0 else -1
+        if sp < 0:
+            sp = look_up(m, t, vm, at, parent)
+        task[TASK_CHAIN + at] = sp
+    return task[TASK_CHAIN + level]
+
+
+@jit
+def in_fault(m: Mmu, t: int) -> bool:
+    """True while a page that is got belongs below the root of the task's fault."""
+    state = m.task[t, TASK_STATE]
+    return state == STATE_REQUESTED or (state == STATE_FAULT and m.task[t, TASK_WALK_TOP] != 0)
+
+
+@jit
+def spte_requested(m: Mmu, t: int, gfn: int, level: int) -> None:
+    """kvm_mmu_spte_requested: a walk that leads elsewhere was the emulator's, so the fault is a direct one."""
+    task = m.task[t]
+    if task[TASK_WALK_TOP] and (task[TASK_STATE] == STATE_DONE or leaf_gfn(m, t) != gfn):
+        task[TASK_WALK_TOP] = 0
+        clear_chain(m, t)
+    task[TASK_STATE] = STATE_REQUESTED
+    task[TASK_REQ_GFN] = gfn
+
+
+@jit
+def finish_fault(m: Mmu, t: int) -> None:
+    """The fault set its SPTE."""
+    m.task[t, TASK_STATE] = STATE_DONE

@@ -1,0 +1,273 @@
+"""Windows: one eager split of a slot or range, as rows that can be suspended and resumed.
+
+A window is opened by a probe, a marker or a recorded outcome, walked by split.py (shadow MMU) and
+tdp.py, and closed by the task that opened it.  While the lock is dropped other tasks' events act on
+the state in the middle of a window, so all that the walk knows lives in its row of ``Mmu.window``.
+"""
+
+from __future__ import annotations
+
+from replay.jit import jit
+from replay.mmu.state import (
+    CTL_COUNTERS,
+    CTL_FLUSH_TOP,
+    CTL_LINE,
+    CTL_OUT_TOP,
+    CTL_TS,
+    CTL_WINDOW_TOP,
+    VM_WINDOW,
+    Mmu,
+)
+
+WIN_VM = 0
+WIN_TASK = 1  # pid
+WIN_CAUSE = 2  # schema.WindowCause
+WIN_SLOT = 3  # row of Mmu.slot, -1 none
+WIN_START = 4
+WIN_END = 5  # as the kernel's walk takes it: exclusive
+WIN_TARGET = 6
+WIN_TS = 7
+WIN_LINE = 8
+WIN_PHASE = 9
+WIN_ALIGNED = 10  # 1 if recorded lines drive the walk, 0 if it runs through at once
+# where the walk stands
+WIN_LEVEL = 11  # of the heads walked: 3, then 2
+WIN_GFN = 12  # of the head, -1 before the first
+WIN_IN_HEAD = 13
+WIN_POSITION = 14  # next entry of the head's list
+WIN_SPARE = 15  # *spp is allocated
+WIN_HEAD_FLUSH = 16  # owed by this head
+WIN_FLUSH = 17  # owed by earlier heads
+WIN_DROPPED = 18  # the lock was dropped in prepare; the blocking allocation is to come
+WIN_SNAP_SPTEP = 19  # huge SPTE of the attempt that dropped it
+WIN_SNAP_SPTE = 20
+WIN_RETRIES = 21
+WIN_PENDING = 22  # out row + 1 of an attempt whose recorded line is still to come
+WIN_SKIP_UNSYNC = 23  # silent skips of the pass over this head that is under way
+WIN_SKIP_INVALID = 24
+WIN_SKIP_NOT_NESTED = 25
+# the environment, for the next step
+WIN_ENV_DROP = 26  # place + 1 of the attempt that drops the lock, ANY_PLACE the next one
+WIN_ENV_YIELD = 27  # place + 1 of the head after which the walk yields
+WIN_ENV_FAIL_NOWAIT = 28
+WIN_ENV_FAIL_KERNEL = 29
+# the TDP part
+WIN_TDP_GFN = 30  # next gfn to look at
+WIN_TDP_PENDING = 31
+# what came of it
+WIN_ATTEMPTS = 32
+WIN_SPLIT = 33
+WIN_SKIPPED = 34  # 7 numbers in the order of schema.SKIP_WORDS
+WIN_RETRIED = 41
+WIN_FLUSHES = 42  # 5 numbers by schema.FlushCause
+WIN_FLUSHES_LOST = 47
+WIN_TDP_ATTEMPTS = 48
+WIN_TDP_SPLIT = 49
+WIN_FLUSHES_RECORDED = 50
+WIN_HAS_FLUSH_PROBE = 51
+WIN_LEAKED = 52
+WIN_LEAKED_RECORDED = 53
+WIN_FREED = 54
+WIN_FREED_RECORDED = 55
+WIN_HAS_V2_PROBES = 56
+WIN_ZAPPED = 57  # pages that lookups of the split zapped and whose lines are still to come
+WIN_WALK_DONE = 58  # the walk over the shadow MMU is at its end
+WIN_DROP_FLUSHED = 59  # the last lock drop flushed first
+WIN_COLUMNS = 60
+
+ANY_PLACE = 1 << 62
+
+PHASE_OPEN = 0
+PHASE_SHADOW = 1
+PHASE_SHADOW_DONE = 2
+PHASE_TDP = 3
+PHASE_CLOSED = 4
+
+# -- attempts, Mmu.out: the columns of schema.outcome_schema() and what else is compared ------------
+OUT_WINDOW = 0
+OUT_VM = 1
+OUT_MMU = 2  # 0 shadow, 1 TDP
+OUT_TS = 3
+OUT_LINE = 4
+OUT_GFN = 5
+OUT_LEVEL = 6
+OUT_SPTE = 7
+OUT_SPTEP = 8  # -1 unknown
+OUT_ROLE = 9
+OUT_OUTCOME = 10  # schema.Outcome, -1 where only recorded
+OUT_ERRNO = 11
+OUT_INSTALLED = 12
+OUT_NONPRESENT = 13
+OUT_REUSED = 14
+OUT_CREATED = 15
+OUT_RETRIES = 16
+OUT_FLUSH = 17
+OUT_HAS_RECORD = 18
+OUT_REC_GFN = 19
+OUT_REC_SPTE = 20
+OUT_REC_LEVEL = 21
+OUT_REC_ERRNO = 22
+OUT_MATCH = 23  # schema.Match
+OUT_CHILD = 24  # child page of a split, -1
+OUT_CHILD_GFN = 25
+OUT_CHILD_ROLE = 26
+OUT_COLUMNS = 27
+
+# -- flushes, Mmu.flush ---------------------------------------------------------------------------------
+FLUSH_WINDOW = 0
+FLUSH_VM = 1
+FLUSH_TS = 2
+FLUSH_LINE = 3
+FLUSH_CAUSE = 4
+FLUSH_START = 5
+FLUSH_END = 6
+FLUSH_COLUMNS = 7
+
+CAUSE_LOCK_DROP = 0
+CAUSE_YIELD = 1
+CAUSE_WINDOW_END = 2
+CAUSE_LINK = 3
+CAUSE_ZAP = 4
+
+COUNTERS = (
+    "attempts",
+    "attempts_2m",
+    "attempts_1g",
+    "split",
+    "split_2m",
+    "split_1g",
+    "partial",
+    "retries",
+    "retries_cache",
+    "retries_resched",
+    "sptes_installed",
+    "sptes_left_nonpresent",
+    "sptes_reused",
+    "shadow_pages_created",
+    "shadow_pages_reused",
+    "shadow_pages_leaked",
+    "tdp_attempts",
+    "tdp_split",
+    "tdp_failed",
+    "expected_attempts",
+    "get_page_expected",
+    "get_page_matched",
+    "truth_expected",
+    "truth_matched",
+    "env_lock_drops",
+    "env_yields",
+    "env_alloc_failures",
+    # divergences
+    "adopted_pages",
+    "unknown_zaps",
+    "unknown_pages_existing",
+    "already_live_pages_new",
+    "used_pages_differ",
+    "variant_moves",
+    "pfn_changes",
+    "unplaced_sptes",
+    "fault_time_tdp_splits",
+    "splits_outside_windows",
+    "swapped_tdp_changes",
+)
+FIRST_DIVERGENCE = "adopted_pages"
+
+C_ATTEMPTS = COUNTERS.index("attempts")
+C_ATTEMPTS_2M = COUNTERS.index("attempts_2m")
+C_SPLIT = COUNTERS.index("split")
+C_SPLIT_2M = COUNTERS.index("split_2m")
+C_PARTIAL = COUNTERS.index("partial")
+C_RETRIES = COUNTERS.index("retries")
+C_RETRIES_CACHE = COUNTERS.index("retries_cache")
+C_RETRIES_RESCHED = COUNTERS.index("retries_resched")
+C_INSTALLED = COUNTERS.index("sptes_installed")
+C_NONPRESENT = COUNTERS.index("sptes_left_nonpresent")
+C_REUSED = COUNTERS.index("sptes_reused")
+C_PAGES_CREATED = COUNTERS.index("shadow_pages_created")
+C_PAGES_REUSED = COUNTERS.index("shadow_pages_reused")
+C_PAGES_LEAKED = COUNTERS.index("shadow_pages_leaked")
+C_TDP_ATTEMPTS = COUNTERS.index("tdp_attempts")
+C_TDP_SPLIT = COUNTERS.index("tdp_split")
+C_TDP_FAILED = COUNTERS.index("tdp_failed")
+C_EXPECTED = COUNTERS.index("expected_attempts")
+C_GET_PAGE_EXPECTED = COUNTERS.index("get_page_expected")
+C_GET_PAGE_MATCHED = COUNTERS.index("get_page_matched")
+C_TRUTH_EXPECTED = COUNTERS.index("truth_expected")
+C_TRUTH_MATCHED = COUNTERS.index("truth_matched")
+C_ENV_DROPS = COUNTERS.index("env_lock_drops")
+C_ENV_YIELDS = COUNTERS.index("env_yields")
+C_ENV_ALLOC = COUNTERS.index("env_alloc_failures")
+C_ADOPTED = COUNTERS.index("adopted_pages")
+C_UNKNOWN_ZAPS = COUNTERS.index("unknown_zaps")
+C_UNKNOWN_EXISTING = COUNTERS.index("unknown_pages_existing")
+C_ALREADY_LIVE = COUNTERS.index("already_live_pages_new")
+C_USED_DIFFER = COUNTERS.index("used_pages_differ")
+C_VARIANT_MOVES = COUNTERS.index("variant_moves")
+C_PFN_CHANGES = COUNTERS.index("pfn_changes")
+C_UNPLACED = COUNTERS.index("unplaced_sptes")
+C_FAULT_SPLITS = COUNTERS.index("fault_time_tdp_splits")
+C_STRAY_SPLITS = COUNTERS.index("splits_outside_windows")
+C_SWAPPED = COUNTERS.index("swapped_tdp_changes")
+
+
+@jit
+def count(m: Mmu, counter: int, n: int) -> None:
+    m.ctl[CTL_COUNTERS + counter] += n
+
+
+@jit
+def open_window(m: Mmu, vm: int, pid: int, cause: int, slot: int, start: int, end: int, target: int) -> int:
+    """A new window of ``vm`` over gfns [start, end); its number."""
+    w = m.ctl[CTL_WINDOW_TOP]
+    m.ctl[CTL_WINDOW_TOP] += 1
+    m.window[w] = 0
+    m.window[w, WIN_VM] = vm
+    m.window[w, WIN_TASK] = pid
+    m.window[w, WIN_CAUSE] = cause
+    m.window[w, WIN_SLOT] = slot
+    m.window[w, WIN_START] = start
+    m.window[w, WIN_END] = end
+    m.window[w, WIN_TARGET] = target
+    m.window[w, WIN_TS] = m.ctl[CTL_TS]
+    m.window[w, WIN_LINE] = m.ctl[CTL_LINE]
+    m.window[w, WIN_LEVEL] = 3
+    m.window[w, WIN_GFN] = -1
+    m.vm[vm, VM_WINDOW] = w
+    return w
+
+
+@jit
+def place(gfn: int, level: int) -> int:
+    """Where a walk stands, in the order of the walk: all 1G heads come before all 2M heads."""
+    return ((3 - level) << 48) + (gfn >> (9 * (level - 1)) << (9 * (level - 1)))
+
+
+@jit
+def record_flush(m: Mmu, w: int, cause: int, start: int, end: int) -> None:
+    """One TLB flush of window ``w`` over gfns [start, end)."""
+    f = m.ctl[CTL_FLUSH_TOP]
+    m.ctl[CTL_FLUSH_TOP] += 1
+    m.flush[f, FLUSH_WINDOW] = w
+    m.flush[f, FLUSH_VM] = m.window[w, WIN_VM]
+    m.flush[f, FLUSH_TS] = m.ctl[CTL_TS]
+    m.flush[f, FLUSH_LINE] = m.ctl[CTL_LINE]
+    m.flush[f, FLUSH_CAUSE] = cause
+    m.flush[f, FLUSH_START] = start
+    m.flush[f, FLUSH_END] = end
+    m.window[w, WIN_FLUSHES + cause] += 1
+
+
+@jit
+def new_outcome(m: Mmu, w: int, mmu: int) -> int:
+    """A new row of ``m.out`` for window ``w``, its figures zero and its match unchecked."""
+    o = m.ctl[CTL_OUT_TOP]
+    m.ctl[CTL_OUT_TOP] += 1
+    m.out[o] = 0
+    m.out[o, OUT_WINDOW] = w
+    m.out[o, OUT_VM] = m.window[w, WIN_VM]
+    m.out[o, OUT_MMU] = mmu
+    m.out[o, OUT_TS] = m.ctl[CTL_TS]
+    m.out[o, OUT_LINE] = m.ctl[CTL_LINE]
+    m.out[o, OUT_SPTEP] = -1
+    m.out[o, OUT_CHILD] = -1
+    return o

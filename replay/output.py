@@ -1,0 +1,53 @@
+"""Output files appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from replay.errors import OutputError
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary name beside ``path``, of the same ending, that becomes ``path`` if the block ends well.
+
+    If the block raises, also by an interrupt, the temporary file is removed and ``path`` is as it
+    was.  What is no regular file, as /dev/stdout, is written in place.  Raises ``OutputError`` for
+    any ``OSError`` of the block.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        if target.is_dir():
+            raise OutputError(path, "Is a directory")
+        temporary = target
+    else:
+        temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
+    try:
+        yield temporary
+        if temporary != target:
+            os.replace(temporary, target)
+    except OSError as error:
+        raise OutputError(path, error.strerror or str(error)) from error
+    finally:
+        if temporary != target:
+            with suppress(OSError):
+                temporary.unlink()
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, "utf-8")
+
+
+def make_directory(path: str | os.PathLike[str]) -> Path:
+    """The directory ``path``, made if it is not there.  Raises ``OutputError``."""
+    directory = Path(path)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(path, error.strerror or str(error)) from error
+    return directory

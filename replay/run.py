@@ -1,0 +1,171 @@
+"""One run of one trace: read, choose the policy, replay, compare.  The commands are built on this."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from replay.errors import UsageError
+from replay.policy import Policy
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from replay.mmu.engine import Options, Replay
+    from replay.trace.reader import Trace
+    from replay.verdict.compare import Comparison
+    from replay.verdict.golden import Golden
+
+SPLIT_AT_WORDS = ("auto", "recorded", "control", "end", "never")
+Progress = Callable[[int, int | None], None]
+"""Called with the bytes of the trace read so far, and their number, None where it is not known."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to run a trace with.  None means: as the golden file says, else the default."""
+
+    policy: str | None = None
+    """``auto``, or what ``Policy.parse`` takes."""
+    settings: tuple[str, ...] = ()
+    """``KNOB=VALUE`` applied on top of the policy."""
+    split_at: str | None = None
+    resched: str | None = None
+    max_mmu_pages: int | None = None
+    expect: str | None = None
+    """``recorded``, ``none``, or the path of a golden file; None takes the one beside the trace."""
+    strict: bool = False
+    allow_lost: bool = False
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    trace: Trace
+    policy: Policy
+    policy_reason: str
+    options: Options
+    replay: Replay
+    comparison: Comparison
+
+    @cached_property
+    def document(self) -> dict[str, Any]:
+        """The ``replay.run/1`` document."""
+        from replay.verdict.outcome import run_document
+
+        return run_document(self.trace, self.policy, self.policy_reason, self.replay, self.comparison)
+
+    @cached_property
+    def golden(self) -> Golden:
+        """The golden file that expects exactly this run."""
+        from replay.verdict.golden import golden_of
+
+        return golden_of(self.policy, self.options, self.replay)
+
+    def tables(self) -> dict[str, pa.Table]:
+        """The result tables by name."""
+        return {name: getattr(self.replay, name) for name in ("outcomes", "flushes", "windows")}
+
+
+def run_trace(path: str, request: Request, progress: Progress | None = None) -> Run:
+    """Run one trace; ``path`` is ``-`` for standard input.
+
+    Raises ``ReplayError`` for whatever a user can cause.
+    """
+    golden = _golden(path, request)
+    policy, reason = _chosen_policy(request, golden)
+    check_options(request)
+
+    from replay.mmu.engine import replay_trace, trace_facts
+    from replay.trace.reader import read_trace
+    from replay.verdict.compare import compare_golden, compare_recorded, unchecked
+    from replay.verdict.golden import golden_of
+
+    trace = read_trace(path, strict=request.strict, progress=progress)
+    if policy is None:
+        name, reason = trace_facts(trace).policy_hint
+        policy = Policy.parse(name)
+    policy = policy.with_settings(request.settings)
+    options = _options(request, golden)
+    replay = replay_trace(trace, policy, options)
+    if request.expect == "none":
+        comparison = unchecked()
+    elif golden is None:
+        comparison = compare_recorded(replay, trace.lost_events, request.allow_lost)
+    else:
+        expected_by = golden_of(policy, options, replay)
+        comparison = compare_golden(golden, expected_by, trace.lost_events, request.allow_lost)
+    return Run(trace, policy, reason, options, replay, comparison)
+
+
+def _golden(path: str, request: Request) -> Golden | None:
+    from replay.verdict.golden import golden_path, read_golden
+
+    if request.expect in ("recorded", "none"):
+        return None
+    if request.expect is not None:
+        return read_golden(request.expect)
+    beside = golden_path(path)
+    return read_golden(beside) if path != "-" and beside.exists() else None
+
+
+def _chosen_policy(request: Request, golden: Golden | None) -> tuple[Policy | None, str]:
+    """The policy and why; None where the trace itself has to tell."""
+    from replay.verdict.golden import policy_of
+
+    if request.policy is not None and request.policy != "auto":
+        return Policy.parse(request.policy), "as asked for"
+    if golden is not None:
+        return policy_of(golden), "the golden file was made with it"
+    return None, ""
+
+
+def _options(request: Request, golden: Golden | None) -> Options:
+    from replay.mmu.engine import Options
+    from replay.verdict.golden import OPTION_NAMES
+
+    chosen: dict[str, Any] = {} if golden is None else dict(golden.options)
+    for name in OPTION_NAMES:
+        if getattr(request, name) is not None:
+            chosen[name] = getattr(request, name)
+    return Options(**chosen, compare_recorded=request.expect != "none")
+
+
+def check_options(request: Request) -> None:
+    """Raises ``UsageError`` where an option has a value that means nothing."""
+    at = request.split_at
+    if at is not None and at not in SPLIT_AT_WORDS and not _is_time(at):
+        raise UsageError(f"--split-at {at}: use {', '.join(SPLIT_AT_WORDS)}, or seconds")
+    if request.resched not in (None, "recorded", "never"):
+        word, _, count = request.resched.partition("=")
+        if word not in ("every", "seed") or not count.isdecimal() or (word == "every" and int(count) == 0):
+            raise UsageError(f"--resched {request.resched}: use recorded, never, every=N or seed=S")
+
+
+def _is_time(text: str) -> bool:
+    try:
+        return 0 <= float(text) < math.inf
+    except ValueError:
+        return False
+
+
+def write_run(directory: str | os.PathLike[str], run: Run) -> Path:
+    """Write the result tables and ``run.json``, each whole or not at all.  Raises ``OutputError``."""
+    import json
+
+    import pyarrow.parquet as pq
+
+    from replay.output import make_directory, replacing, write_text
+
+    made = make_directory(directory)
+    for name, table in run.tables().items():
+        with replacing(made / f"{name}.parquet") as temporary:
+            pq.write_table(table, temporary, compression="zstd")
+    write_text(made / "run.json", json.dumps(run.document, indent=1) + "\n")
+    return made

@@ -1,0 +1,178 @@
+"""What stands before the name of an event: task, CPU and time, in the forms that tracers print.
+
+Kernel: ``trace_print_context``, ``trace_print_lat_context`` and ``lat_print_timestamp`` of
+kernel/trace/trace_output.c.  In words (``[]`` where it may be absent)::
+
+    comm-pid [(tgid)] [CPU] [flags] seconds.fraction: name: ...    trace, trace_pipe, trace-cmd report
+    comm pid[/tid] [CPU] [flags] seconds.fraction: name: ...       perf script
+    comm-pid CPUflags microseconds us mark: name: ...              option latency-format
+    comm pid CPU flags preempt index [us] ms.us ms (+ms.us ms): name: ...     and verbose
+    name: ...                                                      option nocontext-info
+
+A comm may hold blanks, dashes, brackets and slashes, so a header is found from its right end:
+the CPU column is the first ``[`` behind which a time and a colon follow.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from replay.jit import jit
+from replay.trace.lex import (
+    BLANK,
+    COLON,
+    LOOK_UP,
+    PADDING,
+    WORD_MASKS,
+    intern,
+    line_end,
+    load64,
+    read_decimal,
+    read_hex,
+    skip_blanks,
+    token_end,
+)
+
+NO_HEADER = -1
+NEW_TASK = -2
+
+# places of the scanner's array ``state`` that ``read_header`` fills
+TASK, CPU, TIME, COLUMN, START, END = range(6)
+HEADER_STATE = 6
+
+_ZERO = np.uint64(0)
+_OPEN, _CLOSE, _DOT, _PAREN_CLOSE = 91, 93, 46, 41
+_TEN_TO_THE = 10 ** np.arange(10, dtype=np.int64)
+
+_FTRACE_TASK = re.compile(r"\s*(.*?)\s*-(\d{1,9})\s*(?:\(\s*(\d{1,9}|-+)\)\s*)?", re.DOTALL)
+_PERF_TASK = re.compile(r"\s*(.*\S)\s+(?:(\d{1,9})/)?(\d{1,9})\s*", re.DOTALL)
+
+
+class Task(NamedTuple):
+    """The task of a header; pid and tgid are -1 where they are not printed."""
+
+    comm: str
+    pid: int
+    tgid: int
+    has_tgid_column: bool
+
+
+def parse_task(text: str) -> Task | None:
+    """What stands left of the CPU column: ``comm-pid``, ``comm-pid (tgid)``, ``comm pid/tid``."""
+    if found := _FTRACE_TASK.fullmatch(text):
+        comm, pid, tgid = found.groups()
+        return Task(comm, int(pid), int(tgid) if tgid and tgid[0] != "-" else -1, tgid is not None)
+    if found := _PERF_TASK.fullmatch(text):
+        comm, tgid, pid = found.groups()
+        return Task(comm, int(pid), int(tgid) if tgid else -1, tgid is not None)
+    return None
+
+
+@jit
+def _after_cpu(buf, at, state):
+    """Index behind ``[CPU] flags time: `` that begins at ``at``; fills CPU and TIME; NO_HEADER if none."""
+    cpu, at = read_decimal(buf, at + 1)
+    if at < 0 or buf[at] != _CLOSE or buf[at + 1] != BLANK:
+        return NO_HEADER
+    at += 2
+    if not (buf[at] == BLANK or 48 <= buf[at] <= 57):  # the flags column begins with d, D, b, X or a dot
+        at = token_end(buf, at)
+    at = skip_blanks(buf, at)
+    time, at = read_decimal(buf, at)
+    if at < 0:
+        return NO_HEADER
+    if buf[at] == _DOT:
+        start = at + 1
+        fraction, at = read_decimal(buf, start)
+        if at < 0 or at - start > 9 or fraction < 0:
+            return NO_HEADER
+        time = time * 1_000_000_000 + fraction * _TEN_TO_THE[9 - (at - start)]
+    if buf[at] != COLON or buf[at + 1] != BLANK:
+        return NO_HEADER
+    state[CPU], state[TIME] = cpu, time
+    return at + 2
+
+
+@jit
+def _find_task(buf, start, end, body, headers, arena, tasks, state):
+    """``body`` if ``buf[start:end]`` is a task's header, else NO_HEADER or NEW_TASK; fills TASK."""
+    task, n = state[TASK], end - start
+    if n == tasks[task, 3]:  # most lines are of the task of the line before
+        header = tasks[task, 2]
+        while n >= 8 and load64(arena, header + n - 8) == load64(buf, start + n - 8):
+            n -= 8
+        if n < 8 and (load64(arena, header) ^ load64(buf, start)) & WORD_MASKS[n] == _ZERO:
+            return np.int64(body) if tasks[task, 0] >= 0 else np.int64(NO_HEADER)
+    task = intern(buf, start, end, LOOK_UP, headers, arena)
+    if task < 0:
+        if line_end(buf, start) < end:
+            return np.int64(NO_HEADER)
+        state[START], state[END] = start, end
+        return np.int64(NEW_TASK)
+    state[TASK] = task
+    return np.int64(body) if tasks[task, 0] >= 0 else np.int64(NO_HEADER)
+
+
+@jit
+def read_header(buf, start, headers, arena, tasks, state):
+    """Read what stands before an event's name in the line at ``start``.
+
+    ``headers`` and ``arena`` are the Strings of the tasks' headers as they are printed; ``tasks``
+    int64[n, 4] is negative in column 0 for those that are none and has their place in ``arena`` in
+    columns 2 and 3.  Fills TASK, CPU and TIME (ns) of ``state`` int64.  Returns the index of the name;
+    NO_HEADER if the CPU column is not where it was in the line before, when ``search_header`` must look
+    for it; NEW_TASK if ``buf[START:END]`` is a task's header that is not in ``headers`` yet.
+    """
+    column = start + state[COLUMN]
+    if buf[column] == _OPEN:
+        body = _after_cpu(buf, column, state)
+        if body >= 0:
+            return _find_task(buf, start, column, body, headers, arena, tasks, state)
+    return np.int64(NO_HEADER)
+
+
+@jit
+def _token_start(buf, start, end):
+    """Index of the first byte of the last token of ``buf[start:end]``."""
+    while end > start and buf[end - 1] == BLANK:
+        end -= 1
+    while end > start and buf[end - 1] != BLANK:
+        end -= 1
+    return end
+
+
+@jit
+def search_header(buf, start, end, headers, arena, tasks, state):
+    """As ``read_header``, for any form of header, in the line ``buf[start:end]``."""
+    for at in range(start, end):
+        if buf[at] == _OPEN:
+            body = _after_cpu(buf, at, state)
+            if body >= 0:
+                body = _find_task(buf, start, at, body, headers, arena, tasks, state)
+                if body >= 0:
+                    state[COLUMN] = at - start if at - start < PADDING else 0
+                if body != NO_HEADER:
+                    return body
+            microseconds, close = read_hex(buf, at + 1)
+            if close > 0 and buf[close] == _CLOSE:  # verbose: CPU flags preempt index [us]
+                cpu_start = at
+                for _ in range(4):
+                    cpu_start = _token_start(buf, start, cpu_start)
+                state[CPU], cpu_end = read_decimal(buf, cpu_start)
+                state[TIME] = np.int64(microseconds) * 1000
+                while close < end and buf[close] != _PAREN_CLOSE:
+                    close += 1
+                if cpu_end > 0 and buf[close + 1] == COLON and buf[close + 2] == BLANK:
+                    return _find_task(buf, start, cpu_start, close + 3, headers, arena, tasks, state)
+        elif buf[at] == COLON and at - start > 8 and buf[at - 2] == 115 and buf[at - 3] == 117:
+            time_start = _token_start(buf, start, at - 3)  # latency: CPUflags time us mark
+            microseconds, time_end = read_decimal(buf, time_start)
+            cpu_start = _token_start(buf, start, time_start)
+            state[CPU], cpu_end = read_decimal(buf, cpu_start)
+            if time_end == at - 3 and cpu_end > 0 and buf[at + 1] == BLANK:
+                state[TIME] = microseconds * 1000
+                return _find_task(buf, start, cpu_start, at + 2, headers, arena, tasks, state)
+    return np.int64(NO_HEADER)

@@ -1,0 +1,335 @@
+"""The text behind an event's name, for events of trace systems ``kvmmmu`` and ``kvm``.
+
+``FORMATS`` holds the kernel's own print formats, one line a variant; a small table of steps is made
+from them when this module is imported, and ``read_payload`` is the one jitted interpreter of it.
+Texts: arch/x86/kvm/mmu/mmutrace.h and include/trace/events/kvm.h, Linux 3.11 to 7.x.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from replay.jit import jit
+from replay.schema import ROLE_QUADRANT_SHIFT, Flag, Kind, Role
+from replay.trace.lex import (
+    BLANK,
+    WORD_MASKS,
+    load64,
+    read_decimal,
+    read_hex,
+    skip_blanks,
+    token_end,
+    words_of,
+)
+
+WIDE = ("gfn", "addr", "spte", "old_spte", "sptep", "end", "code", "num")
+"""The 64-bit payload columns in the order of the rows of the scanner's ``wide`` array."""
+GFN, ADDR, SPTE, OLD_SPTE, SPTEP, END, CODE, NUM, LEVEL, FLAGS, ROLE = range(11)
+FIELDS = 11
+"""Places of the array that the parsers fill: those of ``WIDE``, then the narrow payload columns."""
+
+FORMATS: dict[Kind, tuple[str, ...]] = {
+    Kind.PAGETABLE_WALK: ("addr {addr:x} pferr {code:x}",),
+    Kind.PAGING_ELEMENT: ("pte {spte:x} level {level}",),
+    Kind.SET_ACCESSED_BIT: ("gpa {addr:x}",),
+    Kind.SET_DIRTY_BIT: ("gpa {addr:x}",),
+    Kind.WALKER_ERROR: ("pferr {code:x}",),
+    Kind.GET_PAGE: ("{page}",),
+    Kind.SYNC_PAGE: ("{page}",),
+    Kind.UNSYNC_PAGE: ("{page}",),
+    Kind.PREPARE_ZAP_PAGE: ("{page}",),
+    Kind.MARK_MMIO_SPTE: ("sptep:{sptep:p} gfn {gfn:x} access {code:x} gen {num:x}",),
+    Kind.HANDLE_MMIO_PAGE_FAULT: ("addr:{addr:x} gfn {gfn:x} access {code:x}",),
+    Kind.FAST_PAGE_FAULT: (
+        "vcpu {num:d} gva {addr:x} error_code {code:f} sptep {sptep:p} old {old_spte:x} new {spte:x} "
+        "spurious {SPURIOUS} fixed {FIXED}",
+    ),
+    Kind.ZAP_ALL_FAST: ("kvm-mmu-valid-gen {code:x} used_pages {num:x}",),
+    Kind.CHECK_MMIO_SPTE: ("spte {spte:x} kvm_gen {num:x} spte-gen {code:x} valid {VALID}",),
+    Kind.SET_SPTE: ("gfn {gfn:x} spte {spte:x} ({skip} level {level} at {sptep:x}",),
+    Kind.SPTE_REQUESTED: ("gfn {gfn:x} pfn {num:x} level {level}",),
+    Kind.TDP_MMU_SPTE_CHANGED: (
+        "as id {num:d} gfn {gfn:x} level {level} old_spte {old_spte:x} new_spte {spte:x}",
+    ),
+    Kind.SPLIT_HUGE_PAGE: ("gfn {gfn:x} spte {spte:x} level {level} errno {num:d}",),
+    Kind.PAGE_FAULT: (
+        "vcpu {num:d} rip {skip} address {addr:x} error_code {code:x}",
+        "{num:none}address {addr:x} error_code {code:x}",
+    ),
+    Kind.UNMAP_HVA_RANGE: ("mmu notifier unmap range: {addr:x} -- {end:x}",),
+}
+
+(
+    STEP_END,
+    STEP_TEXT,
+    STEP_HEX,
+    STEP_DECIMAL,
+    STEP_FLAG,
+    STEP_POINTER,
+    STEP_ERROR_CODE,
+    STEP_SKIP,
+    STEP_NONE,
+    STEP_PAGE,
+) = range(10)
+_STEP_OF_SPEC = {
+    "x": STEP_HEX,
+    "d": STEP_DECIMAL,
+    "p": STEP_POINTER,
+    "f": STEP_ERROR_CODE,
+    "none": STEP_NONE,
+}
+
+
+def _field_step(field: str) -> tuple[int, int, int, int]:
+    name, _, spec = field.partition(":")
+    if spec:
+        return _STEP_OF_SPEC[spec], WIDE.index(name), 0, 0
+    if name == "level":
+        return STEP_DECIMAL, LEVEL, 0, 0
+    if name == "skip":
+        return STEP_SKIP, 0, 0, 0
+    if name == "page":
+        return STEP_PAGE, 0, 0, 0
+    return STEP_FLAG, int(Flag[name]), 0, 0
+
+
+def _compile_formats() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(steps int32[n, 4], first step of each kind int32[256, 3], words, masks).
+
+    A step is (what, field or flag or length, first word, words).  The second start is that of the
+    variant whose text begins with the third, a letter; -1 none.
+    """
+    steps: list[tuple[int, int, int, int]] = []
+    words: list[np.ndarray] = []
+    masks: list[np.ndarray] = []
+    starts = np.full((256, 3), -1, np.int32)
+    for kind, variants in FORMATS.items():
+        for number, text in enumerate(variants):
+            starts[kind, number] = len(steps)
+            if number:
+                starts[kind, 2] = ord(text.partition("}")[2][0])
+            for literal, field in re.findall(r"([^{]*)\{([^}]*)\}", text):
+                if literal:
+                    literal_words, literal_masks = words_of(literal)
+                    first = sum(map(len, words))
+                    count = len(literal_words)
+                    steps.append((STEP_TEXT, len(literal) - 8 * count, first, count))
+                    words.append(literal_words)
+                    masks.append(literal_masks)
+                steps.append(_field_step(field))
+            steps.append((STEP_END, 0, 0, 0))
+    return np.array(steps, np.int32), starts, np.concatenate(words), np.concatenate(masks)
+
+
+_STEPS, _STARTS, _WORDS, _MASKS = _compile_formats()
+
+# the words of ``pferr`` and of ``error_code``: kvm_mmu_trace_pferr_flags
+_ERROR_BITS = {"P": 0, "W": 1, "U": 2, "RSVD": 3, "F": 4, "PK": 5, "SS": 6, "SGX": 15}
+_ERROR_WORDS = np.array([words_of(word)[0][0] for word in _ERROR_BITS], np.uint64)
+_ERROR_VALUES = np.array([1 << bit for bit in _ERROR_BITS.values()], np.uint64)
+
+# the words between the quadrant and the root count of a PAGE text, and what they mean
+_ROLE_BITS = {
+    "direct": Role.DIRECT,
+    "invalid": Role.INVALID,
+    "nxe": Role.EFER_NX,
+    "!nxe": 0,
+    "ad": 0,
+    "!ad": Role.AD_DISABLED,
+}
+_ROLE_WORDS = np.array([words_of(word)[0][0] for word in _ROLE_BITS], np.uint64)
+_ROLE_VALUES = np.array([int(bit) for bit in _ROLE_BITS.values()], np.uint64)
+
+
+def _word(text: str) -> np.uint64:
+    return np.uint64(words_of(text)[0][0])
+
+
+_SP_BLANK, _GEN_BLANK, _GFN_BLANK = map(_word, ("sp ", "gen ", "gfn "))
+_PAE, _ROOT = map(_word, ("pae", "root"))
+_SYNC, _UNSYNC, _NEW, _EXISTING = map(_word, ("sync", "unsync", "new", "existing"))
+_BYTE4, _BYTE8 = map(_word, ("4-byte", "8-byte"))
+
+_IS_ACCESS = np.uint64(1)  # no access bit: marks what may stand in an access text
+_ACCESS_LETTERS = np.zeros(256, np.uint64)
+_ACCESS_BITS = {"r": Role.ACC_READ, "w": Role.ACC_WRITE, "u": Role.ACC_USER, "x": Role.ACC_EXEC}
+for _letter, _bit in _ACCESS_BITS.items():
+    _ACCESS_LETTERS[ord(_letter)] = _bit
+_ACCESS_LETTERS[ord("-")] = _IS_ACCESS
+
+_ACC_READ, _ACCESS = np.uint64(Role.ACC_READ), np.uint64(Role.ACCESS)
+_HAS_4_BYTE_GPTE, _GEN_BIT = np.uint64(Role.HAS_4_BYTE_GPTE), np.uint64(Role.GEN)
+_QUADRANT_SHIFT = np.uint64(ROLE_QUADRANT_SHIFT)
+_CREATED, _UNSYNC_FLAG = np.uint64(Flag.CREATED), np.uint64(Flag.UNSYNC)
+_ZERO, _ONE, _MINUS_ONE = np.uint64(0), np.uint64(1), np.uint64(2**64 - 1)
+_GET_PAGE = int(Kind.GET_PAGE)
+
+
+@jit(inline="always")
+def _token_word(buf, at, end):
+    """The token ``buf[at:end]`` as one word; 0 if it is longer than 8 bytes."""
+    return load64(buf, at) & WORD_MASKS[end - at] if end - at <= 8 else _ZERO
+
+
+@jit
+def _read_role(buf, at, fields):
+    """Role words up to ``root`` behind a PAGE text's level: index of ``root``, -1 if they make no role.
+
+    ``[N-byte|pae ]qQ[ direct] ACCESS[ invalid] [!]nxe [[!]ad ]``; unknown words are skipped.
+    """
+    role = _ZERO
+    gpte_bytes = 0
+    has_quadrant, has_access = False, False
+    while True:
+        at = skip_blanks(buf, at)
+        end = token_end(buf, at)
+        word = _token_word(buf, at, end)
+        if word == _ROOT or word == _ZERO:
+            break
+        access = _ZERO
+        if not has_access and 3 <= end - at <= 4:
+            access = _ACC_READ if end - at == 3 else _IS_ACCESS
+            for n in range(at, end):
+                letter = _ACCESS_LETTERS[buf[n]]
+                access = access | letter if letter != _ZERO and access != _ZERO else _ZERO
+        if access != _ZERO:
+            role |= access & _ACCESS
+            has_access = True
+        elif buf[at] == 113 and 48 <= buf[at + 1] <= 51 and end == at + 2:
+            role |= np.uint64(buf[at + 1] - 48) << _QUADRANT_SHIFT
+            has_quadrant = True
+        elif word == _BYTE4:
+            gpte_bytes = 4
+        elif word == _BYTE8 or (word == _PAE and not has_quadrant):
+            gpte_bytes = 8
+        else:
+            for n in range(len(_ROLE_WORDS)):
+                if word == _ROLE_WORDS[n]:
+                    role |= _ROLE_VALUES[n]
+        at = end
+    if gpte_bytes != 8:  # before 5.1 only 8-byte entries were marked, by "pae"
+        role |= _HAS_4_BYTE_GPTE
+    fields[ROLE] |= role
+    return at if word == _ROOT and has_quadrant and has_access else -1
+
+
+@jit
+def _read_page(buf, at, is_get_page, fields):
+    """KVM_MMU_PAGE_PRINTK of mmutrace.h: index behind it, -1 if the text is something else.
+
+    ``sp [gen G ]gfn X [l]L ROLE root R sync|unsync[ new|existing]``
+    """
+    if load64(buf, at) & WORD_MASKS[3] != _SP_BLANK:
+        return -1
+    at += 3
+    if load64(buf, at) & WORD_MASKS[4] == _GEN_BLANK:
+        generation, at = read_hex(buf, at + 4)  # hex before 5.5, decimal since: the lowest bit is the same
+        if at < 0 or buf[at] != BLANK:
+            return -1
+        fields[ROLE] = _GEN_BIT if generation & _ONE else _ZERO
+        at += 1
+    if load64(buf, at) & WORD_MASKS[4] != _GFN_BLANK:
+        return -1
+    fields[GFN], at = read_hex(buf, at + 4)
+    if at < 0 or buf[at] != BLANK:
+        return -1
+    at += 2 if buf[at + 1] == 108 else 1  # "l" before the level, since 5.1
+    level, at = read_decimal(buf, at)
+    if at < 0 or buf[at] != BLANK or not 1 <= level <= 15:
+        return -1
+    fields[LEVEL] = np.uint64(level)
+    fields[ROLE] |= np.uint64(level)
+    at = _read_role(buf, at, fields)
+    if at < 0:
+        return -1
+    root_count, at = read_decimal(buf, skip_blanks(buf, at + 4))
+    if at < 0:
+        return -1
+    fields[NUM] = np.uint64(root_count)
+    at = skip_blanks(buf, at)
+    end = token_end(buf, at)
+    word = _token_word(buf, at, end)
+    if word == _UNSYNC:
+        fields[FLAGS] |= _UNSYNC_FLAG
+    elif word != _SYNC:
+        return -1
+    if is_get_page:
+        at = skip_blanks(buf, end)
+        end = token_end(buf, at)
+        word = _token_word(buf, at, end)
+        if word == _NEW:
+            fields[FLAGS] |= _CREATED
+        elif word != _EXISTING:
+            return -1
+    return end
+
+
+@jit
+def _read_error_code(buf, at, fields):
+    """Fill ``code`` from flags, ``P|W|U|0x100000000`` or nothing: index behind them, -1 if one is unknown."""
+    while buf[at] > BLANK:
+        end = at
+        while buf[end] > BLANK and buf[end] != 124:
+            end += 1
+        if buf[at] == 48:
+            number, number_end = read_hex(buf, at)
+            if number_end != end:
+                return -1
+            fields[CODE] |= number
+        else:
+            word = _token_word(buf, at, end)
+            bit = _ZERO
+            for n in range(len(_ERROR_WORDS)):
+                if word == _ERROR_WORDS[n]:
+                    bit = _ERROR_VALUES[n]
+            if bit == _ZERO:
+                return -1
+            fields[CODE] |= bit
+        at = end + 1 if buf[end] == 124 else end
+    return at
+
+
+@jit
+def read_payload(buf, at, kind, fields):
+    """Parse the text at ``at`` of an event of ``kind``: index behind it, -1 if it is malformed.
+
+    Fills ``fields`` uint64[FIELDS], which the caller has zeroed, by the steps of the kind's format.
+    """
+    step = _STARTS[kind, 1 if buf[at] == _STARTS[kind, 2] else 0]
+    while at >= 0:
+        what, where = _STEPS[step, 0], _STEPS[step, 1]
+        if what == STEP_TEXT:
+            for n in range(_STEPS[step, 2], _STEPS[step, 2] + _STEPS[step, 3]):
+                if load64(buf, at) & _MASKS[n] != _WORDS[n]:
+                    return -1
+                at += 8
+            at += where
+        elif what == STEP_HEX:
+            fields[where], at = read_hex(buf, at)
+        elif what == STEP_DECIMAL:
+            value, at = read_decimal(buf, at)
+            if where == LEVEL and not 1 <= value <= 15:
+                return -1
+            fields[where] = np.uint64(value)
+        elif what == STEP_END:
+            return at if buf[at] <= BLANK else -1
+        elif what == STEP_FLAG:
+            value, at = read_decimal(buf, at)
+            if value != 0:
+                fields[FLAGS] |= np.uint64(where)
+        elif what == STEP_POINTER:
+            number, end = read_hex(buf, at)
+            fields[where] = number if end >= 0 and buf[end] <= BLANK else _ZERO  # 0 for words such as (null)
+            at = token_end(buf, at)
+        elif what == STEP_ERROR_CODE:
+            at = _read_error_code(buf, at, fields)
+        elif what == STEP_SKIP:
+            at = token_end(buf, at)
+        elif what == STEP_NONE:
+            fields[where] = _MINUS_ONE
+        else:
+            at = _read_page(buf, at, kind == _GET_PAGE, fields)
+        step += 1
+    return -1

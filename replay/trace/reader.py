@@ -1,0 +1,332 @@
+"""``read_trace``: a trace of any form, as counts about it and batches of columns."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from replay.errors import MalformedLine, TraceError
+from replay.schema import Columns
+from replay.trace import scan as scanning
+from replay.trace.dialect import END, START, Task, parse_task
+from replay.trace.lex import ADD, NEWLINE, PADDING, as_buffer, decoded, grown, intern_one, new_strings
+from replay.trace.payload import FIELDS, WIDE
+from replay.trace.scan import Rows, Scanner, scan
+from replay.trace.source import Source, TruncatedInput
+from replay.trace.store import BatchStore
+from replay.trace.table import read_table, trace_table, write_table
+from replay.trace.vms import VmCreated, find_vms, vm_created
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["Trace", "read_trace", "write_table"]
+
+CHUNK_BYTES = 4 << 20
+BATCH_ROWS = 1 << 20
+MEMORY_BYTES = 1 << 30
+"""Columns kept in memory; a trace that needs more continues in a temporary file."""
+
+Progress = Callable[[int, int | None], None]
+"""Called with the bytes read so far and the size of the file (None for a pipe)."""
+
+_ENTRIES = re.compile(r"entries-in-buffer/entries-written: (\d+)/(\d+)")
+_LATENCY_HEADER = re.compile(r"latency trace v\S+ on (\S+)")
+_KERNEL_BANNER = re.compile(r"Linux version (\S+)")
+
+
+@dataclass
+class Trace:
+    """One trace: what it holds, and its events by ``batches`` or ``table``."""
+
+    path: str  # as given, "-" for standard input
+    format: str  # "ftrace", "arrow" or "parquet"
+    bytes: int = 0  # of the text, decompressed
+    lines: int = 0  # = events + ignored_lines + malformed_lines
+    events: int = 0  # rows of the table
+    kvmmmu_events: int = 0
+    ignored_lines: int = 0  # blank, comment and stack-trace lines, events of other kinds
+    malformed_lines: int = 0  # lines of a known event that cannot be parsed
+    malformed: list[tuple[int, str]] = field(default_factory=list)  # the first 100: line number, text
+    ignored_events: dict[str, int] = field(default_factory=dict)  # name of another event: lines
+    lost_events: int = 0
+    first_ts_ns: int | None = None
+    last_ts_ns: int | None = None
+    vms: list[str] = field(default_factory=list)  # the column vm indexes this
+    comms: list[str] = field(default_factory=list)  # dictionary of the column comm
+    texts: list[str] = field(default_factory=list)  # dictionary of the column text
+    kernel: str | None = None  # kernel version, if the trace tells it
+    truncated: str | None = None  # why the input ended early, where that is tolerated
+    _batches: Callable[[], Iterator[Columns]] = field(default=lambda: iter(()), repr=False)
+
+    def batches(self) -> Iterator[Columns]:
+        """The events in file order, as arrays of at most ``BATCH_ROWS`` rows; may be asked for again."""
+        return self._batches()
+
+    def table(self) -> pa.Table:
+        """All events as one Arrow table of ``replay.schema.event_schema()``."""
+        return trace_table(self)
+
+
+def read_trace(
+    path: str,
+    *,
+    strict: bool = False,
+    tolerate_truncation: bool = False,
+    progress: Progress | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+    batch_rows: int = BATCH_ROWS,
+    memory_bytes: int = MEMORY_BYTES,
+) -> Trace:
+    """Read a trace: text as ftrace prints it, plain or compressed, or a table of ``replay parse``.
+
+    ``path`` may be "-" for standard input.  ``strict`` makes the first malformed line an error;
+    ``tolerate_truncation`` takes what there is of a compressed file that was cut off.
+    Raises TraceError where the input is no trace or cannot be read, MalformedLine under ``strict``.
+    """
+    path = str(path)
+    source = Source(path)
+    store = BatchStore(memory_bytes)
+    try:
+        if source.format != "text":
+            return read_table(path, source.format)
+        parser = _Parser(source, strict, tolerate_truncation, progress, batch_rows, store)
+        return parser.parse(chunk_bytes)
+    finally:
+        store.finish()
+        source.close()
+
+
+class _Parser:
+    """Feeds chunks of a source to the scanner, adds what is new to its tables, collects its batches."""
+
+    def __init__(
+        self,
+        source: Source,
+        strict: bool,
+        tolerate_truncation: bool,
+        progress: Progress | None,
+        batch_rows: int,
+        store: BatchStore,
+    ) -> None:
+        self._source = source
+        self._strict = strict
+        self._tolerate_truncation = tolerate_truncation
+        self._progress = progress
+        self._batch_rows = batch_rows
+        self._store = store
+        self._trace = Trace(source.path, "ftrace")
+        self._created: list[VmCreated] = []
+        self._tasks = [Task("", -1, -1, False)]
+        self._comms: dict[str, int] = {}
+        self._comm_of_task = [-1]
+        self._saw_header = False
+        self._scanner = _new_scanner()
+        self._rows = _new_rows(batch_rows)
+
+    def parse(self, chunk_bytes: int) -> Trace:
+        """Read the source to its end."""
+        buf = np.empty(chunk_bytes + PADDING, np.uint8)
+        held = 0  # bytes of an unfinished line at the beginning of the buffer
+        while True:
+            room = len(buf) - PADDING
+            count = self._read(memoryview(buf)[held:room])
+            self._trace.bytes += count
+            filled = held + count
+            if count == 0:
+                if filled:
+                    buf[filled : filled + PADDING] = NEWLINE
+                    self._scan(buf, filled + 1)
+                return self._finish()
+            stop = _last_line_end(buf, held, filled)
+            if stop == 0:
+                held = filled
+                if held == room:  # one line longer than the buffer
+                    buf = np.concatenate([buf, np.empty(len(buf), np.uint8)])
+                continue
+            tail = buf[stop : stop + PADDING].copy()
+            buf[stop : stop + PADDING] = NEWLINE
+            self._scan(buf, stop)
+            buf[stop : stop + PADDING] = tail
+            held = filled - stop
+            buf[:held] = buf[stop:filled].copy()
+            if self._progress:
+                self._progress(self._source.position(), self._source.size)
+
+    def _read(self, target: memoryview) -> int:
+        try:
+            return self._source.read_into(target)
+        except TruncatedInput as error:
+            if not self._tolerate_truncation:
+                raise
+            self._trace.truncated = error.message
+            return 0
+
+    def _scan(self, buf: np.ndarray, stop: int) -> None:
+        """Scan the whole lines of ``buf[:stop]``."""
+        state = self._scanner.state
+        at = 0
+        while True:
+            malformed = int(state[scanning.MALFORMED])
+            at = scan(buf, at, stop, self._rows, self._scanner)
+            self._take_malformed(buf, malformed)
+            reason = state[scanning.STOP]
+            if reason == scanning.AT_END:
+                break
+            if reason == scanning.ROWS_FULL:
+                self._end_batch()
+            elif reason == scanning.TEXTS_FULL:
+                self._scanner = self._scanner._replace(texts=grown(self._scanner.texts, len(buf)))
+            elif reason == scanning.TASK_IS_NEW:
+                self._add_task(buf)
+            elif reason == scanning.NAME_IS_NEW:
+                intern_one(buf, int(state[START]), int(state[END]), ADD, *self._scanner.names)
+            else:
+                self._take_comment(buf)
+        has_events = state[scanning.ROWS] or self._trace.events or self._scanner.kinds[:, 1].any()
+        if not (self._saw_header or has_events or state[scanning.MALFORMED]):
+            what = "a binary file" if 0 in buf[:stop] else "no line is an ftrace event or header"
+            raise TraceError(self._source.path, 0, f"not a trace: {what}")
+
+    def _add_task(self, buf: np.ndarray) -> None:
+        """Add the header that the scanner met to its tables."""
+        state = self._scanner.state
+        start, end = int(state[START]), int(state[END])
+        number = len(self._tasks)
+        if number == len(self._scanner.tasks):
+            tasks = np.concatenate([self._scanner.tasks, np.zeros_like(self._scanner.tasks)])
+            self._scanner = self._scanner._replace(tasks=tasks)
+        if intern_one(buf, start, end, ADD, *self._scanner.headers) < 0:
+            self._scanner = self._scanner._replace(headers=grown(self._scanner.headers, end - start))
+            intern_one(buf, start, end, ADD, *self._scanner.headers)
+        task = parse_task(buf[start:end].tobytes().decode(errors="replace"))
+        header = self._scanner.headers.table[0, 1] - (end - start)
+        self._scanner.tasks[number] = (0 if task else -1), 0, header, end - start
+        self._tasks.append(task or self._tasks[0])
+        self._comm_of_task.append(self._comms.setdefault(task.comm, len(self._comms)) if task else -1)
+
+    def _take_malformed(self, buf: np.ndarray, first: int) -> None:
+        last = min(int(self._scanner.state[scanning.MALFORMED]), scanning.MAX_MALFORMED)
+        for start, end, line in self._scanner.malformed[first:last].tolist():
+            text = buf[start:end].tobytes().decode(errors="replace").strip()[:200]
+            if self._strict:
+                raise MalformedLine(self._source.path, line, f"malformed event: {text}")
+            self._trace.malformed.append((line, text))
+
+    def _take_comment(self, buf: np.ndarray) -> None:
+        start, end = self._scanner.state[[START, END]].tolist()
+        text = buf[start:end].tobytes().decode(errors="replace")
+        if text.startswith("# tracer:") or "TASK-PID" in text:
+            self._saw_header = True
+        if entries := _ENTRIES.search(text):
+            self._saw_header = True
+            self._trace.lost_events += max(0, int(entries[2]) - int(entries[1]))
+        if kernel := _LATENCY_HEADER.search(text):
+            self._trace.kernel = self._trace.kernel or kernel[1]
+
+    def _end_batch(self) -> None:
+        """Put the rows so far into the store and begin a new batch."""
+        count = int(self._scanner.state[scanning.ROWS])
+        if count == 0:
+            return
+        batch = self._columns(count)
+        self._created += vm_created(batch)
+        trace = self._trace
+        trace.events += count
+        timed = batch.ts_ns[batch.ts_ns > 0]
+        if len(timed):
+            first, last = int(timed.min()), int(timed.max())
+            trace.first_ts_ns = first if trace.first_ts_ns is None else min(first, trace.first_ts_ns)
+            trace.last_ts_ns = last if trace.last_ts_ns is None else max(last, trace.last_ts_ns)
+        self._store.append(batch)
+        self._rows = _new_rows(self._batch_rows)
+        self._scanner.state[scanning.ROWS] = 0
+
+    def _columns(self, count: int) -> Columns:
+        """The first ``count`` rows as the columns of the event table; the column vm is still empty."""
+        rows = self._rows
+        tasks = rows.task[:count]
+        wide = {name: rows.wide[n, :count] for n, name in enumerate(WIDE)}
+        wide["num"] = wide["num"].view(np.int64)
+        return Columns(
+            kind=rows.kind[:count],
+            vm=np.zeros(count, np.int16),
+            pid=np.array([task.pid for task in self._tasks], np.int32)[tasks],
+            tgid=np.array([task.tgid for task in self._tasks], np.int32)[tasks],
+            cpu=rows.cpu[:count],
+            level=rows.level[:count],
+            flags=rows.flags[:count],
+            role=rows.role[:count],
+            ts_ns=rows.ts_ns[:count],
+            line=rows.line[:count],
+            comm=np.array(self._comm_of_task, np.int32)[tasks],
+            text=rows.text[:count] - np.int32(1),
+            **wide,
+        )
+
+    def _finish(self) -> Trace:
+        if self._trace.bytes == 0:
+            raise TraceError(self._trace.path, 0, "empty file")
+        self._end_batch()
+        trace, scanner, store = self._trace, self._scanner, self._store
+        state = scanner.state
+        trace.lines = int(state[scanning.LINES])
+        trace.kvmmmu_events = int(state[scanning.KVMMMU])
+        trace.ignored_lines = int(state[scanning.IGNORED])
+        trace.malformed_lines = int(state[scanning.MALFORMED])
+        trace.lost_events += int(state[scanning.LOST])
+        named = zip(decoded(scanner.names), scanner.kinds[:, 1].tolist(), strict=False)
+        trace.ignored_events = {name: count for name, count in named if count}
+        trace.comms, trace.texts = list(self._comms), decoded(scanner.texts)
+        banners = (banner[1] for text in trace.texts if (banner := _KERNEL_BANNER.search(text)))
+        trace.kernel = trace.kernel or next(banners, None)
+        vms = find_vms(self._tasks, scanner.tasks[: len(self._tasks), 1].tolist(), self._created, trace.texts)
+        trace.vms = vms.names
+
+        def batches() -> Iterator[Columns]:
+            for batch in store:
+                vms.assign(batch)
+                yield batch
+
+        trace._batches = batches
+        return trace
+
+
+def _new_scanner() -> Scanner:
+    names = new_strings(scanning.MAX_NAMES, scanning.MAX_NAMES * scanning.MAX_NAME)
+    kinds = np.full((scanning.MAX_NAMES, 2), scanning.OTHER, np.int64)
+    for name, kind in scanning.NAMES.items():
+        kinds[intern_one(as_buffer(name.encode()), 0, len(name), ADD, *names), 0] = kind
+    headers = new_strings(256, 256 * 64)
+    intern_one(as_buffer(b""), 0, 0, ADD, *headers)  # NO_TASK
+    return Scanner(
+        headers,
+        np.zeros((256, 4), np.int64),
+        names,
+        kinds,
+        new_strings(1024, 1 << 16),
+        np.zeros(FIELDS, np.uint64),
+        np.zeros(scanning.STATE, np.int64),
+        np.zeros((scanning.MAX_MALFORMED, 3), np.int64),
+    )
+
+
+def _new_rows(count: int) -> Rows:
+    """Zeroed rows; memory that no line writes to is never touched."""
+    narrow = (np.uint8, np.int32, np.int16, np.uint8, np.uint8, np.uint32, np.int64, np.int64, np.int32)
+    return Rows(*(np.zeros(count, kind) for kind in narrow), np.zeros((len(WIDE), count), np.uint64))
+
+
+def _last_line_end(buf: np.ndarray, held: int, filled: int) -> int:
+    """Index behind the last newline of ``buf[held:filled]``, 0 if there is none."""
+    step = 1 << 16
+    for start in range(filled, held, -step):
+        block = buf[max(held, start - step) : start].tobytes()
+        place = block.rfind(b"\n")
+        if place >= 0:
+            return max(held, start - step) + place + 1
+    return 0

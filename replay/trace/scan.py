@@ -1,0 +1,317 @@
+"""The byte scanner: one jitted pass from trace text to the columns of the event table.
+
+It stops, to be called again, wherever it meets something new that Python must look at: a task, the
+name of another event, a comment, a full table.  All of these are rare.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from replay.jit import jit, kernel
+from replay.schema import EVENT_NAMES, Kind
+from replay.trace.control import MARK_WORDS, read_control
+from replay.trace.dialect import (
+    CPU,
+    END,
+    HEADER_STATE,
+    NEW_TASK,
+    NO_HEADER,
+    START,
+    TASK,
+    TIME,
+    read_header,
+    search_header,
+)
+from replay.trace.lex import (
+    ADD,
+    BLANK,
+    COLON,
+    LOOK_UP,
+    RETURN,
+    WORD_MASKS,
+    Strings,
+    intern,
+    line_end,
+    load64,
+    name_end,
+    read_decimal,
+    skip_blanks,
+    token_end,
+    words_of,
+)
+from replay.trace.payload import FLAGS, LEVEL, NUM, ROLE, read_payload
+
+MAX_MALFORMED = 100
+MAX_NAMES, MAX_NAME = 2048, 64
+"""How many names of other events are counted by name, and their length; the rest are just ignored lines."""
+
+# places of the array ``state`` behind those of ``replay.trace.dialect``
+# (DONE: the line has been read up to there)
+LINES, ROWS, KVMMMU, IGNORED, MALFORMED, LOST, STOP, DONE = range(HEADER_STATE, HEADER_STATE + 8)
+STATE = HEADER_STATE + 8
+
+# why ``scan`` stopped: ``state[STOP]``; ``buf[state[START]:state[END]]`` is what is new
+AT_END, ROWS_FULL, TEXTS_FULL, TASK_IS_NEW, NAME_IS_NEW, COMMENT = range(6)
+
+NO_TASK = 0
+"""Number of the task of a line that names none."""
+
+PRINT = 200
+"""Stands for the events ``print`` and ``bprint``, whose text begins with a place and a colon."""
+OTHER = 0
+"""Kind of the names of events of other kinds."""
+
+NAMES: dict[str, int] = {
+    **{EVENT_NAMES[kind]: int(kind) for kind in Kind if kind < Kind.MARK_VM_CREATE},
+    "kvm_mmu_invalidate_zap_all_pages": int(Kind.ZAP_ALL_FAST),  # its name from 3.11 to 5.0
+    "tracing_mark_write": int(Kind.MARK_TEXT),
+    "print": PRINT,
+    "bprint": PRINT,
+    **{f" {word}": int(kind) for word, kind in MARK_WORDS.items()},
+}
+"""Kinds by name.  The words of markers stand here with the blank before them, which no event's name has."""
+
+
+class Rows(NamedTuple):
+    """The columns that the scanner fills.
+
+    The arrays start as zeros; a payload column is written only where it is not zero, so that the memory
+    of columns that a trace does not use is never touched.
+    """
+
+    kind: np.ndarray  # uint8
+    task: np.ndarray  # int32, number in ``Scanner.headers``
+    cpu: np.ndarray  # int16
+    level: np.ndarray  # uint8
+    flags: np.ndarray  # uint8
+    role: np.ndarray  # uint32
+    ts_ns: np.ndarray  # int64
+    line: np.ndarray  # int64
+    text: np.ndarray  # int32, number in ``Scanner.texts`` + 1, 0 none
+    wide: np.ndarray  # uint64[8, n], rows as in ``replay.trace.payload.WIDE``
+
+
+class Scanner(NamedTuple):
+    """What the scanner keeps from call to call."""
+
+    headers: Strings  # what stands left of the CPU column, as printed; number n is task n
+    # int64[n, 4] of each task: -1 if it is none; line of its first VM activity or 0; where its header begins
+    # in the arena of ``headers``, and the header's length
+    tasks: np.ndarray
+    names: Strings  # of events
+    kinds: np.ndarray  # int64[MAX_NAMES, 2] of each name: kind; lines of other events
+    texts: Strings  # of markers
+    fields: np.ndarray  # uint64[payload.FIELDS]
+    state: np.ndarray  # int64[STATE]
+    malformed: np.ndarray  # int64[MAX_MALFORMED, 3]: begin, end and number of the first malformed lines
+
+
+_MARK_TEXT, _MARK_UNKNOWN, _SCENARIO = int(Kind.MARK_TEXT), int(Kind.MARK_UNKNOWN), int(Kind.MARK_SCENARIO)
+_LOST_EVENTS, _FIRST_CONTROL = int(Kind.LOST_EVENTS), int(Kind.SET_REGION)
+_LAST_KVMMMU = int(Kind.SPLIT_HUGE_PAGE)
+_ZERO, _MINUS_ONE = np.uint64(0), np.uint64(2**64 - 1)
+_REPLAY, _CPU = words_of("replay:")[0][0], words_of("CPU:")[0][0]
+_HASH, _OPEN, _UPPER_E, _UPPER_L, _UPPER_V = 35, 91, 69, 76, 86
+
+# what the readers of a line return beside kinds
+_IGNORED, _MALFORMED, _NEW_NAME, _TEXTS_FULL = 0, -10, -11, -12
+
+_SHOWS_VM = np.zeros(256, np.bool_)
+_SHOWS_VM[[*range(1, _LAST_KVMMMU + 1), Kind.PAGE_FAULT, Kind.SET_REGION, Kind.COMMIT_REGION]] = True
+"""Kinds that only a task of a VM's process can cause."""
+
+
+@jit
+def _find_name(buf, at, names, arena):
+    """The name at ``at`` without its group ``kvmmmu:``: (number or -1, start, end or -1 without colon)."""
+    while True:
+        end = name_end(buf, at)
+        if buf[end] != COLON or end == at:
+            return np.int64(-1), at, np.int64(-1)
+        if buf[end + 1] <= BLANK:
+            return intern(buf, at, end, LOOK_UP, names, arena), at, end
+        at = end + 1
+
+
+@jit
+def _read_marker(buf, at, names, names_arena, kinds, texts, texts_arena, fields):
+    """A marker's text at ``at``: (kind, _MALFORMED or _TEXTS_FULL; number of the text)."""
+    end = line_end(buf, at)
+    if buf[end - 1] == RETURN:
+        end -= 1
+    kind = np.int64(_MARK_TEXT)
+    if load64(buf, at) & WORD_MASKS[7] == _REPLAY:
+        at = skip_blanks(buf, at + 7)
+        word_end = token_end(buf, at)
+        word = intern(buf, at - 1, word_end, LOOK_UP, names, names_arena)
+        kind = kinds[word, 0] if word >= 0 else np.int64(_MARK_UNKNOWN)
+        if kind != _MARK_UNKNOWN and kind != _SCENARIO and read_control(buf, word_end, kind, fields) < 0:
+            return np.int64(_MALFORMED), np.int64(-1)
+    text = intern(buf, at, max(at, end), ADD, texts, texts_arena)
+    return (kind if text >= 0 else np.int64(_TEXTS_FULL)), text
+
+
+@jit
+def _read_event(buf, at, names, names_arena, kinds, texts, texts_arena, fields, state):
+    """The event whose name is at ``at``: (kind, _IGNORED, _MALFORMED, _NEW_NAME or _TEXTS_FULL; text number).
+
+    The payload is left in ``fields``.
+    """
+    for column in range(len(fields)):
+        fields[column] = _ZERO
+    number, name, end = _find_name(buf, at, names, names_arena)
+    if end < 0:
+        return np.int64(_IGNORED), np.int64(-1)
+    text = skip_blanks(buf, end + 1)
+    kind = kinds[number, 0] if number >= 0 else np.int64(OTHER)
+    if kind == OTHER:
+        if load64(buf, text) & WORD_MASKS[7] != _REPLAY:
+            state[START], state[END] = name, end
+            if number >= 0:
+                kinds[number, 1] += 1
+            elif names[0, 0] < len(kinds) and end - name <= MAX_NAME:
+                return np.int64(_NEW_NAME), np.int64(-1)
+            return np.int64(_IGNORED), np.int64(-1)
+        # else trace_printk: the name is the calling function's
+    elif kind == PRINT:
+        place = token_end(buf, text)
+        if buf[place - 1] == COLON:
+            text = min(place + 1, line_end(buf, place))
+    elif kind == _MARK_TEXT:
+        text = end + 2 if buf[end + 1] == BLANK else end + 1  # further blanks belong to the text
+    else:
+        if kind < _FIRST_CONTROL:
+            text = read_payload(buf, text, kind, fields)
+        else:
+            text = read_control(buf, text, kind, fields)
+        state[DONE] = text
+        return (kind if text >= 0 else np.int64(_MALFORMED)), np.int64(-1)
+    return _read_marker(buf, text, names, names_arena, kinds, texts, texts_arena, fields)
+
+
+@jit
+def _read_lost(buf, at, fields, state):
+    """True if the line is ``CPU:n [LOST m EVENTS]``, or ``CPU:n [m EVENTS DROPPED]`` of trace-cmd."""
+    at = skip_blanks(buf, at)
+    if load64(buf, at) & WORD_MASKS[4] != _CPU:
+        return False
+    cpu, at = read_decimal(buf, at + 4)
+    if at < 0 or buf[skip_blanks(buf, at)] != _OPEN:
+        return False
+    at = skip_blanks(buf, at) + 1
+    if buf[at] == _UPPER_L:
+        at = skip_blanks(buf, token_end(buf, at))
+    lost, end = read_decimal(buf, at)
+    if end >= 0:
+        at = skip_blanks(buf, end)
+    if buf[at] != _UPPER_E or buf[at + 1] != _UPPER_V:
+        return False
+    for column in range(len(fields)):
+        fields[column] = _ZERO
+    fields[NUM] = np.uint64(lost) if end >= 0 else _MINUS_ONE
+    state[CPU] = cpu
+    state[LOST] += lost if end >= 0 else 1
+    return True
+
+
+@jit
+def _find_event(buf, at, end, names, arena, kinds):
+    """Index of the first word of ``buf[at:end]`` that names one of our events; -1 if there is none."""
+    at = skip_blanks(buf, at)
+    while at < end:
+        number, _, _ = _find_name(buf, at, names, arena)
+        if number >= 0 and kinds[number, 0] != OTHER:
+            return at
+        at = skip_blanks(buf, max(token_end(buf, at), at + 1))
+    return -1
+
+
+@jit
+def _write_row(kind, text, row, rows, fields, state):
+    """Write what was read of a line into row ``row``."""
+    rows.kind[row] = kind
+    rows.task[row] = state[TASK]
+    rows.cpu[row] = state[CPU]
+    rows.ts_ns[row] = state[TIME]
+    rows.line[row] = state[LINES]
+    for column in range(rows.wide.shape[0]):
+        if fields[column] != _ZERO:
+            rows.wide[column, row] = fields[column]
+    if fields[LEVEL] != _ZERO:
+        rows.level[row] = np.uint8(fields[LEVEL])
+    if fields[FLAGS] != _ZERO:
+        rows.flags[row] = np.uint8(fields[FLAGS])
+    if fields[ROLE] != _ZERO:
+        rows.role[row] = np.uint32(fields[ROLE])
+    if text >= 0:
+        rows.text[row] = text + 1
+
+
+@kernel
+def scan(buf, at, stop, rows, scanner):
+    """Parse the lines of ``buf[at:stop]`` into ``rows`` from row ``state[ROWS]`` on.
+
+    ``buf`` uint8 has a newline before ``stop`` and PADDING newlines behind it.  Returns where it stopped;
+    ``state[STOP]`` says why.  A comment has been passed by then, any other line that is the reason is
+    yet to be parsed.
+    """
+    (headers, headers_arena), tasks, (names, names_arena), kinds, (texts, texts_arena) = scanner[:5]
+    fields, state, malformed = scanner.fields, scanner.state, scanner.malformed
+    state[STOP] = AT_END
+    while at < stop:
+        row = state[ROWS]
+        state[DONE] = at
+        if row == len(rows.kind):
+            state[STOP] = ROWS_FULL
+            break
+        event = read_header(buf, at, headers, headers_arena, tasks, state)
+        end = at
+        if event == NO_HEADER:
+            end = line_end(buf, at)
+            if buf[at] == _HASH:
+                state[STOP], state[START], state[END] = COMMENT, at, end
+                state[IGNORED] += 1
+                state[LINES] += 1
+                at = end + 1
+                break
+            event = search_header(buf, at, end, headers, headers_arena, tasks, state)
+        if event == NEW_TASK:
+            state[STOP] = TASK_IS_NEW
+            break
+        kind, text = np.int64(_IGNORED), np.int64(-1)
+        if event == NO_HEADER:
+            state[TASK], state[CPU] = NO_TASK, -1
+            if _read_lost(buf, at, fields, state):
+                kind = np.int64(_LOST_EVENTS)
+            else:
+                event = _find_event(buf, at, end, names, names_arena, kinds)
+                if event >= 0 and event != skip_blanks(buf, at):  # a known event behind a broken header
+                    event, kind = np.int64(-1), np.int64(_MALFORMED)
+                elif event >= 0:  # option nocontext-info
+                    state[TIME] = 0
+        if event >= 0:
+            kind, text = _read_event(buf, event, names, names_arena, kinds, texts, texts_arena, fields, state)
+        if kind == _NEW_NAME or kind == _TEXTS_FULL:
+            state[STOP] = NAME_IS_NEW if kind == _NEW_NAME else TEXTS_FULL
+            break
+        state[LINES] += 1
+        end = line_end(buf, max(state[DONE], at))
+        if kind > 0:
+            _write_row(kind, text, row, rows, fields, state)
+            state[ROWS] += 1
+            if kind <= _LAST_KVMMMU:
+                state[KVMMMU] += 1
+            if _SHOWS_VM[kind] and tasks[state[TASK], 1] == 0:
+                tasks[state[TASK], 1] = state[LINES]
+        elif kind == _IGNORED:
+            state[IGNORED] += 1
+        else:
+            if state[MALFORMED] < MAX_MALFORMED:
+                number = state[MALFORMED]
+                malformed[number, 0], malformed[number, 1], malformed[number, 2] = at, end, state[LINES]
+            state[MALFORMED] += 1
+        at = end + 1
+    return at

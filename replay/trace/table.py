@@ -1,0 +1,175 @@
+"""Event tables: a trace as Arrow or Parquet on disk, and back.
+
+All that ``Trace`` tells beside its events stands in the schema metadata under the key ``replay``, as JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from replay.errors import OutputError, TraceError
+from replay.schema import COLUMN_TYPES, Columns, event_schema
+
+if TYPE_CHECKING:
+    from replay.trace.reader import Trace
+
+METADATA_KEY = b"replay"
+TABLE_SCHEMA = "replay.events/1"
+_FACTS = (
+    "bytes",
+    "lines",
+    "events",
+    "kvmmmu_events",
+    "ignored_lines",
+    "malformed_lines",
+    "malformed",
+    "ignored_events",
+    "lost_events",
+    "first_ts_ns",
+    "last_ts_ns",
+    "vms",
+    "comms",
+    "texts",
+    "kernel",
+    "truncated",
+)
+
+
+def _table_schema(trace: Trace) -> pa.Schema:
+    facts = {"schema": TABLE_SCHEMA, **{name: getattr(trace, name) for name in _FACTS}}
+    return event_schema().with_metadata({METADATA_KEY: json.dumps(facts)})
+
+
+def _record_batches(trace: Trace, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    dictionaries = {"comm": pa.array(trace.comms, pa.string()), "text": pa.array(trace.texts, pa.string())}
+    for batch in trace.batches():
+        arrays = []
+        for name, column in zip(COLUMN_TYPES, batch, strict=True):
+            if name in dictionaries:
+                indices = pa.array(column, mask=column < 0)
+                arrays.append(pa.DictionaryArray.from_arrays(indices, dictionaries[name]))
+            else:
+                arrays.append(pa.array(column))
+        yield pa.record_batch(arrays, schema=schema)
+
+
+def trace_table(trace: Trace) -> pa.Table:
+    """All events of ``trace`` as one table of ``replay.schema.event_schema()``."""
+    schema = event_schema()
+    return pa.Table.from_batches(_record_batches(trace, schema), schema)
+
+
+def write_table(trace: Trace, path: str | os.PathLike[str]) -> None:
+    """Write the events of ``trace``: Parquet for ``.parquet``, Arrow for ``.arrow`` and ``.feather``.
+
+    The file is complete or absent: it is written beside ``path`` and renamed.  Raises OutputError.
+    """
+    path = Path(path)
+    if path.suffix not in (".parquet", ".arrow", ".feather"):
+        raise OutputError(path, "the name of a table must end in .parquet, .arrow or .feather")
+    schema = _table_schema(trace)
+    try:
+        with _replacing(path) as file, _writer(path, file, schema) as writer:
+            for batch in _record_batches(trace, schema):
+                writer.write_batch(batch)
+    except OSError as error:
+        raise OutputError(path, error.strerror or str(error)) from error
+
+
+def _writer(path: Path, file: IO[bytes], schema: pa.Schema) -> Any:
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        return pq.ParquetWriter(file, schema, compression="zstd")
+    return pa.ipc.new_file(file, schema, options=pa.ipc.IpcWriteOptions(compression="zstd"))
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file beside ``path`` that takes its name when all went well, and is removed when not."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with open(descriptor, "wb") as file:
+            yield file
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(name, 0o666 & ~mask)
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
+
+
+def read_table(path: str, file_format: str) -> Trace:
+    """The trace that ``write_table`` wrote; ``file_format`` is "parquet" or "arrow".  Raises TraceError."""
+    from replay.trace.reader import Trace
+
+    if path == "-":
+        raise TraceError(path, 0, f"a {file_format} table cannot be read from standard input: give its path")
+    try:
+        schema, batches = _open_parquet(path) if file_format == "parquet" else _open_arrow(path)
+        facts = json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise TraceError(path, 0, f"corrupt {file_format} file: {str(error).splitlines()[0]}") from error
+    if facts.get("schema") != TABLE_SCHEMA or schema.remove_metadata() != event_schema():
+        raise TraceError(path, 0, f"a {file_format} file, but no table of events ({TABLE_SCHEMA})")
+    facts = {name: facts[name] for name in _FACTS}
+    facts["malformed"] = [(line, text) for line, text in facts["malformed"]]
+    places = {name: {text: n for n, text in enumerate(facts[name + "s"])} for name in ("comm", "text")}
+
+    def columns() -> Iterator[Columns]:
+        try:
+            for batch in batches():
+                yield _columns(batch, places)
+        except (pa.ArrowException, OSError) as error:
+            raise TraceError(path, 0, f"corrupt {file_format} file: {str(error).splitlines()[0]}") from error
+
+    return Trace(path, file_format, **facts, _batches=columns)
+
+
+_Opened = tuple[pa.Schema, Callable[[], Iterator[pa.RecordBatch]]]
+
+
+def _open_parquet(path: str) -> _Opened:
+    import pyarrow.parquet as pq
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        with pq.ParquetFile(path, read_dictionary=["comm", "text"]) as file:
+            yield from file.iter_batches(batch_size=1 << 20)
+
+    with pq.ParquetFile(path) as file:
+        return file.schema_arrow, batches
+
+
+def _open_arrow(path: str) -> _Opened:
+    def batches() -> Iterator[pa.RecordBatch]:
+        with pa.memory_map(path) as mapped:
+            reader = pa.ipc.open_file(mapped)
+            for number in range(reader.num_record_batches):
+                yield reader.get_batch(number)
+
+    with pa.memory_map(path) as mapped:
+        return pa.ipc.open_file(mapped).schema, batches
+
+
+def _columns(batch: pa.RecordBatch, places: dict[str, dict[str, int]]) -> Columns:
+    """The arrays of a record batch, writable; dictionary columns numbered as in the whole trace."""
+    arrays = []
+    for name, column in zip(COLUMN_TYPES, batch.columns, strict=True):
+        if name in places:
+            own = np.array([places[name][word] for word in column.dictionary.to_pylist()], np.int32)
+            indices = column.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+            arrays.append(np.append(own, np.int32(-1))[indices])
+        else:
+            arrays.append(np.array(column.to_numpy(zero_copy_only=False)))
+    return Columns(*arrays)

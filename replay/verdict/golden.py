@@ -1,0 +1,154 @@
+"""Golden files, schema ``replay.expected/1``: what a run of a trace is expected to give.
+
+One attempt stands on one line, gfns in hex, keys in a fixed order, so that a difference reads well
+in a review.  Policy, knobs and options are those needed to run the trace again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import NoneType
+from typing import TYPE_CHECKING, Any
+
+from replay.errors import GoldenError, ReplayError
+from replay.output import write_text
+from replay.policy import Policy
+from replay.verdict.outcome import totals
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from replay.mmu.engine import Options, Replay
+
+GOLDEN_SCHEMA = "replay.expected/1"
+GOLDEN_SUFFIX = ".expected.json"
+OPTION_NAMES = {"split_at": (str,), "resched": (str,), "max_mmu_pages": (int, NoneType)}
+"""The options of a run that a golden file keeps, and their types."""
+
+_IDENTITY = ("window", "vm", "mmu", "gfn", "level", "role", "spte")
+_RESULT = ("outcome", "installed", "nonpresent", "reused", "child_created", "retries", "flush")
+_HEX = ("gfn", "role", "spte")
+_TYPES: dict[str, type] = {
+    "policy": str,
+    "knobs": dict,
+    "options": dict,
+    "totals": dict,
+    "flushes": dict,
+    "outcomes_digest": str,
+    "outcomes": list,
+}
+
+Attempt = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Golden:
+    """The content of a golden file.
+
+    ``totals`` are those of the run document without their ``flushes``, which stand apart;
+    ``outcomes`` has one dictionary a simulated attempt, gfn, role and SPTE as hex text.
+    """
+
+    policy: str
+    knobs: dict[str, Any]
+    options: dict[str, Any]
+    totals: dict[str, Any]
+    flushes: dict[str, Any]
+    outcomes: list[Attempt]
+    outcomes_digest: str
+
+
+def golden_path(trace: str | os.PathLike[str]) -> Path:
+    """Where the golden file of a trace is: beside it, with ``.expected.json`` appended."""
+    return Path(f"{os.fspath(trace)}{GOLDEN_SUFFIX}")
+
+
+def golden_of(policy: Policy, options: Options, replay: Replay) -> Golden:
+    """The golden file that a run would be expected by."""
+    figures = totals(replay.counters)
+    flushes = figures.pop("flushes")
+    outcomes = attempts(replay.outcomes)
+    return Golden(
+        policy=policy.name,
+        knobs=policy.knobs(),
+        options={name: getattr(options, name) for name in OPTION_NAMES},
+        totals=figures,
+        flushes=flushes,
+        outcomes=outcomes,
+        outcomes_digest=_digest(outcomes),
+    )
+
+
+def attempts(outcomes: pa.Table) -> list[Attempt]:
+    """The simulated attempts of an outcome table, in order; rows that were only recorded are left out."""
+    columns = outcomes.select([*_IDENTITY, *_RESULT]).to_pylist()
+    return [_readable(row) for row in columns if row["outcome"] is not None]
+
+
+def _readable(row: Attempt) -> Attempt:
+    for name in _HEX:
+        if row[name] is not None:
+            row[name] = f"{row[name]:#x}"
+    return row
+
+
+def _digest(outcomes: list[Attempt]) -> str:
+    digest = hashlib.sha256()
+    for attempt in outcomes:
+        digest.update(json.dumps(attempt).encode() + b"\n")
+    return f"sha256:{digest.hexdigest()}"
+
+
+def policy_of(golden: Golden) -> Policy:
+    """The policy that a golden file was made with: by its name, or else from its knobs alone."""
+    try:
+        return Policy.parse(golden.policy)
+    except ReplayError:
+        return Policy(name=golden.policy).with_knobs(golden.knobs, f"golden file, policy {golden.policy!r}")
+
+
+def write_golden(path: str | os.PathLike[str], golden: Golden) -> None:
+    """Write a golden file, whole or not at all.  Raises ``OutputError``."""
+    write_text(path, "".join(_lines(golden)))
+
+
+def _lines(golden: Golden) -> Iterator[str]:
+    content = asdict(golden)
+    outcomes = content.pop("outcomes")
+    yield f'{{\n"schema": {json.dumps(GOLDEN_SCHEMA)},\n'
+    for name, value in content.items():
+        text = json.dumps(value, indent=1) if name in ("knobs", "totals") else json.dumps(value)
+        yield f'"{name}": {text},\n'
+    yield '"outcomes": ['
+    for index, attempt in enumerate(outcomes):
+        yield f"{',' if index else ''}\n{json.dumps(attempt)}"
+    yield "\n]}\n"
+
+
+def read_golden(path: str | os.PathLike[str]) -> Golden:
+    """Read a golden file.  Raises ``GoldenError`` where it is missing, no JSON, or of another schema."""
+    try:
+        content = json.loads(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise GoldenError(path, 0, error.strerror or str(error)) from error
+    except json.JSONDecodeError as error:
+        raise GoldenError(path, error.lineno, f"not JSON: {error.msg}") from error
+    except UnicodeDecodeError as error:
+        raise GoldenError(path, 0, "not JSON: not UTF-8 text") from error
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if schema != GOLDEN_SCHEMA:
+        raise GoldenError(path, 0, f"schema is {schema!r}, not {GOLDEN_SCHEMA!r}")
+    for name, kind in _TYPES.items():
+        if not isinstance(content.get(name), kind):
+            raise GoldenError(path, 0, f"{name!r} is missing or of another type")
+    for name, value in content["options"].items():
+        if not isinstance(value, OPTION_NAMES.get(name, ())):
+            raise GoldenError(path, 0, f"option {name!r} is unknown or of another type")
+    if not all(isinstance(attempt, dict) for attempt in content["outcomes"]):
+        raise GoldenError(path, 0, "an entry of 'outcomes' is no object")
+    return Golden(**{name: content[name] for name in _TYPES})

@@ -1,0 +1,130 @@
+"""The JSON document of a run, schema ``replay.run/1``: a replay's tables and counters under fixed keys.
+
+All counts are integers; what cannot be known is null, never 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from replay.policy import Policy
+from replay.schema import SKIP_WORDS, FlushCause
+
+if TYPE_CHECKING:
+    from replay.mmu.engine import Replay
+    from replay.trace.reader import Trace
+    from replay.verdict.compare import Comparison
+
+RUN_SCHEMA = "replay.run/1"
+FLUSH_WORDS = tuple(cause.name.lower() for cause in FlushCause)
+Counters = Mapping[str, int | None]
+
+_TOTALS = (
+    "retries",
+    "retries_cache",
+    "retries_resched",
+    "sptes_installed",
+    "sptes_left_nonpresent",
+    "sptes_reused",
+    "shadow_pages_created",
+    "shadow_pages_reused",
+    "shadow_pages_leaked",
+    "shadow_pages_used_end",
+    "shadow_pages_used_peak",
+    "max_mmu_pages",
+)
+_TRACE = (
+    "path",
+    "format",
+    "bytes",
+    "lines",
+    "events",
+    "kvmmmu_events",
+    "ignored_lines",
+    "malformed_lines",
+    "lost_events",
+    "first_ts_ns",
+    "last_ts_ns",
+    "vms",
+)
+
+
+def totals(counters: Counters) -> dict[str, Any]:
+    """``totals`` of the document: the shadow MMU's part of all windows."""
+    return {
+        "attempts": counters["attempts"],
+        "split": counters["split"],
+        "partial": counters["partial"],
+        "by_level": {
+            level: {"attempts": counters[f"attempts_{level}"], "split": counters[f"split_{level}"]}
+            for level in ("1g", "2m")
+        },
+        "skipped": {word: counters[f"skipped_{word}"] for word in SKIP_WORDS},
+        **{name: counters[name] for name in _TOTALS},
+        "flushes": {word: counters[f"flushes_{word}"] for word in ("total", *FLUSH_WORDS, "lost")},
+    }
+
+
+def windows(replay: Replay) -> list[dict[str, Any]]:
+    """``windows`` of the document: one entry a window, in order."""
+    return [
+        {
+            "index": row["index"],
+            "vm": row["vm"],
+            "cause": row["cause"],
+            "slot": row["slot"],
+            "start_gfn": row["start_gfn"],
+            "end_gfn": row["end_gfn"],
+            "target_level": row["target_level"],
+            "begin_ts_ns": row["begin_ts_ns"],
+            "attempts": row["attempts"],
+            "split": row["split"],
+            "skipped": {word: row[f"skipped_{word}"] for word in SKIP_WORDS},
+            "retries": row["retries"],
+            "flushes": {word: row[f"flushes_{word}"] for word in ("total", *FLUSH_WORDS, "lost")},
+        }
+        for row in replay.windows.to_pylist()
+    ]
+
+
+def run_document(
+    trace: Trace,
+    policy: Policy,
+    policy_reason: str,
+    replay: Replay,
+    comparison: Comparison,
+) -> dict[str, Any]:
+    """The whole document, ready for ``json.dumps``."""
+    counters = replay.counters
+    return {
+        "schema": RUN_SCHEMA,
+        "trace": {name: getattr(trace, name) for name in _TRACE},
+        "policy": {"name": policy.name, "reason": policy_reason, "knobs": policy.knobs()},
+        "windows": windows(replay),
+        "totals": totals(counters),
+        "expected": {
+            "source": comparison.source,
+            "attempts": comparison.attempts,
+            "matched": comparison.matched,
+            "mismatched": comparison.mismatched,
+            "missing": comparison.missing,
+            "unexpected": comparison.unexpected,
+            "flushes_expected": comparison.flushes_expected,
+            "flushes_simulated": counters["flushes_simulated"],
+        },
+        "environment": {
+            "lock_drops": counters["env_lock_drops"],
+            "yields": counters["env_yields"],
+            "alloc_failures": counters["env_alloc_failures"],
+        },
+        "tdp": {
+            "huge_sptes": counters["tdp_huge_sptes"],
+            "attempts": counters["tdp_attempts"],
+            "split": counters["tdp_split"],
+            "failed": counters["tdp_failed"],
+        },
+        "divergences": dict(sorted(replay.divergences.items())),
+        "verdict": comparison.verdict,
+        "verdict_reasons": comparison.reasons,
+    }

@@ -1,0 +1,159 @@
+"""The summary says what a reader looks for, and says nothing it does not know."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from replay.policy import DESCRIPTIONS, PRESETS
+from replay.report.console import console, print_policies, print_run
+from replay.report.progress import read_progress
+from replay.verdict.compare import compare_recorded
+from replay.verdict.outcome import run_document
+
+
+@dataclass
+class FakeTrace:
+    path: str = "t.txt"
+    format: str = "ftrace"
+    bytes: int = 1000
+    lines: int = 23456
+    events: int = 12345
+    kvmmmu_events: int = 7
+    ignored_lines: int = 0
+    malformed_lines: int = 0
+    lost_events: int = 0
+    first_ts_ns: int = 0
+    last_ts_ns: int = 9
+    vms: list[str] = field(default_factory=lambda: ["157"])
+
+
+def summary(replay: Any, trace: FakeTrace | None = None) -> str:
+    trace = trace or FakeTrace()
+    comparison = compare_recorded(replay, trace.lost_events, False)
+    document = run_document(trace, PRESETS["v2"], "nothing speaks against it", replay, comparison)
+    text = io.StringIO()
+    print_run(console(text), document, comparison.differences)
+    return text.getvalue()
+
+
+def test_summary_of_a_match(make_replay: Any) -> None:
+    lines = summary(make_replay()).splitlines()
+    assert lines[0] == "t.txt: ftrace, 12,345 events (7 kvmmmu), 23,456 lines, 1 VM, nothing lost"
+    assert lines[1] == "policy v2: nothing speaks against it"
+    assert lines[-1] == "verdict match"
+    facts = {line.split("  ")[0]: line.split("  ", 1)[1].strip() for line in lines[8:-2] if "  " in line}
+    assert facts["splits"] == "2 of 3 huge SPTEs split (1G 0 of 0, 2M 2 of 3)"
+    assert facts["left huge"] == "1 existing_child"
+    assert facts["SPTEs"] == "1,012 installed, 12 left non-present, 0 already there"
+    assert facts["page tables"] == (
+        "2 shadow pages created (8 KiB), 0 reused, 1 LEAKED (4 KiB); "
+        "in use 20 at the end, 20 at most, limit ?"
+    )
+    assert facts["flushes"] == "1: 1 window_end"
+    assert facts["TDP MMU"] == "1 of 1 attempts split, 0 failed, 1 huge SPTEs at the end"
+    assert facts["environment"] == "nothing taken from it"
+    assert facts["divergences"] == "none"
+    assert facts["expected"] == "4 attempts recorded in the trace: 4 matched; flushes 1 of 1"
+    assert all(line == line.rstrip() for line in lines)
+
+
+def test_windows_are_listed_with_totals(make_replay: Any) -> None:
+    lines = summary(make_replay()).splitlines()
+    header = next(index for index, line in enumerate(lines) if line.lstrip().startswith("#"))
+    assert lines[header].split() == [
+        "#", "vm", "cause", "slot", "gfns", "attempts", "split", "skipped", "retries", "flushes",
+    ]  # fmt: skip
+    assert lines[header + 1].split() == ["0", "0", "kprobe", "3", "40000..41000", "2", "2", "0", "1"]
+    assert lines[header + 2].split()[5:] == ["1", "0", "1", "existing_child", "0", "0"]
+    assert lines[header + 3].split() == ["all", "3", "2", "1", "existing_child", "0", "1"]
+
+
+def test_hundreds_of_windows_are_grouped(make_replay: Any) -> None:
+    row = make_replay().windows.to_pylist()[1]
+    text = summary(make_replay(windows=[row | {"index": index} for index in range(400)]))
+    listed = [line for line in text.splitlines() if "kprobe" in line]
+    assert [line.split()[0] for line in listed] == ["0", "1", "2", "3", "4", "5", "396", "397", "398", "399"]
+    assert "(390 more)" in text
+
+
+@pytest.mark.parametrize(
+    ("trace", "words"),
+    [
+        (FakeTrace(lost_events=6), ["6 EVENTS LOST", "verdict unchecked"]),
+        (FakeTrace(malformed_lines=3), ["3 MALFORMED LINES", "verdict match"]),
+        (FakeTrace(vms=["1", "2"]), ["2 VMs"]),
+    ],
+)
+def test_what_is_wrong_with_the_trace_is_said(make_replay: Any, trace: FakeTrace, words: list[str]) -> None:
+    text = summary(make_replay(), trace)
+    assert all(word in text for word in words)
+
+
+def test_differences_and_doubts(make_replay: Any) -> None:
+    rows = make_replay().outcomes.to_pylist()
+    rows[2] |= {"match": "missing"}
+    text = summary(
+        make_replay(
+            attempts=rows,
+            missing=1,
+            matched=3,
+            retries=2,
+            retries_cache=2,
+            flushes_lost=1,
+            env_yields=4,
+            divergences={"adopted_pages": 7, "never": 0},
+        )
+    )
+    for words in (
+        "3 matched, 1 simulated only",
+        "2: 2 for empty caches, 0 for need_resched or contention",
+        "1 lock drops with a flush still owed",
+        "environment  4 yields",
+        "divergences  7 adopted_pages\n",
+        "verdict mismatch",
+        "  line 15, window 1\n    expected  no such attempt\n    got       gfn 40200 spte",
+    ):
+        assert words in text
+
+
+def test_names_of_files_are_no_markup(make_replay: Any) -> None:
+    assert "[bold]t[/].txt: ftrace" in summary(make_replay(), FakeTrace(path="[bold]t[/].txt"))
+
+
+def test_policies_are_listed_by_what_differs() -> None:
+    text = io.StringIO()
+    print_policies(console(text), PRESETS.values(), DESCRIPTIONS)
+    lines = text.getvalue().splitlines()
+    assert next(line for line in lines if line.startswith("off ")).endswith("enabled=false")
+    assert next(line for line in lines if line.startswith("flush ")).split() == [
+        "flush", "deferred_if_partial",
+        "deferred_if_partial", "|", "on_link_always", "|", "on_link_if_nonleaf",
+    ]  # fmt: skip
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_only_on_a_terminal_and_erased() -> None:
+    with read_progress(io.StringIO()) as show:
+        assert show is None
+    terminal = Terminal()
+    with read_progress(terminal) as show:
+        assert show is not None
+        show(5_000_000, 10_000_000)
+    assert "reading 5 of 10 MB" in terminal.getvalue()
+    assert terminal.getvalue().endswith("\r\x1b[K")
+
+
+def test_progress_of_a_pipe_has_no_total() -> None:
+    terminal = Terminal()
+    with read_progress(terminal) as show:
+        assert show is not None
+        show(5_000_000, None)
+    assert "reading 5 MB" in terminal.getvalue()

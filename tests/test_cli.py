@@ -1,0 +1,380 @@
+"""The command line as a user meets it: exit codes, one-line errors, and what is left on the disk."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import lzma
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HEADER = """# tracer: nop
+#
+#           TASK-PID       TGID    CPU#  |||||  TIMESTAMP  FUNCTION
+#              | |           |       |   |||||     |         |
+"""
+ROLE = "8-byte q0 direct wux nxe ad root 0 sync new"
+SPTE = "15800ee7"
+SPLIT_LINE = f"kvm_mmu_split_huge_page: gfn 40000 spte {SPTE} level 2 errno 0"
+EVENTS = [
+    "tracing_mark_write: replay: vm_create vm=guest pid=157",
+    "tracing_mark_write: replay: memslot id=1 base_gfn=0x40000 npages=0x8000 flags=0x0",
+    f"kvm_mmu_get_page: sp gen 0 gfn 0 l4 {ROLE}",
+    "kvm_page_fault: vcpu 0 rip 0x100219 address 0x0000000040000000 error_code 0x100000006",
+    "kvm_mmu_spte_requested: gfn 40000 pfn 15800 level 2",
+    f"kvm_mmu_get_page: sp gen 0 gfn 0 l3 {ROLE}",
+    f"kvm_mmu_get_page: sp gen 0 gfn 40000 l2 {ROLE}",
+    f"kvm_mmu_set_spte: gfn 40000 spte {SPTE} (rwxu) level 2 at 10052fa5000",
+    "tracing_mark_write: replay: memslot id=1 base_gfn=0x40000 npages=0x8000 flags=0x1",
+    f"kvm_mmu_get_page: sp gen 0 gfn 40000 l1 {ROLE}",
+    SPLIT_LINE,
+]
+
+
+def trace_text(events: list[str] = EVENTS) -> str:
+    lines = [
+        f"             vmm-157     (    157) [000] ...1. {11 + index / 1000:12.6f}: {event}\n"
+        for index, event in enumerate(events)
+    ]
+    return HEADER + "".join(lines)
+
+
+def replay(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "replay", *map(str, arguments)]
+    options = {"capture_output": True, "text": True, "check": False, "timeout": 600} | options
+    return subprocess.run(command, **options)
+
+
+def obey_mode_bits() -> None:
+    """Take CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH from root (prctl PR_CAPBSET_DROP)."""
+    for capability in (1, 2):
+        ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)
+
+
+def error_of(result: subprocess.CompletedProcess[str]) -> str:
+    """The one line on standard error of a call that could not be used."""
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    prefix = "replay: error: "
+    assert line.startswith(prefix)
+    return line.removeprefix(prefix)
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    path = tmp_path / "t.txt"
+    path.write_text(trace_text())
+    return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Compile the kernels beforehand, so that no other run has to say that it does."""
+    path = tmp_path_factory.mktemp("compile") / "t.txt"
+    path.write_text(trace_text())
+    replay("run", path)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = """
+import sys
+sys.argv = ["replay", "--help"]
+from replay.__main__ import main
+try:
+    main()
+except SystemExit as end:
+    heavy = {"numba", "llvmlite", "numpy", "polars", "pyarrow"} & sys.modules.keys()
+    sys.exit(f"imports {heavy}" if heavy or end.code else 0)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "Usage: replay" in result.stdout
+
+
+def test_help_without_arguments() -> None:
+    assert replay().stdout == replay("--help").stdout
+
+
+def test_match(trace: Path) -> None:
+    result = replay("run", trace)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "verdict match" in result.stdout
+    assert "1 of 1 huge SPTEs split" in result.stdout
+
+
+def test_mismatch_shows_the_line_and_both_sides(trace: Path) -> None:
+    trace.write_text(trace_text([*EVENTS[:-2], SPLIT_LINE.replace("errno 0", "errno -28")]))
+    result = replay("run", trace)
+    assert result.returncode == 1
+    assert "verdict mismatch" in result.stdout
+    assert f"expected  gfn 40000 spte {SPTE} level 2 errno -28" in result.stdout
+    assert f"got       gfn 40000 spte {SPTE} level 2 errno 0" in result.stdout
+
+
+def test_json(trace: Path) -> None:
+    result = replay("run", trace, "--json")
+    assert result.stderr == ""
+    document = json.loads(result.stdout)
+    assert document["schema"] == "replay.run/1"
+    assert document["trace"]["events"] == len(EVENTS)
+    assert document["policy"]["name"] == "v2"
+    assert document["policy"]["reason"]
+    assert document["totals"]["by_level"] == {
+        "1g": {"attempts": 0, "split": 0},
+        "2m": {"attempts": 1, "split": 1},
+    }
+    assert document["totals"]["sptes_installed"] == 512
+    assert document["expected"]["source"] == "recorded"
+    assert document["expected"]["matched"] == 1
+    assert document["expected"]["flushes_expected"] is None
+    assert document["verdict"] == "match"
+    (window,) = document["windows"]
+    assert (window["cause"], window["slot"], window["start_gfn"]) == ("memslot_flags", 1, 0x40000)
+
+
+def test_nothing_to_compare_with(trace: Path) -> None:
+    document = json.loads(replay("run", trace, "--json", "--expect", "none").stdout)
+    assert document["verdict"] == "unchecked"
+    assert document["expected"]["matched"] is None
+
+
+def test_standard_input() -> None:
+    result = replay("run", "-", "--json", input=trace_text())
+    assert result.returncode == 0
+    assert json.loads(result.stdout)["trace"]["path"] == "-"
+
+
+def test_quiet(trace: Path) -> None:
+    result = replay("run", trace, "--quiet")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_knobs_change_the_run(trace: Path) -> None:
+    changed = replay(
+        "run", trace, "--json", "--policy", "v2", "--set", "min_free_pages=100000", "--max-mmu-pages", 90
+    )
+    assert changed.returncode == 1
+    document = json.loads(changed.stdout)
+    assert document["policy"]["name"] == "v2:min_free_pages=100000"
+    assert document["policy"]["knobs"]["min_free_pages"] == 100000
+    assert document["totals"]["skipped"]["no_free_pages"] == 1
+
+
+def test_result_tables(trace: Path, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    from replay.schema import flush_schema, outcome_schema, window_schema
+
+    directory = tmp_path / "new" / "out"
+    assert replay("run", trace, "-o", directory).returncode == 0
+    assert sorted(path.name for path in directory.iterdir()) == [
+        "flushes.parquet",
+        "outcomes.parquet",
+        "run.json",
+        "windows.parquet",
+    ]
+    assert json.loads((directory / "run.json").read_text())["schema"] == "replay.run/1"
+    assert pq.read_schema(directory / "outcomes.parquet").equals(outcome_schema())
+    assert pq.read_schema(directory / "flushes.parquet").equals(flush_schema())
+    assert pq.read_schema(directory / "windows.parquet").equals(window_schema())
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow", "feather"])
+def test_parsed_table_runs_like_the_text(trace: Path, tmp_path: Path, ending: str) -> None:
+    table = tmp_path / f"events.{ending}"
+    assert replay("parse", trace, "-o", table).returncode == 0
+    from_table = json.loads(replay("run", table, "--json").stdout)
+    from_text = json.loads(replay("run", trace, "--json").stdout)
+    for part in ("windows", "totals", "expected", "verdict"):
+        assert from_table[part] == from_text[part]
+
+
+def test_golden_file_round_trip(trace: Path) -> None:
+    golden = trace.with_name("t.txt.expected.json")
+    assert replay("expect", trace).returncode == 0
+    assert replay("check", trace.parent).stdout.splitlines() == [
+        f"PASS {trace}: 1 attempts, policy v2",
+        "1 passed, 0 failed",
+    ]
+    assert json.loads(replay("run", trace, "--json").stdout)["expected"]["source"] == "file"
+
+    right = golden.read_text()
+    golden.write_text(right.replace('"installed": 512', '"installed": 511'))
+    failed = replay("check", trace)
+    assert failed.returncode == 1
+    assert f"FAIL {trace}" in failed.stdout
+    assert "expected  installed 511" in failed.stdout
+    assert "got       installed 512" in failed.stdout
+    assert replay("run", trace).returncode == 1
+
+    updated = replay("check", trace, "--update")
+    assert updated.returncode == 0
+    assert "expected  installed 511" in updated.stdout
+    assert golden.read_text() == right
+
+
+def test_golden_file_remembers_policy_and_options(trace: Path) -> None:
+    made = replay("expect", trace, "--policy", "v2:min_free_pages=100000", "--max-mmu-pages", 90)
+    assert made.returncode == 0
+    assert replay("check", trace).returncode == 0
+    document = json.loads(replay("run", trace, "--json").stdout)
+    assert document["verdict"] == "match"
+    assert document["policy"]["name"] == "v2:min_free_pages=100000"
+    assert document["totals"]["skipped"]["no_free_pages"] == 1
+    assert replay("run", trace, "--policy", "v2").returncode == 1
+
+
+def test_check_goes_on_behind_a_trace_that_cannot_be_used(trace: Path) -> None:
+    assert replay("expect", trace).returncode == 0
+    empty = trace.with_name("a.txt")
+    empty.write_text("")
+    empty.with_name("a.txt.expected.json").write_text(trace.with_name("t.txt.expected.json").read_text())
+    orphan = trace.with_name("b.txt.expected.json")
+    orphan.write_text(trace.with_name("t.txt.expected.json").read_text())
+    result = replay("check", trace.parent)
+    assert result.returncode == 2
+    assert [line.split()[0] for line in result.stdout.splitlines()] == ["ERROR", "ERROR", "PASS", "1"]
+    assert result.stderr == f"replay: error: {empty}: empty file\n"
+
+
+def test_lost_events_cannot_match(trace: Path) -> None:
+    lines = trace_text().splitlines(keepends=True)
+    trace.write_text("".join([*lines[:8], "CPU:0 [LOST 6 EVENTS]\n", *lines[8:]]))
+    result = replay("run", trace)
+    assert result.returncode == 0
+    assert "6 EVENTS LOST" in result.stdout
+    assert "verdict unchecked" in result.stdout
+    assert "verdict match" in replay("run", trace, "--allow-lost").stdout
+
+
+def test_malformed_line(trace: Path) -> None:
+    text = trace_text().replace("pfn 15800 level 2", "pfn ?")
+    trace.write_text(text)
+    assert "1 MALFORMED LINES" in replay("run", trace).stdout
+    line = 1 + text[: text.index("pfn ?")].count("\n")
+    assert error_of(replay("run", trace, "--strict")).startswith(f"{trace}:{line}: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run"], "Missing argument 'TRACE'. (replay --help)"),
+        (["walk"], "No such command 'walk'. (replay --help)"),
+        (["run", "TRACE", "--colour"], "No such option: --colour"),
+        (["run", "TRACE", "--policy", "v9"], "unknown policy 'v9': use auto, v2, "),
+        (["run", "TRACE", "--set", "flush=red"], "--set: flush=red: use deferred_if_partial or "),
+        (["run", "TRACE", "--split-at", "noon"], "--split-at noon: use auto, recorded, "),
+        (["run", "TRACE", "--resched", "every=0"], "--resched every=0: use recorded, never, "),
+        (["run", "TRACE", "--expect", "none.json"], "none.json: No such file or directory"),
+        (["run", "none.txt"], "none.txt: "),
+        (["run", "/"], "/: "),
+        (["run", "/dev/null"], "/dev/null: empty file"),
+        (["check", "none"], "none: No such file or directory"),
+        (["check", "TRACE"], "No such file or directory"),
+        (["expect", "-"], "standard input has no golden file beside it: use -o FILE"),
+        (["expect", "TRACE", "-o", "/dev/null/x"], "/dev/null/x: Not a directory"),
+        (["run", "TRACE", "-o", "/dev/null"], "/dev/null: File exists"),
+        (["parse", "TRACE", "-o", "events.csv"], "events.csv: the ending must be .parquet, "),
+        (["parse", "TRACE", "-o", "/dev/null/e.parquet"], "/dev/null/e.parquet: Not a directory"),
+        (["synth", "none.toml", "-o", "t.txt"], "none.toml: "),
+    ],
+)
+def test_unusable_call(trace: Path, arguments: list[str], message: str) -> None:
+    line = error_of(
+        replay(*[str(trace) if word == "TRACE" else word for word in arguments], cwd=trace.parent)
+    )
+    assert message in line
+    assert [path.name for path in trace.parent.iterdir()] == [trace.name]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("e.txt", b"", "empty file"),
+        ("b.txt", b"\x7fELF\0\0\0\0" * 100, "not a trace"),
+        ("p.txt", b"The quick brown fox\n" * 50, "not a trace"),
+        ("c.txt.xz", lzma.compress(trace_text(EVENTS * 50).encode())[:-40], ""),
+        ("g.txt.gz", b"not gzip at all", ""),
+        ("z.txt.zst", b"not zstd at all", ""),
+        ("q.parquet", b"PAR1 but no more", ""),
+    ],
+)
+def test_unusable_file(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    line = error_of(replay("run", path))
+    assert line.startswith(f"{path}:")
+    assert message in line
+
+
+def test_unreadable_file(trace: Path) -> None:
+    trace.chmod(0)
+    assert error_of(replay("run", trace, preexec_fn=obey_mode_bits)) == f"{trace}: Permission denied"
+
+
+def test_golden_file_of_another_schema(trace: Path) -> None:
+    golden = trace.with_name("t.txt.expected.json")
+    golden.write_text('{"schema": "replay.expected/9"}')
+    assert error_of(replay("run", trace)).startswith(f"{golden}: schema is 'replay.expected/9'")
+
+
+def test_full_disk(trace: Path) -> None:
+    with open("/dev/full", "w") as full:
+        result = replay("run", trace, capture_output=False, stdout=full, stderr=subprocess.PIPE)
+    assert result.returncode == 2
+    assert result.stderr == "replay: error: standard output: No space left on device\n"
+
+
+def test_closed_pipe_is_quiet(trace: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = replay("run", trace, capture_output=False, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert result.returncode == 128 + signal.SIGPIPE
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "output"), [(["parse", "-", "-o"], "events.parquet"), (["run", "-", "-o"], "out")]
+)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run_leaves_nothing(
+    tmp_path: Path, arguments: list[str], output: str, number: signal.Signals
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "replay", *arguments, output],
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdin is not None
+        # more than a pipe holds: when it is written, the run has begun to read
+        process.stdin.write(trace_text(EVENTS * 1000).encode())
+        process.stdin.flush()
+        process.send_signal(number)
+        out, err = process.communicate(timeout=600)
+    assert process.returncode == 128 + number
+    assert (out, err) == (b"", b"")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_policies() -> None:
+    document = json.loads(replay("policies", "--json").stdout)
+    assert [policy["name"] for policy in document["policies"]] == [
+        "v2",
+        "v2-desc",
+        "v2-alias",
+        "linux-6.0",
+        "linux-2026",
+        "off",
+    ]
+    table = replay("policies").stdout
+    assert all(knob in table for knob in document["policies"][0]["knobs"])

@@ -1,0 +1,257 @@
+"""The cache of compiled kernels: never stale, never in the way, safe for many processes."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import replay
+from replay import jit
+
+PACKAGE = Path(replay.__file__).parent
+HASH_LENGTH = 24
+
+CALLEE = """
+from replay.jit import jit
+
+@jit
+def callee(x):
+    return x + {constant}
+"""
+CALLER = """
+from replay.jit import kernel
+from replay.callee import callee
+
+@kernel
+def caller(values):
+    total = 0.0
+    for i in range(len(values)):
+        total += callee(values[i])
+    return total
+"""
+MAIN = """
+import sys
+import numpy as np
+from replay import jit
+from replay.caller import caller
+
+jit.announce_compile(lambda line: print(line, file=sys.stderr))
+print(caller(np.arange(3, dtype=sys.argv[1] if len(sys.argv) > 1 else "int64")))
+print(jit.cache_directory())
+"""
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A copy of the installed package with two small kernels in two files, beside a main program."""
+    copy = tmp_path / "site" / "replay"
+    copy.mkdir(parents=True)
+    for name in ("__init__.py", "jit.py", "errors.py", "policy.py", "schema.py"):
+        shutil.copy(PACKAGE / name, copy / name)
+    (copy / "__init__.py").write_text("")
+    (copy / "callee.py").write_text(CALLEE.format(constant=1))
+    (copy / "caller.py").write_text(CALLER)
+    (copy.parent / "main.py").write_text(textwrap.dedent(MAIN))
+    return copy
+
+
+def start(
+    package: Path,
+    *arguments: str,
+    preexec_fn: Callable[[], None] | None = None,
+    **environment: str,
+) -> subprocess.Popen[str]:
+    """Run the main program with nothing in its environment but ``environment``."""
+    return subprocess.Popen(
+        [sys.executable, "-B", str(package.parent / "main.py"), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={"PATH": os.environ["PATH"], **environment},
+        preexec_fn=preexec_fn,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[str, str, str]:
+    """The number that was computed, the cache directory in use, and standard error."""
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    number, directory = out.splitlines()
+    return number, directory, err
+
+
+def test_second_run_compiles_nothing(package: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    first = finish(start(package, REPLAY_CACHE_DIR=str(cache)))
+    second = finish(start(package, REPLAY_CACHE_DIR=str(cache)))
+    assert first[0] == second[0] == "6.0"
+    assert first[2].splitlines() == [f"compiling kernels, once for this version (kept in {first[1]})"]
+    assert second[2] == ""
+    assert Path(first[1]).parent == cache
+
+
+def test_edited_callee_in_another_file_is_not_stale(package: Path, tmp_path: Path) -> None:
+    cache = str(tmp_path / "cache")
+    before = finish(start(package, REPLAY_CACHE_DIR=cache))
+    (package / "callee.py").write_text(CALLEE.format(constant=5))
+    after = finish(start(package, REPLAY_CACHE_DIR=cache))
+    assert (before[0], after[0]) == ("6.0", "18.0")
+    assert before[1] != after[1]
+
+
+def test_edit_of_a_file_without_kernels_keeps_the_cache(package: Path, tmp_path: Path) -> None:
+    cache = str(tmp_path / "cache")
+    before = finish(start(package, REPLAY_CACHE_DIR=cache))
+    (package / "errors.py").write_text("# nothing jitted here\n")
+    assert finish(start(package, REPLAY_CACHE_DIR=cache))[1:] == (before[1], "")
+
+
+def test_damaged_entries_are_compiled_again(package: Path, tmp_path: Path) -> None:
+    cache = str(tmp_path / "cache")
+    directory = Path(finish(start(package, REPLAY_CACHE_DIR=cache))[1])
+    damaged = list(directory.rglob("*.nb?"))
+    assert {file.suffix for file in damaged} == {".nbi", ".nbc"}
+    for file in damaged:
+        file.write_bytes(file.read_bytes()[:20])
+    assert finish(start(package, REPLAY_CACHE_DIR=cache))[0] == "6.0"
+    assert finish(start(package, REPLAY_CACHE_DIR=cache))[2] == ""
+
+
+def test_concurrent_first_runs_of_several_signatures(package: Path, tmp_path: Path) -> None:
+    cache = str(tmp_path / "cache")
+    types = ["int64", "float64", "int32", "int64", "float32"]
+    results = [
+        finish(process) for process in [start(package, element, REPLAY_CACHE_DIR=cache) for element in types]
+    ]
+    assert [number for number, _, _ in results] == ["6.0"] * len(types)
+    for element in types:
+        number, _, err = finish(start(package, element, REPLAY_CACHE_DIR=cache))
+        assert (number, err) == ("6.0", "")
+    left_over = list(Path(cache).rglob("*.tmp.*"))
+    assert left_over == []
+
+
+def drop_dac_override() -> None:
+    """Make root obey the mode bits of files, as everybody else does (prctl PR_CAPBSET_DROP)."""
+    ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)
+
+
+def test_read_only_install_uses_the_home_cache(package: Path, tmp_path: Path) -> None:
+    closed = (package, package.parent)
+    for path in closed:
+        path.chmod(0o555)
+    try:
+        process = start(package, preexec_fn=drop_dac_override, HOME=str(tmp_path / "home"))
+        _, directory, _ = finish(process)
+    finally:
+        for path in closed:
+            path.chmod(0o755)
+    assert Path(directory).parent == tmp_path / "home" / ".cache" / "kvm-replay"
+
+
+def test_unwritable_home_uses_the_temporary_directory(package: Path, tmp_path: Path) -> None:
+    home, temporary = tmp_path / "home", tmp_path / "tmp"
+    home.mkdir(mode=0o555)
+    temporary.mkdir()
+    process = start(package, preexec_fn=drop_dac_override, HOME=str(home), TMPDIR=str(temporary))
+    assert Path(finish(process)[1]).parent == temporary / f"kvm-replay-{os.geteuid()}"
+
+
+def test_no_home_and_no_passwd_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_entry(uid: int) -> None:
+        raise KeyError(uid)
+
+    for name in ("HOME", "XDG_CACHE_HOME", "REPLAY_CACHE_DIR", "TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", no_entry)
+    name = f"kvm-replay-{os.geteuid()}"
+    assert [root for root, _ in jit._roots()] == [Path("/tmp", name), Path("/var/tmp", name)]
+
+
+def test_nothing_is_written_beside_the_sources(package: Path, tmp_path: Path) -> None:
+    before = sorted(package.rglob("*"))
+    finish(start(package, XDG_CACHE_HOME=str(tmp_path / "xdg")))
+    assert sorted(package.rglob("*")) == before
+
+
+def test_order_of_directories(package: Path, tmp_path: Path) -> None:
+    def directory(**environment: str) -> Path:
+        return Path(finish(start(package, **environment))[1]).parent
+
+    home, xdg, override = (str(tmp_path / name) for name in ("home", "xdg", "override"))
+    assert directory(HOME=home) == Path(home, ".cache", "kvm-replay")
+    assert directory(HOME=home, XDG_CACHE_HOME=xdg) == Path(xdg, "kvm-replay")
+    assert directory(HOME=home, XDG_CACHE_HOME=xdg, REPLAY_CACHE_DIR=override) == Path(override)
+    assert directory(HOME=home, XDG_CACHE_HOME="/dev/null/x", REPLAY_CACHE_DIR="/dev/null/x") == Path(
+        home, ".cache", "kvm-replay"
+    )
+
+
+def test_no_home_uses_a_private_temporary_directory(package: Path, tmp_path: Path) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    number, directory, _ = finish(start(package, HOME="/dev/null/none", TMPDIR=str(temporary)))
+    assert number == "6.0"
+    root = Path(directory).parent
+    assert root == temporary / f"kvm-replay-{os.geteuid()}"
+    assert root.stat().st_mode & 0o777 == 0o700
+
+
+def test_directory_that_others_may_write_is_refused(package: Path, tmp_path: Path) -> None:
+    open_to_all = tmp_path / "xdg" / "kvm-replay"
+    open_to_all.mkdir(parents=True)
+    open_to_all.chmod(0o777)
+    _, directory, _ = finish(
+        start(package, XDG_CACHE_HOME=str(tmp_path / "xdg"), HOME=str(tmp_path / "home"))
+    )
+    assert Path(directory).parent == tmp_path / "home" / ".cache" / "kvm-replay"
+
+
+def test_nothing_writable_runs_uncached(package: Path, tmp_path: Path) -> None:
+    code = textwrap.dedent(
+        """
+        import sys, runpy
+        from pathlib import Path
+        from replay import jit
+        jit._roots = lambda: iter([(Path("/dev/null/a"), True), (Path("/proc/self/b"), False)])
+        runpy.run_path(sys.argv[0], run_name="__main__")
+        """
+    )
+    main = package.parent / "main.py"
+    main.write_text(code.replace("sys.argv[0]", repr(str(main.with_name("real.py")))))
+    main.with_name("real.py").write_text(MAIN)
+    number, directory, err = finish(start(package))
+    assert (number, directory) == ("6.0", "None")
+    assert err.splitlines() == [
+        "compiling kernels, on every run: no cache directory is writable (set REPLAY_CACHE_DIR)"
+    ]
+
+
+def test_jit_switched_off(package: Path, tmp_path: Path) -> None:
+    number, _, err = finish(start(package, NUMBA_DISABLE_JIT="1", REPLAY_CACHE_DIR=str(tmp_path / "cache")))
+    assert (number, err) == ("6.0", "")
+
+
+def test_old_directories_are_pruned_but_not_recent_ones(package: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    now = time.time()
+    for age in range(8):
+        old = cache / f"{age:0{HASH_LENGTH}}"
+        old.mkdir(parents=True)
+        (old / "kernel.nbc").write_bytes(b"")
+        used = now - (60 if age < 5 else 10 * 24 * 3600 + age)
+        os.utime(old, (used, used))
+    (cache / "not ours").mkdir()
+    os.utime(cache / "not ours", (0, 0))
+    directory = Path(finish(start(package, REPLAY_CACHE_DIR=str(cache)))[1])
+    left = {path.name for path in cache.iterdir()}
+    assert left == {f"{age:0{HASH_LENGTH}}" for age in range(5)} | {"not ours", directory.name}

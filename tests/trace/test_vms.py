@@ -1,0 +1,82 @@
+"""Which VM an event belongs to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from replay.trace.reader import Trace, read_trace
+
+WALK = "kvm_mmu_walker_error: pferr 1"
+UNMAP = "kvm_unmap_hva_range: mmu notifier unmap range: 0x0000000000001000 -- 0x0000000000002000"
+SLOT = "tracing_mark_write: replay: memslot id=0 base_gfn=0 npages=16 flags=0"
+
+
+def line(pid: int, tgid: int | str | None, text: str) -> str:
+    column = "" if tgid is None else f"({tgid:>7}) "
+    return f"  a b-{pid:<7} {column}[000] ..... 1.000000: {text}\n"
+
+
+def read(tmp_path: Path, *lines: str, **options: int) -> tuple[list[str], list[int]]:
+    path = tmp_path / "t"
+    path.write_text("".join(lines))
+    trace: Trace = read_trace(str(path), **options)  # type: ignore[arg-type]
+    return trace.vms, [vm for batch in trace.batches() for vm in batch.vm.tolist()]
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_rows": 2}, {"batch_rows": 2, "memory_bytes": 0}])
+def test_two_processes(tmp_path: Path, options: dict[str, int]) -> None:
+    lines = [
+        line(7, 7, UNMAP),
+        line(22, 20, WALK),
+        line(11, 10, WALK),
+        line(21, 20, UNMAP),
+        line(10, 10, UNMAP),
+        line(7, 7, UNMAP),
+        line(11, "-------", WALK),
+    ]
+    assert read(tmp_path, *lines, **options) == (["tgid 20", "tgid 10"], [-1, 0, 1, 0, 1, -1, 1])
+
+
+def test_one_process_owns_all(tmp_path: Path) -> None:
+    assert read(tmp_path, line(7, 7, UNMAP), line(11, 10, WALK)) == (["tgid 10"], [0, 0])
+
+
+def test_no_vm_activity(tmp_path: Path) -> None:
+    assert read(tmp_path, line(7, 7, UNMAP)) == ([], [-1])
+
+
+def test_a_script_names_the_vms(tmp_path: Path) -> None:
+    lines = [
+        line(7, 7, "tracing_mark_write: replay: vm_create vm=east pid=10"),
+        line(7, 7, "tracing_mark_write: replay: vm_create vm=west pid=21"),
+        line(7, 7, f"{SLOT} vm=west"),
+        line(7, 7, f"{SLOT} vm=north"),
+        line(11, 10, WALK),
+        line(21, 20, WALK),
+    ]
+    assert read(tmp_path, *lines) == (["east", "west"], [0, 1, 1, -1, 0, 1])
+
+
+def test_without_tgid_and_markers_there_is_one_vm(tmp_path: Path) -> None:
+    lines = [line(7, None, UNMAP), line(11, None, WALK), line(22, None, WALK)]
+    assert read(tmp_path, *lines) == (["vm0"], [0, 0, 0])
+
+
+def test_without_tgid_one_marker_names_the_vm(tmp_path: Path) -> None:
+    create = line(10, None, "tracing_mark_write: replay: vm_create")
+    assert read(tmp_path, create, line(11, None, WALK)) == (["pid 10"], [0, 0])
+
+
+def test_without_tgid_markers_tell(tmp_path: Path) -> None:
+    lines = [
+        line(30, None, WALK),
+        line(10, None, "tracing_mark_write: replay: vm_create vm=east"),
+        line(30, None, WALK),
+        line(20, None, "tracing_mark_write: replay: vm_create vm=west"),
+        line(30, None, WALK),
+        line(10, None, WALK),
+        line(30, None, f"{SLOT} vm=east"),
+    ]
+    assert read(tmp_path, *lines) == (["east", "west"], [0, 0, 0, 1, 1, 0, 0])
