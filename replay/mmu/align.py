@@ -8,11 +8,12 @@ What the kernel could not foresee (lock drops, yields, failed allocations) is to
 from __future__ import annotations
 
 from replay.jit import jit
+from replay.mmu.dirty_log import NO_ROOM, OK, next_word
 from replay.mmu.role import INVALID, ROLE_MASK
 from replay.mmu.shadow_page import get_spte
 from replay.mmu.split import STOP_ATTEMPT, STOP_DONE, STOP_DROPPED, STOP_NO_ROOM, STOP_YIELDED, advance
 from replay.mmu.spte import is_shadow_present_pte
-from replay.mmu.state import CTL_LINE, CTL_OUT_TOP, CTL_TS, SP_GFN, Mmu, has_room
+from replay.mmu.state import CTL_LINE, CTL_OUT_TOP, CTL_TS, SP_GFN, VM_HAS_TDP, Mmu, has_room
 from replay.mmu.tdp import predict_split
 from replay.mmu.window import (
     C_EXPECTED,
@@ -45,12 +46,14 @@ from replay.mmu.window import (
     WIN_PENDING,
     WIN_TDP_GFN,
     WIN_TDP_PENDING,
+    WIN_VM,
+    WIN_WORDS,
     count,
     new_outcome,
     place,
 )
 from replay.policy import KnobCodes
-from replay.schema import EAGAIN, EBUSY, Match
+from replay.schema import EAGAIN, EBUSY, ENOMEM, Match
 
 MATCHED = int(Match.MATCHED)
 MISMATCHED = int(Match.MISMATCHED)
@@ -58,9 +61,6 @@ MISSING = int(Match.MISSING)
 UNEXPECTED = int(Match.UNEXPECTED)
 NO_RESCHED = (0, -1)
 
-OK = 0
-NO_ROOM = 1
-"""What a handler returns: the event is done, or it must be handled again once there is room."""
 
 
 @jit
@@ -106,10 +106,23 @@ def pending_is_unexpected(m: Mmu, w: int) -> None:
 
 
 @jit
+def step(m: Mmu, w: int, k: KnobCodes) -> int:
+    """Walk on as :func:`advance` does, over all ranges of the window."""
+    while True:
+        stop = advance(m, w, k, NO_RESCHED, False)
+        if stop != STOP_DONE or not m.window[w, WIN_WORDS]:
+            return stop
+        if finish_tdp(m, w, k) == NO_ROOM:
+            return STOP_NO_ROOM
+        if not next_word(m, w, k):
+            return STOP_DONE
+
+
+@jit
 def next_attempt(m: Mmu, w: int, k: KnobCodes) -> int:
     """Make the walk's next attempt pending, unless one is: STOP_ATTEMPT, STOP_DONE or STOP_NO_ROOM."""
     while not m.window[w, WIN_PENDING]:
-        stop = advance(m, w, k, NO_RESCHED)
+        stop = step(m, w, k)
         if stop == STOP_DONE or stop == STOP_NO_ROOM:
             return stop
         if stop == STOP_ATTEMPT:
@@ -150,6 +163,7 @@ def split_line(m: Mmu, w: int, k: KnobCodes, gfn: int, spte: int, level: int, er
         return OK
     judge(m, o, gfn, spte, level, errno)
     m.window[w, WIN_PENDING] = 0
+    peek_next(m, w, k)
     return OK
 
 
@@ -192,7 +206,7 @@ def lock_dropped(m: Mmu, w: int, k: KnobCodes, gfn: int, level: int, flushed: in
         ):
             break
         pending_is_unexpected(m, w)
-        stop = advance(m, w, k, NO_RESCHED)
+        stop = step(m, w, k)
         if stop == STOP_NO_ROOM:
             return NO_ROOM
         if stop == STOP_DROPPED:
@@ -221,7 +235,7 @@ def range_yield(m: Mmu, w: int, k: KnobCodes, gfn: int, level: int, flushed: int
         ):
             break
         pending_is_unexpected(m, w)
-        stop = advance(m, w, k, NO_RESCHED)
+        stop = step(m, w, k)
         if stop == STOP_NO_ROOM:
             return NO_ROOM
         if stop == STOP_YIELDED or stop == STOP_DONE:
@@ -233,14 +247,33 @@ def range_yield(m: Mmu, w: int, k: KnobCodes, gfn: int, level: int, flushed: int
 
 
 @jit
+def peek_next(m: Mmu, w: int, k: KnobCodes) -> None:
+    """Note the next attempt as it is now: a line of a dropped lock is printed later, with what was read before."""
+    if k.lock_drop_traced and not m.window[w, WIN_PENDING]:
+        advance(m, w, k, NO_RESCHED, True)
+
+
+@jit
 def finish_shadow(m: Mmu, w: int, k: KnobCodes) -> int:
-    """The window's shadow part is over: what the walk still attempts, the recording lacks."""
+    """The shadow part of the window's range is over: what the walk still attempts, the recording lacks."""
     while True:
         pending_is_unexpected(m, w)
-        stop = next_attempt(m, w, k)
+        stop = advance(m, w, k, NO_RESCHED, False)
         if stop == STOP_NO_ROOM:
             return NO_ROOM
         if stop == STOP_DONE:
+            return OK
+        if stop == STOP_ATTEMPT:
+            m.window[w, WIN_PENDING] = m.ctl[CTL_OUT_TOP]
+
+
+@jit
+def finish(m: Mmu, w: int, k: KnobCodes) -> int:
+    """The window is over: both parts of the range it is in, and the ranges behind it."""
+    while True:
+        if finish_shadow(m, w, k) == NO_ROOM or finish_tdp(m, w, k) == NO_ROOM:
+            return NO_ROOM
+        if not m.window[w, WIN_WORDS] or not next_word(m, w, k):
             return OK
 
 
@@ -283,38 +316,61 @@ def split_nonpresent_line(m: Mmu, w: int, gfn: int, level: int) -> None:
 
 
 @jit
-def tdp_split_change(m: Mmu, w: int) -> None:
-    """kvm_tdp_mmu_spte_changed from huge page to table by the window's task: the walk's next attempt, not yet applied."""
-    if m.window[w, WIN_TDP_PENDING]:
-        m.out[m.window[w, WIN_TDP_PENDING] - 1, OUT_MATCH] = UNEXPECTED
-        m.window[w, WIN_TDP_PENDING] = 0
-    o = predict_split(m, w, 0)
-    if o >= 0:
-        m.window[w, WIN_TDP_PENDING] = o + 1
+def tdp_attempt(m: Mmu, w: int, k: KnobCodes, errno: int) -> int:
+    """The next attempt of the TDP part, in this range or one behind it: its row, -1 none, -2 no room."""
+    while True:
+        o = predict_split(m, w, errno)
+        if o >= 0 or not m.window[w, WIN_WORDS]:
+            return o
+        if finish_shadow(m, w, k) == NO_ROOM:
+            return -2
+        if not next_word(m, w, k):
+            return -1
 
 
 @jit
-def tdp_split_line(m: Mmu, w: int, gfn: int, spte: int, level: int, errno: int) -> None:
+def tdp_pending_is_unexpected(m: Mmu, w: int) -> None:
+    if m.window[w, WIN_TDP_PENDING]:
+        m.out[m.window[w, WIN_TDP_PENDING] - 1, OUT_MATCH] = UNEXPECTED
+        m.window[w, WIN_TDP_PENDING] = 0
+
+
+@jit
+def tdp_split_change(m: Mmu, w: int, k: KnobCodes) -> int:
+    """kvm_tdp_mmu_spte_changed from huge page to table by the window's task: an attempt, not yet applied."""
+    tdp_pending_is_unexpected(m, w)
+    o = tdp_attempt(m, w, k, 0)
+    if o == -2:
+        return NO_ROOM
+    m.window[w, WIN_TDP_PENDING] = o + 1
+    return OK
+
+
+@jit
+def tdp_split_line(m: Mmu, w: int, k: KnobCodes, gfn: int, spte: int, level: int, errno: int) -> int:
     """kvm_mmu_split_huge_page of the window's TDP part; -EBUSY and -ENOMEM are the environment's."""
-    count(m, C_EXPECTED, 1)
     o = m.window[w, WIN_TDP_PENDING] - 1
-    if o < 0:
-        o = predict_split(m, w, -errno) if errno < 0 else -1
+    if o < 0 and (errno == -EBUSY or errno == -ENOMEM):
+        o = tdp_attempt(m, w, k, -errno)
+        if o == -2:
+            return NO_ROOM
+    count(m, C_EXPECTED, 1)
     if o < 0:
         missing(m, w, 1, gfn, spte, level, errno)
-        return
+        return OK
     m.window[w, WIN_TDP_PENDING] = 0
     if errno == -EBUSY:
         m.out[o, OUT_SPTE] = spte  # the value that lost the race is the environment's, too
     judge(m, o, gfn, spte, level, errno)
+    return OK
 
 
 @jit
-def finish_tdp(m: Mmu, w: int) -> int:
-    """The window's TDP part is over: huge pages left are splits that the recording lacks."""
-    if m.window[w, WIN_TDP_PENDING]:
-        m.out[m.window[w, WIN_TDP_PENDING] - 1, OUT_MATCH] = UNEXPECTED
-        m.window[w, WIN_TDP_PENDING] = 0
+def finish_tdp(m: Mmu, w: int, k: KnobCodes) -> int:
+    """The TDP part of the window's range is over: huge pages left are splits that the recording lacks."""
+    tdp_pending_is_unexpected(m, w)
+    if not k.enabled or not m.vm[m.window[w, WIN_VM], VM_HAS_TDP]:
+        return OK
     while has_room(m):
         o = predict_split(m, w, 0)
         if o < 0:

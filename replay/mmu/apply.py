@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from replay.jit import jit
-from replay.mmu.rmap import pte_list_count, pte_list_get, rmap_head
+from replay.mmu.rmap import pte_list_count, pte_list_get, rmap_head, rmap_remove
 from replay.mmu.role import (
     ACC_ALL,
     ACCESS_SHIFT,
@@ -41,6 +41,7 @@ from replay.mmu.spte import (
     PFN_MASK,
     PT_ACCESSED_MASK,
     PT_DIRTY_MASK,
+    PT_PAGE_SIZE_MASK,
     PT_WRITABLE_MASK,
     SPTE_MMU_PRESENT_MASK,
     is_last_spte,
@@ -289,13 +290,30 @@ def find_child(m: Mmu, t: int, vm: int, gfn: int, role: int, created: bool, orde
 
 
 @jit
+def is_passthrough_child(m: Mmu, root: int, gfn: int, level: int) -> bool:
+    """A root one level above the guest's own top table shadows the same gfn (role.passthrough)."""
+    if root < 0 or not m.sp[root, SP_FLAGS] & FLAG_LIVE:
+        return False
+    return m.sp[root, SP_GFN] == gfn and key_level(m.sp[root, SP_KEY]) == level + 1
+
+
+@jit
 def get_page(m: Mmu, t: int, vm: int, gfn: int, role: int, created: bool, order: int) -> None:
     """kvm_mmu_get_page of a shadow page outside an eager split."""
     level = role & LEVEL
+    if level < 1 or level > 5 or (role & DIRECT and gfn & ((1 << (9 * level)) - 1)):
+        count(m, C_UNPLACED, 1)
+        return
     if not in_fault(m, t):
         get_root(m, t, vm, gfn, role, created, order)
         return
     top = top_level(m, t)
+    root = m.task[t, TASK_ROOT]
+    if level == top and m.task[t, TASK_WALK_TOP] and is_passthrough_child(m, root, gfn, level):
+        sp = find_child(m, t, vm, gfn, role, created, order)
+        link_shadow_page(m, root, walk_index(m, t, level + 1), sp, order)
+        m.task[t, TASK_CHAIN + level] = sp
+        return
     if level >= top and (top or level > 3):
         get_root(m, t, vm, gfn, role, created, order)
         return
@@ -388,6 +406,7 @@ def zap_head(m: Mmu, vm: int, gfn: int, level: int, order: int) -> None:
         if sptep < 0:
             return
         drop_spte(m, sptep // 512, sptep % 512, order)
+        rmap_remove(m, vm, gfn, level, sptep, order)
 
 
 @jit
@@ -481,7 +500,7 @@ def apply_set_spte(m: Mmu, t: int, vm: int, gfn: int, spte: int, level: int, at:
     """kvm_mmu_set_spte of the shadow MMU (mmu_set_spte)."""
     page = (at & PFN_MASK) >> 12
     index = (at & 0xFFF) >> 3
-    if level < 1 or level > 3 or gfn >> 40:
+    if level < 1 or level > 3 or gfn & ((1 << (9 * (level - 1))) - 1):
         count(m, C_UNPLACED, 1)
         return
     if spte & (EPT_SPTE_HOST_WRITABLE | EPT_SPTE_MMU_WRITABLE):
@@ -492,7 +511,7 @@ def apply_set_spte(m: Mmu, t: int, vm: int, gfn: int, spte: int, level: int, at:
         return
     bind_page(m, sp, page)
     note_host_level(m, vm, gfn, level)
-    spte |= SPTE_MMU_PRESENT_MASK
+    spte |= SPTE_MMU_PRESENT_MASK | (PT_PAGE_SIZE_MASK if level > 1 else 0)
     if m.task[t, TASK_STATE] == STATE_REQUESTED and (m.task[t, TASK_REQ_GFN] ^ gfn) >> (9 * (level - 1)) == 0:
         spte = hardware_access(spte, m.task[t, TASK_FAULT_CODE] & PFERR_WRITE != 0, m.vm[vm, VM_EPT] != 0)
     access = ACC_ALL
@@ -530,7 +549,8 @@ def fast_page_fault(m: Mmu, vm: int, gfn: int, old: int, new: int) -> None:
         for i in range(pte_list_count(m, head)):
             sptep = pte_list_get(m, head, i)
             if get_spte(m, sptep // 512, sptep % 512) == old:
-                set_spte(m, sptep // 512, sptep % 512, new)
+                kept = SPTE_MMU_PRESENT_MASK | PT_PAGE_SIZE_MASK | PFN_MASK
+                set_spte(m, sptep // 512, sptep % 512, (new & ~kept) | (old & kept))
                 return
 
 

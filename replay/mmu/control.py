@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from replay.jit import jit
-from replay.mmu.align import NO_ROOM, OK, finish_shadow, finish_tdp, truth
-from replay.mmu.apply import write_protect_gfn, write_protect_head, write_protect_region
+from replay.mmu.align import finish, finish_shadow, truth
+from replay.mmu.apply import write_protect_head, write_protect_region
+from replay.mmu.dirty_log import NO_ROOM, OK, fill_bitmap, need_bitmap, protect_cleared
 from replay.mmu.rmap import pte_list_get, rmap_head
 from replay.mmu.role import DIRECT, key_level
 from replay.mmu.shadow_page import drop_spte, zap_children
@@ -17,13 +18,16 @@ from replay.mmu.state import (
     GIB_REGION,
     GIB_TABLES,
     NO_TABLE,
+    PROBES_COLLAPSE,
     PROBES_LIMIT,
+    PROBES_PROTECT,
     REGION_BLOCK,
     REGION_HEAD,
     REGION_HOST,
     REGION_SP,
     REGION_TABLES,
     SLOT_BASE,
+    SLOT_BITMAP,
     SLOT_DIRTY_LOG,
     SLOT_FLAGS,
     SLOT_HVA,
@@ -42,7 +46,6 @@ from replay.mmu.state import (
     UNIFORM,
     VM_EPT,
     VM_GOAL_TASK,
-    VM_HAS_TDP,
     VM_MAX,
     VM_MAX_KNOWN,
     VM_PROBES,
@@ -57,18 +60,25 @@ from replay.mmu.window import (
     PHASE_SHADOW,
     PHASE_TDP,
     WIN_ALIGNED,
+    WIN_BY_PROBE,
     WIN_CAUSE,
     WIN_END,
+    WIN_FIRST_PAGE,
+    WIN_FIRST_WORD,
     WIN_FREED,
     WIN_FREED_RECORDED,
     WIN_HAS_V2_PROBES,
+    WIN_LAST_PAGE,
     WIN_LEAKED,
     WIN_LEAKED_RECORDED,
+    WIN_MASK,
     WIN_PHASE,
     WIN_SLOT,
     WIN_START,
+    WIN_TDP_GFN,
     WIN_VM,
     WIN_WALK_DONE,
+    WIN_WORDS,
     open_window,
 )
 from replay.policy import ClearEnd, KnobCodes
@@ -78,6 +88,8 @@ MEMSLOT_FLAGS = int(WindowCause.MEMSLOT_FLAGS)
 CLEAR_DIRTY_LOG = int(WindowCause.CLEAR_DIRTY_LOG)
 KPROBE = int(WindowCause.KPROBE)
 RECORDED = int(WindowCause.RECORDED)
+END_OF_TRACE = int(WindowCause.END)
+AT_TIME = int(WindowCause.TIME)
 CLEAR_END_INCLUSIVE = int(ClearEnd.INCLUSIVE)
 
 KVM_MR_CREATE = 0
@@ -86,6 +98,7 @@ KVM_MR_MOVE = 2
 KVM_MIN_ALLOC_MMU_PAGES = 64
 KVM_MEMSLOT_PAGES_TO_MMU_PAGES_RATIO = 50
 INITIALLY_SET = 2  # KVM_DIRTY_LOG_INITIALLY_SET
+LOG_ON = 2
 
 # -- limits ------------------------------------------------------------------------------------------------
 
@@ -152,7 +165,11 @@ def set_slot(m: Mmu, vm: int, t: int, slot_id: int, base: int, npages: int, flag
         m.slot[s, SLOT_NPAGES] = npages
         m.slot[s, SLOT_FLAGS] = flags
         m.slot[s, SLOT_HVA] = hva
+        if resized:
+            m.slot[s, SLOT_BITMAP] = 0
         m.slot[s, SLOT_LIVE] = 1
+    if s >= 0 and flags & SLOT_DIRTY_LOG and m.slot[s, SLOT_BITMAP]:
+        fill_bitmap(m, s)
     if resized and not m.vm[vm, VM_MAX_KNOWN] and not m.vm[vm, VM_PROBES] & PROBES_LIMIT:
         change_mmu_pages(m, vm, t, default_limit(m, vm))
     return s
@@ -179,21 +196,30 @@ def set_region(m: Mmu, t: int, slot_id: int, base: int, npages: int, flags: int,
 
 
 @jit
-def commit_region(m: Mmu, t: int, vm: int, change: int) -> bool:
-    """commit_region; True if dirty logging was switched on for a slot that stays in place."""
+def commit_region(m: Mmu, t: int, vm: int, change: int, order: int) -> int:
+    """commit_region: LOG_ON if dirty logging was switched on for a slot that stays in place, OK or NO_ROOM."""
     task = m.task[t]
     if task[TASK_REGION] == 0:
-        return False
+        return OK
     slot_id = task[TASK_REGION] - 1
-    task[TASK_REGION] = 0
     npages = 0 if change == KVM_MR_DELETE else task[TASK_REGION_NPAGES]
     s = find_slot(m, vm, slot_id)
     old_flags = m.slot[s, SLOT_FLAGS] if s >= 0 else 0
+    in_place = change > KVM_MR_MOVE
+    if in_place and log_switched_off(old_flags, task[TASK_REGION_FLAGS]) and not m.vm[vm, VM_PROBES] & PROBES_COLLAPSE:
+        if zap_collapsible(m, vm, s, order) == NO_ROOM:
+            return NO_ROOM
+    task[TASK_REGION] = 0
     s = set_slot(
         m, vm, t, slot_id, task[TASK_REGION_BASE], npages, task[TASK_REGION_FLAGS], task[TASK_REGION_HVA]
     )
     task[TASK_SLOT] = s + 1
-    return change > KVM_MR_MOVE and log_switched_on(old_flags, task[TASK_REGION_FLAGS])
+    return LOG_ON if in_place and log_switched_on(old_flags, task[TASK_REGION_FLAGS]) else OK
+
+
+@jit
+def log_switched_off(old_flags: int, flags: int) -> bool:
+    return old_flags & ~flags & SLOT_DIRTY_LOG != 0
 
 
 @jit
@@ -292,11 +318,12 @@ def zap_collapsible(m: Mmu, vm: int, s: int, order: int) -> int:
 
 @jit
 def begin_window(
-    m: Mmu, vm: int, pid: int, cause: int, s: int, start: int, end: int, target: int, k: KnobCodes
+    m: Mmu, vm: int, pid: int, cause: int, s: int, start: int, end: int, target: int, by_probe: bool, k: KnobCodes
 ) -> int:
     """Open a window; it runs through at once unless recorded lines (or their absence) are there to compare with."""
     w = open_window(m, vm, pid, cause, s, start, end, target)
-    m.window[w, WIN_ALIGNED] = m.ctl[CTL_HAS_RECORDED]
+    m.window[w, WIN_BY_PROBE] = by_probe
+    m.window[w, WIN_ALIGNED] = m.ctl[CTL_HAS_RECORDED] if cause < END_OF_TRACE else 0
     if not k.enabled:
         m.window[w, WIN_WALK_DONE] = 1
     if not m.window[w, WIN_ALIGNED]:
@@ -305,19 +332,18 @@ def begin_window(
 
 
 @jit
-def begin_slot_window(m: Mmu, vm: int, pid: int, cause: int, s: int, target: int, k: KnobCodes) -> None:
+def begin_slot_window(
+    m: Mmu, vm: int, pid: int, cause: int, s: int, target: int, by_probe: bool, k: KnobCodes
+) -> None:
     """kvm_mmu_slot_try_split_huge_pages()."""
     if s >= 0:
         base = m.slot[s, SLOT_BASE]
-        begin_window(m, vm, pid, cause, s, base, base + m.slot[s, SLOT_NPAGES], target, k)
+        begin_window(m, vm, pid, cause, s, base, base + m.slot[s, SLOT_NPAGES], target, by_probe, k)
 
 
 @jit
-def shadow_part_begins(m: Mmu, vm: int, pid: int, start: int, end: int, target: int, k: KnobCodes) -> None:
-    """shadow_try_split or v2_try_split_begin, inside a window or (inlined callers) opening one."""
-    w = m.vm[vm, VM_WINDOW]
-    if w < 0:
-        w = begin_window(m, vm, pid, KPROBE, gfn_to_slot(m, vm, start), start, end, target, k)
+def shadow_part_begins(m: Mmu, w: int, start: int, end: int) -> None:
+    """shadow_try_split or v2_try_split_begin."""
     m.window[w, WIN_START] = start
     m.window[w, WIN_END] = end
     m.window[w, WIN_PHASE] = PHASE_SHADOW
@@ -328,7 +354,7 @@ def tdp_part_begins(m: Mmu, w: int, k: KnobCodes) -> int:
     """The TDP MMU's turn: the shadow part is over."""
     win = m.window[w]
     if win[WIN_PHASE] < PHASE_TDP:
-        if win[WIN_ALIGNED] and finish_shadow(m, w, k) == NO_ROOM:
+        if win[WIN_ALIGNED] and not win[WIN_WORDS] and finish_shadow(m, w, k) == NO_ROOM:
             return NO_ROOM
         win[WIN_PHASE] = PHASE_TDP
     return OK
@@ -336,38 +362,45 @@ def tdp_part_begins(m: Mmu, w: int, k: KnobCodes) -> int:
 
 @jit
 def close_window(m: Mmu, w: int, k: KnobCodes) -> int:
-    """The end of a window: what is left of either part is missing in the recording."""
+    """The end of a window: what is left of either part, the recording lacks."""
     win = m.window[w]
     vm = win[WIN_VM]
     if win[WIN_ALIGNED] and win[WIN_CAUSE] != RECORDED:
-        if finish_shadow(m, w, k) == NO_ROOM:
-            return NO_ROOM
-        if m.vm[vm, VM_HAS_TDP] and k.enabled and finish_tdp(m, w) == NO_ROOM:
+        if finish(m, w, k) == NO_ROOM:
             return NO_ROOM
     if win[WIN_HAS_V2_PROBES]:
         truth(m, win[WIN_LEAKED] == win[WIN_LEAKED_RECORDED])
         truth(m, win[WIN_FREED] == win[WIN_FREED_RECORDED])
+    s = win[WIN_SLOT]
+    if win[WIN_CAUSE] == MEMSLOT_FLAGS and s >= 0 and not m.vm[vm, VM_PROBES] & PROBES_PROTECT:
+        if write_protect_slot(m, vm, s, 1) == NO_ROOM:
+            return NO_ROOM
+    if win[WIN_CAUSE] == CLEAR_DIRTY_LOG and not win[WIN_WORDS]:
+        protect_cleared(m, vm, s, win[WIN_START], win[WIN_END])
     win[WIN_PHASE] = PHASE_CLOSED
     m.vm[vm, VM_WINDOW] = -1
-    if win[WIN_CAUSE] == CLEAR_DIRTY_LOG:
-        protect_cleared(m, w)
     return OK
 
 
 @jit
-def protect_cleared(m: Mmu, w: int) -> None:
-    """KVM_CLEAR_DIRTY_LOG after its split: huge pages at the first and at the last gfn of the mask.
-
-    Before 6.8 the range ends with the last gfn, since then one behind it; an end on a 64-page
-    boundary of the slot tells the latter.
-    """
+def begin_clear_window(
+    m: Mmu, vm: int, pid: int, s: int, first_page: int, last_page: int, mask: int, k: KnobCodes
+) -> int:
+    """KVM_CLEAR_DIRTY_LOG by a marker: one range for each 64-page word; pages are counted in the slot."""
+    first_page = max(first_page, 0)
+    last_page = min(last_page, m.slot[s, SLOT_NPAGES])
+    if first_page >= last_page:
+        return OK
+    if need_bitmap(m, s) == NO_ROOM:
+        return NO_ROOM
+    base = m.slot[s, SLOT_BASE]
+    w = begin_window(m, vm, pid, CLEAR_DIRTY_LOG, s, base + first_page, base + last_page, 1, False, k)
     win = m.window[w]
-    vm = win[WIN_VM]
-    start = win[WIN_START]
-    last = win[WIN_END]
-    base = m.slot[win[WIN_SLOT], SLOT_BASE] if win[WIN_SLOT] >= 0 else 0
-    if last > start and (last - base) & 63 == 0:
-        last -= 1
-    write_protect_gfn(m, vm, start, 2, True)
-    if last >> 9 != start >> 9:
-        write_protect_gfn(m, vm, last, 2, True)
+    win[WIN_FIRST_WORD] = first_page >> 6
+    win[WIN_WORDS] = ((last_page - 1) >> 6) - (first_page >> 6) + 1
+    win[WIN_FIRST_PAGE] = first_page
+    win[WIN_LAST_PAGE] = last_page
+    win[WIN_MASK] = mask
+    win[WIN_WALK_DONE] = 1  # the first range is yet to be taken
+    win[WIN_TDP_GFN] = 1 << 41
+    return OK

@@ -10,7 +10,7 @@ import numpy as np
 
 from replay.mmu import state, window
 from replay.mmu.facts import TraceFacts, scan_facts
-from replay.mmu.loop import LOOKAHEAD, ROWS_DONE, replay_rows
+from replay.mmu.loop import LOOKAHEAD, ROWS_DONE, end_of_trace, replay_rows
 from replay.mmu.tdp import count_huge
 from replay.policy import Policy
 from replay.schema import (
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from replay.trace.reader import Trace
+
+
+NEVER_NS = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -70,23 +73,53 @@ def replay_trace(trace: Trace, policy: Policy, options: Options) -> Replay:
         m.ctl[state.CTL_ROW] = 0
         while replay_rows(m, columns, stop, codes, resched) != ROWS_DONE:
             m = state.grow(m)
+    cause = WindowCause.END if m.ctl[state.CTL_SPLIT_TIME] == NEVER_NS else WindowCause.TIME
+    while end_of_trace(m, codes, resched, int(cause)) != ROWS_DONE:
+        m = state.grow(m)
     return _result(m, facts)
 
 
 def _resched(text: str) -> tuple[int, int]:
+    """(drop the lock at every n-th attempt, 0 as recorded, -1 never; seed of random drops or -1)."""
     word, _, number = text.partition("=")
+    if word == "never":
+        return -1, -1
     return (int(number) if word == "every" else 0, int(number) if word == "seed" else -1)
+
+
+def _split_at(m: state.Mmu, facts: TraceFacts, split_at: str) -> None:
+    """What opens windows: control lines, recorded outcomes where there are none, else the end of the trace."""
+    has_splits = facts.total(Kind.SPLIT_HUGE_PAGE) > 0
+    m.ctl[state.CTL_SPLIT_TIME] = NEVER_NS
+    if split_at == "auto":
+        for vm in range(facts.vms):
+            m.vm[vm, state.VM_BY_CONTROL] = facts.vm_has_control(vm)
+            m.vm[vm, state.VM_BY_RECORD] = not facts.vm_has_control(vm) and has_splits
+        m.vm[:, state.VM_SPLIT_DUE] = not facts.has_control and not has_splits
+    elif split_at == "control":
+        m.vm[:, state.VM_BY_CONTROL] = 1
+    elif split_at == "recorded":
+        m.vm[:, state.VM_BY_RECORD] = 1
+    elif split_at == "end":
+        m.vm[:, state.VM_SPLIT_DUE] = 1
+    elif split_at != "never":
+        m.vm[:, state.VM_SPLIT_DUE] = 1
+        m.ctl[state.CTL_SPLIT_TIME] = round(float(split_at) * 1e9)
 
 
 def _new_state(facts: TraceFacts, options: Options) -> state.Mmu:
     m = state.make(facts.vms, window.OUT_COLUMNS, window.FLUSH_COLUMNS, window.WIN_COLUMNS)
-    m.ctl[state.CTL_HAS_RECORDED] = facts.has_recorded and options.compare_recorded
+    compared = options.split_at in ("auto", "control", "recorded") and options.compare_recorded
+    m.ctl[state.CTL_HAS_RECORDED] = facts.has_recorded and compared
+    _split_at(m, facts, options.split_at)
     for vm in range(facts.vms):
         m.vm[vm, state.VM_HAS_TDP] = facts.has(vm, Kind.TDP_MMU_SPTE_CHANGED)
         m.vm[vm, state.VM_PROBES] = (
             state.PROBES_REGION * facts.has(vm, Kind.COMMIT_REGION)
             + state.PROBES_SPLIT * facts.split_probes(vm)
             + state.PROBES_LIMIT * facts.has(vm, Kind.CHANGE_MMU_PAGES)
+            + state.PROBES_PROTECT * facts.has(vm, Kind.SLOT_REMOVE_WRITE_ACCESS)
+            + state.PROBES_COLLAPSE * facts.has(vm, Kind.ZAP_COLLAPSIBLE, Kind.RECOVER_HUGE)
         )
         if options.max_mmu_pages is not None:
             m.vm[vm, state.VM_MAX] = options.max_mmu_pages

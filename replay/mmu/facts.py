@@ -8,14 +8,33 @@ from dataclasses import dataclass
 import numpy as np
 
 from replay.jit import kernel
-from replay.mmu.loop import COMMIT_REGION, LAST_KVMMMU, SPLIT_HUGE_PAGE, TDP_CHANGED
+from replay.mmu.loop import (
+    COMMIT_REGION,
+    FLUSH_REMOTE_TLBS,
+    LAST_KVMMMU,
+    MARK_CLEAR_DIRTY_LOG,
+    MARK_MEMSLOT,
+    SET_REGION,
+    SET_SPTE,
+    SHADOW_TRY_SPLIT,
+    SLOT_TRY_SPLIT_RET,
+    SPLIT_HUGE_PAGE,
+    TDP_CHANGED,
+    TDP_TRY_SPLIT,
+    TRY_SPLIT_RET,
+)
 from replay.schema import EAGAIN, EINVAL, EOPNOTSUPP, Columns, Kind
 
 SHADOW_SPLITS = 0
 EAGAIN_SPLITS = 1
 V2_SPLITS = 2  # errors that only the v2 series gives
 LOG_CHANGES = 3
-FACTS = 4
+LOG_CONTROL = 4  # control lines that switch dirty logging on, or clear the log
+SHADOW_PART_SPLITS = 5  # successful splits between shadow_try_split and the end of that part
+SHADOW_PART_FLUSHES = 6
+IN_SHADOW_PART = 7
+HUGE_SPTES = 8
+FACTS = 9
 KINDS = 128
 _TASKS = 1024
 
@@ -39,8 +58,22 @@ def _scan(c: Columns, kinds: np.ndarray, facts: np.ndarray, last: np.ndarray) ->
                 facts[vm, EAGAIN_SPLITS] += 1
             if errno == -EOPNOTSUPP or errno == -EINVAL:
                 facts[vm, V2_SPLITS] += 1
+            elif errno == 0 and facts[vm, IN_SHADOW_PART]:
+                facts[vm, SHADOW_PART_SPLITS] += 1
+        elif kind == SET_SPTE:
+            facts[vm, HUGE_SPTES] += c.level[i] > 1
         elif kind == COMMIT_REGION and c.num[i] > 2:
             facts[vm, LOG_CHANGES] += 1
+        elif kind == SET_REGION or kind == MARK_MEMSLOT:
+            facts[vm, LOG_CONTROL] += c.code[i] & np.uint64(1) != 0
+        elif kind == MARK_CLEAR_DIRTY_LOG:
+            facts[vm, LOG_CONTROL] += 1
+        elif kind == SHADOW_TRY_SPLIT:
+            facts[vm, IN_SHADOW_PART] = 1
+        elif kind == TDP_TRY_SPLIT or kind == SLOT_TRY_SPLIT_RET or kind == TRY_SPLIT_RET:
+            facts[vm, IN_SHADOW_PART] = 0
+        elif kind == FLUSH_REMOTE_TLBS:
+            facts[vm, SHADOW_PART_FLUSHES] += facts[vm, IN_SHADOW_PART]
         if kind <= LAST_KVMMMU:
             last[task, 0] = c.pid[i]
             last[task, 1] = kind
@@ -79,12 +112,17 @@ class TraceFacts:
         """There is something to compare with: split lines, or windows that probes saw stay empty."""
         return self.total(Kind.SPLIT_HUGE_PAGE) > 0 or any(self.split_probes(vm) for vm in range(self.vms))
 
+    def vm_has_control(self, vm: int) -> bool:
+        """Probes or markers say when dirty logging of this VM changed, or would have."""
+        return self.split_probes(vm) or bool(self.facts[vm, LOG_CONTROL])
+
     @property
     def has_control(self) -> bool:
-        """Probes or markers say when dirty logging changed."""
-        return self.total(Kind.COMMIT_REGION, Kind.MARK_MEMSLOT, Kind.MARK_CLEAR_DIRTY_LOG) > 0 or any(
-            self.split_probes(vm) for vm in range(self.vms)
-        )
+        """As :meth:`vm_has_control`, for any VM."""
+        return any(self.vm_has_control(vm) for vm in range(self.vms))
+
+    def _left_huge(self, vm: int) -> bool:
+        return self.split_probes(vm) and bool(self.facts[vm, HUGE_SPTES]) and not self.has(vm, Kind.TDP_MMU_SPTE_CHANGED)
 
     @property
     def policy_hint(self) -> tuple[str, str]:
@@ -97,15 +135,15 @@ class TraceFacts:
         if self.facts[:, V2_SPLITS].sum():
             return "v2", "splits failed with errors that only the v2 series gives"
         if eagain:
-            flushes = self.total(Kind.FLUSH_REMOTE_TLBS_ADDR, Kind.FLUSH_REMOTE_TLBS_RANGE)
-            if flushes >= shadow - eagain > 0:
+            flushes = int(self.facts[:, SHADOW_PART_FLUSHES].sum())
+            if flushes >= self.facts[:, SHADOW_PART_SPLITS].sum() > 0:
                 return "linux-2026", "splits ended in -EAGAIN, and every split flushed"
             return "linux-6.0", "splits ended in -EAGAIN, and not every split flushed"
         if shadow:
             return "v2", "shadow pages were split and no attempt ended in -EAGAIN"
-        if any(self.split_probes(vm) for vm in range(self.vms)):
-            return "linux-6.0", "split functions ran and no shadow page was split"
-        if self.facts[:, LOG_CHANGES].sum():
+        if any(self._left_huge(vm) for vm in range(self.vms)):
+            return "linux-6.0", "split functions ran and left the huge pages of a VM without TDP MMU alone"
+        if self.facts[:, LOG_CHANGES].sum() and not self.has_recorded:
             return "off", "dirty logging was switched on and nothing was split"
         return "v2", "nothing in the trace speaks against it"
 

@@ -6,21 +6,24 @@ import numpy as np
 
 from replay.jit import jit, kernel
 from replay.mmu import align, apply, control, tdp, walk
-from replay.mmu.align import NO_ROOM, OK, truth
+from replay.mmu.align import truth
+from replay.mmu.dirty_log import NO_ROOM, OK, mark_page_dirty, next_word
 from replay.mmu.role import DIRECT, LEVEL
 from replay.mmu.split import STOP_DONE, STOP_NO_ROOM, advance, available_pages
-from replay.mmu.spte import is_last_spte, is_shadow_present_pte
+from replay.mmu.spte import PT_WRITABLE_MASK, is_last_spte, is_shadow_present_pte
 from replay.mmu.state import (
-    CTL_HAS_RECORDED,
+    CTL_BITMAP_TOP,
     CTL_LINE,
     CTL_ROW,
     CTL_RUN,
     CTL_SLOT_TOP,
+    CTL_SPLIT_TIME,
     CTL_TS,
     PROBES_LIMIT,
     PROBES_REGION,
     PROBES_SPLIT,
     SLOT_BASE,
+    SLOT_BITMAP,
     SLOT_DIRTY_LOG,
     SLOT_FLAGS,
     SLOT_HVA,
@@ -34,26 +37,31 @@ from replay.mmu.state import (
     TASK_TDP_LEVEL,
     TASK_TDP_NEW,
     TASK_TDP_OLD,
+    VM_BY_CONTROL,
+    VM_BY_RECORD,
     VM_GOAL_TASK,
     VM_HAS_TDP,
     VM_MANUAL,
     VM_MAX_KNOWN,
     VM_PROBES,
     VM_RESCHED,
+    VM_SPLIT_DUE,
     VM_WINDOW,
     Mmu,
     find_task,
     has_room,
 )
 from replay.mmu.window import (
+    C_CUT_SHORT,
     C_ENV_ALLOC,
     C_FAULT_SPLITS,
     C_STRAY_SPLITS,
+    C_UNPLACED,
     PHASE_SHADOW,
     PHASE_SHADOW_DONE,
     PHASE_TDP,
     WIN_ALIGNED,
-    WIN_CAUSE,
+    WIN_BY_PROBE,
     WIN_ENV_FAIL_KERNEL,
     WIN_ENV_FAIL_NOWAIT,
     WIN_FLUSHES_RECORDED,
@@ -61,8 +69,9 @@ from replay.mmu.window import (
     WIN_HAS_V2_PROBES,
     WIN_LEAKED_RECORDED,
     WIN_PHASE,
-    WIN_SLOT,
     WIN_TASK,
+    WIN_VM,
+    WIN_WORDS,
     WIN_ZAPPED,
     count,
 )
@@ -113,6 +122,7 @@ V2_TRY_SPLIT_BEGIN = int(Kind.V2_TRY_SPLIT_BEGIN)
 V2_TRY_SPLIT_END = int(Kind.V2_TRY_SPLIT_END)
 MARK_MEMSLOT = int(Kind.MARK_MEMSLOT)
 MARK_MANUAL_PROTECT = int(Kind.MARK_MANUAL_PROTECT)
+MARK_CLEAR_DIRTY_LOG = int(Kind.MARK_CLEAR_DIRTY_LOG)
 MARK_NR_MMU_PAGES = int(Kind.MARK_NR_MMU_PAGES)
 MARK_RESCHED = int(Kind.MARK_RESCHED)
 CREATED = int(Flag.CREATED)
@@ -123,6 +133,7 @@ LOOKAHEAD = 4096
 """Rows behind an event that may be needed to tell what it belongs to."""
 
 # what replay_rows returns
+AGAIN = 3  # of replay_row: a window was opened before the event
 ROWS_DONE = 0
 ROWS_GROW = 1
 
@@ -181,7 +192,7 @@ def is_tdp_zap(m: Mmu, t: int, c: Columns, i: int, pid: int, has_tdp: bool) -> b
 @jit
 def begins_recorded_window(m: Mmu, c: Columns, i: int, vm: int, pid: int) -> bool:
     """A get_page line that belongs to a recorded split which no probe and no marker announced."""
-    if m.vm[vm, VM_PROBES] or not m.ctl[CTL_HAS_RECORDED] or not np.int64(c.role[i]) & DIRECT:
+    if not m.vm[vm, VM_BY_RECORD] or not np.int64(c.role[i]) & DIRECT:
         return False
     j = next_of_task(c, i, pid)
     return j >= 0 and c.kind[j] == SPLIT_HUGE_PAGE and c.gfn[j] == c.gfn[i]
@@ -204,14 +215,6 @@ def belongs_to_window(kind: int) -> bool:
 
 
 @jit
-def closes_by_probe(m: Mmu, w: int, vm: int) -> bool:
-    cause = m.window[w, WIN_CAUSE]
-    return m.vm[vm, VM_PROBES] & PROBES_SPLIT != 0 and (
-        cause == control.MEMSLOT_FLAGS or cause == control.CLEAR_DIRTY_LOG
-    )
-
-
-@jit
 def split_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool, k: KnobCodes) -> int:
     """kvm_mmu_split_huge_page."""
     gfn, spte, level, errno = np.int64(c.gfn[i]), np.int64(c.spte[i]), np.int64(c.level[i]), c.num[i]
@@ -221,15 +224,15 @@ def split_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool, 
         if tdp_before:
             count(m, C_FAULT_SPLITS, 1)
             return OK
-        if m.vm[vm, VM_PROBES] or w >= 0 or not m.ctl[CTL_HAS_RECORDED]:
+        if w >= 0 or not m.vm[vm, VM_BY_RECORD]:
             count(m, C_STRAY_SPLITS, 1)
             return OK
-        w = control.begin_window(m, vm, np.int64(c.pid[i]), control.RECORDED, -1, gfn, 1 << 40, 1, k)
+        pid = np.int64(c.pid[i])
+        w = control.begin_window(m, vm, pid, control.RECORDED, -1, gfn, 1 << 40, 1, False, k)
     if not m.window[w, WIN_ALIGNED]:
         return OK
     if m.window[w, WIN_PHASE] == PHASE_TDP or tdp_before:
-        align.tdp_split_line(m, w, gfn, spte, level, errno)
-        return OK
+        return align.tdp_split_line(m, w, k, gfn, spte, level, errno)
     return align.split_line(m, w, k, gfn, spte, level, errno)
 
 
@@ -241,7 +244,7 @@ def get_page_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: boo
     if is_tdp_get_page(c, i, pid, m.vm[vm, VM_HAS_TDP] != 0):
         return OK
     if not own and w < 0 and begins_recorded_window(m, c, i, vm, pid):
-        w = control.begin_window(m, vm, pid, control.RECORDED, -1, gfn, 1 << 40, 1, k)
+        w = control.begin_window(m, vm, pid, control.RECORDED, -1, gfn, 1 << 40, 1, False, k)
         own = True
     if own and m.window[w, WIN_ALIGNED] and role & DIRECT:
         return align.get_page_line(m, w, k, gfn, role, created)
@@ -261,7 +264,8 @@ def tdp_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool, k:
         if splits and is_shadow_present_pte(new) and not is_last_spte(new, level) and k.enabled:
             if control.tdp_part_begins(m, w, k) == NO_ROOM:
                 return NO_ROOM
-            align.tdp_split_change(m, w)
+            if align.tdp_split_change(m, w, k) == NO_ROOM:
+                return NO_ROOM
     if level <= 3 and is_shadow_present_pte(new) and is_last_spte(new, level):
         apply.note_host_level(m, vm, gfn, level)
     tdp.spte_changed(m, vm, c.num[i] & 1, gfn, level, old, new)
@@ -274,10 +278,22 @@ def tdp_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool, k:
 
 
 @jit
+def dirtied(m: Mmu, vm: int, gfn: int, spte: int) -> None:
+    """A writable 4K SPTE marks its page dirty where a bitmap is kept."""
+    if m.ctl[CTL_BITMAP_TOP] and spte & PT_WRITABLE_MASK:
+        s = control.gfn_to_slot(m, vm, gfn)
+        if s >= 0 and m.slot[s, SLOT_BITMAP]:
+            mark_page_dirty(m, s, gfn)
+
+
+@jit
 def kvmmmu_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool, k: KnobCodes) -> int:
     kind = c.kind[i]
     order = k.rmap_order
     gfn = np.int64(c.gfn[i])
+    if gfn >> 40:
+        count(m, C_UNPLACED, 1)
+        return OK
     if kind == TDP_CHANGED:
         return tdp_event(m, c, i, t, vm, w, own, k)
     if kind == SET_SPTE:
@@ -286,14 +302,15 @@ def kvmmmu_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool,
             walk.finish_fault(m, t)
         else:
             apply.apply_set_spte(m, t, vm, gfn, spte, level, at, order)
+        if level == 1:
+            dirtied(m, vm, gfn, spte)
     elif kind == PAGING_ELEMENT:
         walk.add_element(m, t, np.int64(c.spte[i]), np.int64(c.level[i]))
     elif kind == PAGETABLE_WALK:
         walk.begin_walk(m, t, np.int64(c.addr[i]), np.int64(c.code[i]))
     elif kind == SPTE_REQUESTED:
         walk.spte_requested(m, t, gfn, np.int64(c.level[i]))
-        if gfn >> 40 == 0:
-            apply.note_host_level(m, vm, gfn, np.int64(c.level[i]))
+        apply.note_host_level(m, vm, gfn, np.int64(c.level[i]))
     elif kind == GET_PAGE:
         result = get_page_event(m, c, i, t, vm, w, own, k)
         if result != OK:
@@ -315,6 +332,7 @@ def kvmmmu_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool,
         if c.flags[i] & FIXED:
             fault_gfn = np.int64(c.addr[i] >> np.uint64(12))
             old, new = np.int64(c.old_spte[i]), np.int64(c.spte[i])
+            dirtied(m, vm, fault_gfn, new)
             if not m.vm[vm, VM_HAS_TDP] or not tdp.fast_fix(m, vm, fault_gfn, old, new):
                 apply.fast_page_fault(m, vm, fault_gfn, old, new)
     elif kind == ZAP_ALL_FAST:
@@ -334,9 +352,7 @@ def v2_event(m: Mmu, c: Columns, i: int, w: int, k: KnobCodes) -> int:
     if kind == V2_RANGE_YIELD:
         return align.range_yield(m, w, k, gfn, level, c.num[i])
     if kind == V2_TRY_SPLIT_BEGIN:
-        control.shadow_part_begins(
-            m, win[0], np.int64(c.pid[i]), gfn, np.int64(c.end[i]), np.int64(c.level[i]), k
-        )
+        control.shadow_part_begins(m, w, gfn, np.int64(c.end[i]))
         win[WIN_HAS_V2_PROBES] = 1
     elif kind == V2_TRY_SPLIT_END:
         if align.finish_shadow(m, w, k) == NO_ROOM:
@@ -354,7 +370,7 @@ def v2_event(m: Mmu, c: Columns, i: int, w: int, k: KnobCodes) -> int:
     elif kind == V2_SP_FREED_UNUSED:
         win[WIN_FREED_RECORDED] += 1
     elif kind == V2_PREPARE:
-        truth(m, available_pages(m, win[0]) == c.num[i])
+        truth(m, available_pages(m, win[WIN_VM]) == c.num[i])
     return OK
 
 
@@ -363,7 +379,11 @@ def probe_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool, 
     """Control kprobes."""
     kind = c.kind[i]
     pid = np.int64(c.pid[i])
-    gfn, end, level = np.int64(c.gfn[i]), np.int64(c.end[i]), np.int64(c.level[i])
+    gfn, end, level = np.int64(c.gfn[i]), np.int64(c.end[i]), min(max(np.int64(c.level[i]), 1), 3)
+    if gfn >> 40 or end >> 40:
+        count(m, C_UNPLACED, 1)
+        return OK
+    by_control = m.vm[vm, VM_BY_CONTROL] != 0
     if kind == FLUSH_REMOTE_TLBS:
         if own and m.window[w, WIN_PHASE] == PHASE_SHADOW:
             m.window[w, WIN_FLUSHES_RECORDED] += 1
@@ -371,29 +391,38 @@ def probe_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool, 
         npages = end - gfn
         control.set_region(m, t, c.num[i], gfn, npages, np.int64(c.code[i]), np.int64(c.addr[i]))
     elif kind == COMMIT_REGION:
-        s = m.task[t, TASK_SLOT]
-        if control.commit_region(m, t, vm, c.num[i]) and not m.vm[vm, VM_PROBES] & PROBES_SPLIT:
+        result = control.commit_region(m, t, vm, c.num[i], k.rmap_order)
+        if result == control.LOG_ON and by_control and not m.vm[vm, VM_PROBES] & PROBES_SPLIT:
             if not m.vm[vm, VM_MANUAL] & control.INITIALLY_SET:
                 s = m.task[t, TASK_SLOT] - 1
-                control.begin_slot_window(m, vm, pid, control.MEMSLOT_FLAGS, s, 1, k)
+                control.begin_slot_window(m, vm, pid, control.MEMSLOT_FLAGS, s, 1, False, k)
+        elif result == NO_ROOM:
+            return NO_ROOM
     elif kind == CHANGE_MMU_PAGES:
         if not m.vm[vm, VM_MAX_KNOWN]:
             control.change_mmu_pages(m, vm, t, c.num[i])
+    elif SLOT_TRY_SPLIT <= kind <= TDP_TRY_SPLIT and not by_control:
+        return OK
     elif kind == SLOT_TRY_SPLIT:
-        control.begin_slot_window(m, vm, pid, control.MEMSLOT_FLAGS, m.task[t, TASK_SLOT] - 1, level, k)
+        s = m.task[t, TASK_SLOT] - 1
+        control.begin_slot_window(m, vm, pid, control.MEMSLOT_FLAGS, s, level, True, k)
     elif kind == TRY_SPLIT:
         s = control.gfn_to_slot(m, vm, gfn)
-        control.begin_window(m, vm, pid, control.CLEAR_DIRTY_LOG, s, gfn, end, level, k)
-    elif kind == SHADOW_TRY_SPLIT:
+        control.begin_window(m, vm, pid, control.CLEAR_DIRTY_LOG, s, gfn, end, level, True, k)
+    elif kind == SHADOW_TRY_SPLIT or kind == TDP_TRY_SPLIT:
+        # where the callers are inlined, ranges of one KVM_CLEAR_DIRTY_LOG follow each other directly
+        begun = PHASE_SHADOW if kind == SHADOW_TRY_SPLIT else PHASE_TDP
+        if own and not m.window[w, WIN_BY_PROBE] and m.window[w, WIN_PHASE] >= begun:
+            if control.close_window(m, w, k) == NO_ROOM:
+                return NO_ROOM
+            w = -1
         if w < 0:
             s = control.gfn_to_slot(m, vm, gfn)
-            control.begin_window(m, vm, pid, control.CLEAR_DIRTY_LOG, s, gfn, end, level, k)
-        control.shadow_part_begins(m, vm, pid, gfn, end, level, k)
-    elif kind == TDP_TRY_SPLIT:
-        if w < 0:
-            s = control.gfn_to_slot(m, vm, gfn)
-            w = control.begin_window(m, vm, pid, control.CLEAR_DIRTY_LOG, s, gfn, end, level, k)
-        return control.tdp_part_begins(m, w, k)
+            w = control.begin_window(m, vm, pid, control.CLEAR_DIRTY_LOG, s, gfn, end, level, False, k)
+        if kind == TDP_TRY_SPLIT:
+            return control.tdp_part_begins(m, w, k)
+        control.shadow_part_begins(m, w, gfn, end)
+        align.peek_next(m, w, k)
     elif kind == SLOT_TRY_SPLIT_RET or kind == TRY_SPLIT_RET:
         if own:
             return control.close_window(m, w, k)
@@ -410,6 +439,7 @@ def probe_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool, 
 def marker_event(m: Mmu, c: Columns, i: int, t: int, vm: int, k: KnobCodes) -> int:
     """Marker lines; those that repeat what probes of this VM tell are not needed."""
     kind = c.kind[i]
+    by_marker = m.vm[vm, VM_BY_CONTROL] != 0 and not m.vm[vm, VM_PROBES] & PROBES_SPLIT
     if kind == MARK_MANUAL_PROTECT:
         m.vm[vm, VM_MANUAL] = c.num[i]
     elif kind == MARK_RESCHED:
@@ -421,6 +451,8 @@ def marker_event(m: Mmu, c: Columns, i: int, t: int, vm: int, k: KnobCodes) -> i
     elif kind == MARK_MEMSLOT and not m.vm[vm, VM_PROBES] & PROBES_REGION:
         base, flags = np.int64(c.gfn[i]), np.int64(c.code[i])
         npages = np.int64(c.end[i]) - base
+        if base >> 40 or npages < 0 or npages >> 40:
+            return OK
         s = control.find_slot(m, vm, c.num[i])
         in_place = s >= 0 and m.slot[s, SLOT_BASE] == base and m.slot[s, SLOT_NPAGES] == npages
         old = m.slot[s, SLOT_FLAGS] if s >= 0 else 0
@@ -431,9 +463,15 @@ def marker_event(m: Mmu, c: Columns, i: int, t: int, vm: int, k: KnobCodes) -> i
         ):
             return NO_ROOM
         s = control.set_slot(m, vm, t, c.num[i], base, npages, flags, np.int64(c.addr[i]))
-        if in_place and control.log_switched_on(old, flags):
+        if in_place and by_marker and control.log_switched_on(old, flags):
             if not m.vm[vm, VM_MANUAL] & control.INITIALLY_SET:
-                control.begin_slot_window(m, vm, np.int64(c.pid[i]), control.MEMSLOT_FLAGS, s, 1, k)
+                pid = np.int64(c.pid[i])
+                control.begin_slot_window(m, vm, pid, control.MEMSLOT_FLAGS, s, 1, False, k)
+    elif kind == MARK_CLEAR_DIRTY_LOG and by_marker and m.vm[vm, VM_MANUAL] & control.INITIALLY_SET:
+        s = control.find_slot(m, vm, c.num[i])
+        if s >= 0 and m.slot[s, SLOT_FLAGS] & SLOT_DIRTY_LOG:
+            first, last, mask = np.int64(c.gfn[i]), np.int64(c.end[i]), np.int64(c.code[i])
+            return control.begin_clear_window(m, vm, np.int64(c.pid[i]), s, first, last, mask, k)
     return OK
 
 
@@ -459,23 +497,50 @@ def unmap_hva_range(m: Mmu, vm: int, start: int, end: int, order: int) -> int:
 def run_through(m: Mmu, k: KnobCodes, resched: tuple[int, int]) -> bool:
     """Walk a window that has nothing to be compared with to its end; False if rows run out first."""
     w = m.ctl[CTL_RUN] - 1
+    vm = m.window[w, WIN_VM]
     while True:
-        stop = advance(m, w, k, resched)
+        stop = advance(m, w, k, resched, False)
         if stop == STOP_NO_ROOM:
             return False
-        if stop == STOP_DONE:
+        if stop != STOP_DONE:
+            continue
+        if k.enabled and m.vm[vm, VM_HAS_TDP] and not tdp.split_all(m, w):
+            return False
+        if not m.window[w, WIN_WORDS] or not next_word(m, w, k):
             break
-    vm = m.window[w, 0]
-    if k.enabled and m.vm[vm, VM_HAS_TDP] and not tdp.split_all(m, w):
+    if not m.window[w, WIN_BY_PROBE] and control.close_window(m, w, k) == NO_ROOM:
         return False
-    if not closes_by_probe(m, w, vm):
-        s = m.window[w, WIN_SLOT]
-        if m.window[w, WIN_CAUSE] == control.MEMSLOT_FLAGS and s >= 0:
-            if control.write_protect_slot(m, vm, s, 1) == NO_ROOM:
-                return False
-        control.close_window(m, w, k)
     m.ctl[CTL_RUN] = 0
     return True
+
+
+@jit
+def split_all_memory(m: Mmu, vm: int, pid: int, cause: int, k: KnobCodes) -> None:
+    """What if dirty logging had been switched on now, for all memory?"""
+    m.vm[vm, VM_SPLIT_DUE] = 0
+    control.begin_window(m, vm, pid, cause, -1, 0, 1 << 40, 1, False, k)
+
+
+@kernel
+def end_of_trace(m: Mmu, k: KnobCodes, resched: tuple[int, int], cause: int) -> int:
+    """Close what is open and split what is due: ROWS_DONE, or ROWS_GROW to be called again with more room."""
+    for vm in range(m.vm.shape[0]):
+        if m.ctl[CTL_RUN] and not run_through(m, k, resched):
+            return ROWS_GROW
+        w = m.vm[vm, VM_WINDOW]
+        if w >= 0:
+            if m.window[w, WIN_BY_PROBE]:
+                count(m, C_CUT_SHORT, 1)
+                m.window[w, WIN_BY_PROBE] = 0
+            if control.close_window(m, w, k) == NO_ROOM:
+                return ROWS_GROW
+        if m.vm[vm, VM_SPLIT_DUE]:
+            if not has_room(m):
+                return ROWS_GROW
+            split_all_memory(m, vm, -1, cause, k)
+    if m.ctl[CTL_RUN] and not run_through(m, k, resched):
+        return ROWS_GROW
+    return ROWS_DONE
 
 
 @jit
@@ -489,11 +554,14 @@ def replay_row(m: Mmu, c: Columns, i: int, k: KnobCodes) -> int:
     m.ctl[CTL_LINE] = c.line[i]
     pid = np.int64(c.pid[i])
     t = find_task(m, pid)
+    if m.vm[vm, VM_SPLIT_DUE] and c.ts_ns[i] >= m.ctl[CTL_SPLIT_TIME]:
+        split_all_memory(m, vm, pid, control.AT_TIME, k)
+        return AGAIN
     if m.vm[vm, VM_GOAL_TASK] == t + 1 and kind != PREPARE_ZAP and kind != SYNC_PAGE:
         control.settle_limit(m, vm)
     w = m.vm[vm, VM_WINDOW]
     own = w >= 0 and m.window[w, WIN_TASK] == pid
-    if own and not belongs_to_window(kind) and not closes_by_probe(m, w, vm):
+    if own and not m.window[w, WIN_BY_PROBE] and not belongs_to_window(kind):
         if control.close_window(m, w, k) == NO_ROOM:
             return NO_ROOM
         w = -1
@@ -526,9 +594,11 @@ def replay_rows(m: Mmu, c: Columns, stop: int, k: KnobCodes, resched: tuple[int,
             if not run_through(m, k, resched):
                 return ROWS_GROW
             continue
-        if replay_row(m, c, m.ctl[CTL_ROW], k) == NO_ROOM:
+        result = replay_row(m, c, m.ctl[CTL_ROW], k)
+        if result == NO_ROOM:
             return ROWS_GROW
-        m.ctl[CTL_ROW] += 1
+        if result == OK:
+            m.ctl[CTL_ROW] += 1
     if m.ctl[CTL_RUN] and not run_through(m, k, resched):
         return ROWS_GROW
     return ROWS_DONE

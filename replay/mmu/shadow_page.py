@@ -308,7 +308,8 @@ def unlink_parents(m: Mmu, sp: int, order: int) -> None:
         sptep = pte_list_get(m, m.sp[sp, SP_PARENTS], 0)
         if sptep < 0:
             return
-        drop_spte(m, sptep // 512, sptep % 512, order)
+        m.sp[sp, SP_PARENTS] = pte_list_remove(m, m.sp[sp, SP_PARENTS], sptep, order)
+        set_spte(m, sptep // 512, sptep % 512, 0)
 
 
 @jit

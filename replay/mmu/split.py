@@ -108,6 +108,7 @@ from replay.mmu.window import (
     WIN_IN_HEAD,
     WIN_LEAKED,
     WIN_LEVEL,
+    WIN_PEEKED,
     WIN_POSITION,
     WIN_RETRIED,
     WIN_RETRIES,
@@ -115,6 +116,8 @@ from replay.mmu.window import (
     WIN_SKIP_NOT_NESTED,
     WIN_SKIP_UNSYNC,
     WIN_SKIPPED,
+    WIN_SNAP_GFN,
+    WIN_SNAP_LEVEL,
     WIN_SNAP_SPTE,
     WIN_SNAP_SPTEP,
     WIN_SPARE,
@@ -165,6 +168,7 @@ STOP_ATTEMPT = 1
 STOP_DROPPED = 2
 STOP_YIELDED = 3
 STOP_NO_ROOM = 4
+STOP_PEEKED = 5
 
 
 @jit
@@ -458,6 +462,8 @@ def drop_lock(m: Mmu, w: int, sptep: int, spte: int) -> None:
 def need_resched(m: Mmu, w: int, resched_every: int, resched_seed: int) -> bool:
     """Whether the next attempt finds need_resched or a contended lock: from the environment."""
     win = m.window[w]
+    if resched_every < 0:
+        return False
     if win[WIN_ENV_DROP] == ANY_PLACE or win[WIN_ENV_DROP] == place(win[WIN_GFN], win[WIN_LEVEL]) + 1:
         win[WIN_ENV_DROP] = 0
         return True
@@ -552,11 +558,11 @@ def try_split(m: Mmu, w: int, sptep: int, k: KnobCodes, resched: tuple[int, int]
 
 
 @jit
-def advance(m: Mmu, w: int, k: KnobCodes, resched: tuple[int, int]) -> int:
+def advance(m: Mmu, w: int, k: KnobCodes, resched: tuple[int, int], peek: bool) -> int:
     """Walk on to the next thing that a trace can show: one of STOP_*.
 
     ``resched``: (drop the lock at every n-th attempt or 0, seed of random drops or -1).
-    After STOP_NO_ROOM the walk goes on where it was.
+    After STOP_NO_ROOM the walk goes on where it was.  With ``peek`` it stops before the next attempt.
     """
     win = m.window[w]
     while True:
@@ -581,6 +587,14 @@ def advance(m: Mmu, w: int, k: KnobCodes, resched: tuple[int, int]) -> int:
             if leave_head(m, w):
                 return STOP_YIELDED
         elif should_split(m, w, sptep, k):
-            return try_split(m, w, sptep, k, resched)
+            if not peek:
+                win[WIN_PEEKED] = 0
+                return try_split(m, w, sptep, k, resched)
+            win[WIN_PEEKED] = 1
+            win[WIN_SNAP_SPTEP] = sptep
+            win[WIN_SNAP_SPTE] = get_spte(m, sptep // 512, sptep % 512)
+            win[WIN_SNAP_GFN] = win[WIN_GFN]
+            win[WIN_SNAP_LEVEL] = win[WIN_LEVEL]
+            return STOP_PEEKED
         else:
             win[WIN_POSITION] += 1

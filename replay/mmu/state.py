@@ -74,8 +74,9 @@ SLOT_NPAGES = 3
 SLOT_FLAGS = 4
 SLOT_HVA = 5
 SLOT_LIVE = 6
-SLOT_BITMAP = 7  # first word of its dirty bitmap in Mmu.bitmap, -1 none
-SLOT_COLUMNS = 8
+SLOT_BITMAP = 7  # first word of its dirty bitmap in Mmu.bitmap + 1, 0 none was needed yet
+SLOT_BITMAP_WORDS = 8
+SLOT_COLUMNS = 9
 SLOT_DIRTY_LOG = 1
 SLOT_READONLY = 2
 
@@ -98,10 +99,15 @@ VM_WINDOW = 14  # number of the open window, -1 none
 VM_ROOT_NEXT = 15
 VM_ROOTS = 16  # the indirect roots got last, sp + 1, a ring of ROOTS
 ROOTS = 32
-VM_COLUMNS = VM_ROOTS + ROOTS
+VM_BY_CONTROL = VM_ROOTS + ROOTS  # windows are opened by probes and markers
+VM_BY_RECORD = VM_BY_CONTROL + 1  # windows are opened by recorded split lines
+VM_SPLIT_DUE = VM_BY_RECORD + 1  # all of its memory is to be split at CTL_SPLIT_TIME
+VM_COLUMNS = VM_SPLIT_DUE + 1
 PROBES_REGION = 1  # set_region and commit_region: memslot markers are not needed
 PROBES_SPLIT = 2  # the split functions: windows open and close by them
 PROBES_LIMIT = 4  # change_mmu_pages
+PROBES_PROTECT = 8  # slot_remove_write_access
+PROBES_COLLAPSE = 16  # zap_collapsible or recover_huge
 UNLIMITED = 1 << 40
 
 # -- tasks, Mmu.task -----------------------------------------------------------------------------
@@ -165,6 +171,8 @@ CTL_LAST_TDP = 23  # TDP table found last
 CTL_DESC_USED = 24  # descriptors in use by rmaps
 CTL_RUN = 25  # window + 1 that runs through without recorded lines
 CTL_HAS_RECORDED = 26  # the trace holds recorded outcomes to compare with
+CTL_BITMAP_WANT = 27  # words of a dirty bitmap that is to be made
+CTL_SPLIT_TIME = 28  # ns at which all guest memory is split where VM_SPLIT_DUE
 CTL_COUNTERS = 32  # the counters of class Counter begin here
 CTL_SIZE = 160
 
@@ -216,6 +224,7 @@ def has_room(m: Mmu) -> bool:
         and ctl[CTL_FLUSH_TOP] + _ROOM_FLUSH < m.flush.shape[0]
         and ctl[CTL_WINDOW_TOP] + 2 < m.window.shape[0]
         and ctl[CTL_SLOT_TOP] + 2 < m.slot.shape[0]
+        and ctl[CTL_BITMAP_TOP] + ctl[CTL_BITMAP_WANT] <= m.bitmap.shape[0]
     )
 
 
@@ -281,6 +290,10 @@ def grow(m: Mmu) -> Mmu:
         new["gib"] = np.full((2 * m.gib.shape[0], GIB_COLUMNS), -1, np.int64)
         _rehash_gibs(m.gib, new["gib"])
         ctl[CTL_LAST_GIB] = -1
+    words = int(ctl[CTL_BITMAP_TOP] + ctl[CTL_BITMAP_WANT])
+    if words > m.bitmap.shape[0]:
+        new["bitmap"] = np.zeros(max(words, 2 * m.bitmap.shape[0]), np.int64)
+        new["bitmap"][: m.bitmap.shape[0]] = m.bitmap
     if 2 * (ctl[CTL_TASKS] + 2) >= m.task.shape[0]:
         new["task"] = np.zeros((2 * m.task.shape[0], TASK_COLUMNS), np.int64)
         _rehash_tasks(m.task, new["task"])

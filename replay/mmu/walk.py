@@ -86,7 +86,7 @@ def begin_walk(m: Mmu, t: int, addr: int, code: int) -> None:
 def add_element(m: Mmu, t: int, pte: int, level: int) -> None:
     """kvm_mmu_paging_element; a level that is not below the last one restarts the walk."""
     task = m.task[t]
-    if level > 5:
+    if level < 1 or level > 5:
         return
     if task[TASK_WALK_TOP] == 0 or level >= task[TASK_WALK_LEAF]:
         task[TASK_WALK_TOP] = level
@@ -203,6 +203,9 @@ def find_root(m: Mmu, t: int, vm: int) -> int:
     if root < 0:
         return -1
     key = m.sp[root, SP_KEY]
+    if key_level(key) == top + 1:
+        # a guest with fewer levels than the host: its own top table hangs below a passthrough root
+        return linked_child(m, root, walk_index(m, t, top + 1))
     if top == 3 and key_level(key) == 2:
         gfn = pte_gfn(task[TASK_PTE + 3])
         return root if m.sp[root, SP_GFN] == gfn else find_shadow_page(m, gfn, key)
@@ -317,11 +320,17 @@ def in_fault(m: Mmu, t: int) -> bool:
 
 @jit
 def spte_requested(m: Mmu, t: int, gfn: int, level: int) -> None:
-    """kvm_mmu_spte_requested: a walk that leads elsewhere was the emulator's, so the fault is a direct one."""
+    """kvm_mmu_spte_requested: a walk that leads elsewhere was the emulator's, and the fault is a direct one.
+
+    Kernels such as 5.10 print the frame of the fault's address, which may be virtual.
+    """
     task = m.task[t]
-    if task[TASK_WALK_TOP] and (task[TASK_STATE] == STATE_DONE or leaf_gfn(m, t) != gfn):
-        task[TASK_WALK_TOP] = 0
-        clear_chain(m, t)
+    if task[TASK_WALK_TOP]:
+        if task[TASK_STATE] != STATE_DONE and gfn == task[TASK_WALK_ADDR] >> 12:
+            gfn = leaf_gfn(m, t)
+        if task[TASK_STATE] == STATE_DONE or leaf_gfn(m, t) != gfn:
+            task[TASK_WALK_TOP] = 0
+            clear_chain(m, t)
     task[TASK_STATE] = STATE_REQUESTED
     task[TASK_REQ_GFN] = gfn
 

@@ -73,7 +73,18 @@ WIN_HAS_V2_PROBES = 56
 WIN_ZAPPED = 57  # pages that lookups of the split zapped and whose lines are still to come
 WIN_WALK_DONE = 58  # the walk over the shadow MMU is at its end
 WIN_DROP_FLUSHED = 59  # the last lock drop flushed first
-WIN_COLUMNS = 60
+WIN_BY_PROBE = 60  # a probe will tell where the window ends
+WIN_PEEKED = 61  # the next attempt is known in WIN_SNAP_*
+WIN_SNAP_GFN = 62
+WIN_SNAP_LEVEL = 63
+# KVM_CLEAR_DIRTY_LOG by a marker: one window, one range for each 64-page word
+WIN_WORDS = 64  # number of words, 0 for a window with one range
+WIN_WORD = 65  # next word
+WIN_FIRST_WORD = 66  # of the slot's bitmap
+WIN_FIRST_PAGE = 67  # of the slot
+WIN_LAST_PAGE = 68  # exclusive
+WIN_MASK = 69
+WIN_COLUMNS = 70
 
 ANY_PLACE = 1 << 62
 
@@ -168,6 +179,7 @@ COUNTERS = (
     "unplaced_sptes",
     "fault_time_tdp_splits",
     "splits_outside_windows",
+    "windows_cut_short",
     "swapped_tdp_changes",
 )
 FIRST_DIVERGENCE = "adopted_pages"
@@ -207,6 +219,7 @@ C_PFN_CHANGES = COUNTERS.index("pfn_changes")
 C_UNPLACED = COUNTERS.index("unplaced_sptes")
 C_FAULT_SPLITS = COUNTERS.index("fault_time_tdp_splits")
 C_STRAY_SPLITS = COUNTERS.index("splits_outside_windows")
+C_CUT_SHORT = COUNTERS.index("windows_cut_short")
 C_SWAPPED = COUNTERS.index("swapped_tdp_changes")
 
 

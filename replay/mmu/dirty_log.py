@@ -1,0 +1,141 @@
+"""Dirty bitmaps and KVM_CLEAR_DIRTY_LOG: its ranges, one for each 64-page word (dirty_log in kvm_main.c, mmu.c).
+
+A bitmap is needed only where markers tell of the ioctl; with initially-all-set it begins all ones,
+a clear processes only the bits that are still set, and a writable 4K SPTE sets them again.
+"""
+
+from __future__ import annotations
+
+from replay.jit import jit
+from replay.mmu.apply import write_protect_gfn
+from replay.mmu.state import (
+    CTL_BITMAP_TOP,
+    CTL_BITMAP_WANT,
+    SLOT_BASE,
+    SLOT_BITMAP,
+    SLOT_BITMAP_WORDS,
+    SLOT_NPAGES,
+    Mmu,
+)
+from replay.mmu.window import (
+    WIN_END,
+    WIN_FIRST_PAGE,
+    WIN_FIRST_WORD,
+    WIN_GFN,
+    WIN_LAST_PAGE,
+    WIN_LEVEL,
+    WIN_MASK,
+    WIN_SLOT,
+    WIN_START,
+    WIN_TDP_GFN,
+    WIN_VM,
+    WIN_WALK_DONE,
+    WIN_WORD,
+    WIN_WORDS,
+)
+from replay.policy import ClearEnd, KnobCodes
+
+CLEAR_END_INCLUSIVE = int(ClearEnd.INCLUSIVE)
+OK = 0
+NO_ROOM = 1
+
+
+@jit
+def need_bitmap(m: Mmu, s: int) -> int:
+    """Give slot ``s`` a bitmap, all ones, if it has none; NO_ROOM asks for its words first."""
+    if m.slot[s, SLOT_BITMAP]:
+        return OK
+    words = (m.slot[s, SLOT_NPAGES] + 63) >> 6
+    top = m.ctl[CTL_BITMAP_TOP]
+    if top + words > m.bitmap.shape[0]:
+        m.ctl[CTL_BITMAP_WANT] = words
+        return NO_ROOM
+    m.ctl[CTL_BITMAP_WANT] = 0
+    m.ctl[CTL_BITMAP_TOP] += words
+    m.slot[s, SLOT_BITMAP] = top + 1
+    m.slot[s, SLOT_BITMAP_WORDS] = words
+    fill_bitmap(m, s)
+    return OK
+
+
+@jit
+def fill_bitmap(m: Mmu, s: int) -> None:
+    first = m.slot[s, SLOT_BITMAP] - 1
+    for i in range(first, first + m.slot[s, SLOT_BITMAP_WORDS]):
+        m.bitmap[i] = -1
+
+
+@jit
+def mark_page_dirty(m: Mmu, s: int, gfn: int) -> None:
+    """mark_page_dirty_in_slot()."""
+    page = gfn - m.slot[s, SLOT_BASE]
+    m.bitmap[m.slot[s, SLOT_BITMAP] - 1 + (page >> 6)] |= 1 << (page & 63)
+
+
+@jit
+def lowest_bit(bits: int) -> int:
+    i = 0
+    while not (bits >> i) & 1:
+        i += 1
+    return i
+
+
+@jit
+def highest_bit(bits: int) -> int:
+    i = 63
+    while not (bits >> i) & 1:
+        i -= 1
+    return i
+
+
+@jit
+def protect_cleared(m: Mmu, vm: int, s: int, start: int, end: int) -> None:
+    """What follows the split of one range: huge pages at the first and the last gfn are write-protected.
+
+    Before 6.8 the range ends with the last gfn, since then one behind it; an end on a 64-page
+    boundary of the slot tells the latter.
+    """
+    base = m.slot[s, SLOT_BASE] if s >= 0 else 0
+    last = end
+    if last > start and (last - base) & 63 == 0:
+        last -= 1
+    write_protect_gfn(m, vm, start, 2, True)
+    if last >> 9 != start >> 9:
+        write_protect_gfn(m, vm, last, 2, True)
+
+
+@jit
+def next_word(m: Mmu, w: int, k: KnobCodes) -> bool:
+    """Set the window to the range of its next word that has bits to clear; False after the last.
+
+    The range before it, if there was one, is write-protected first.
+    """
+    win = m.window[w]
+    s = win[WIN_SLOT]
+    base = m.slot[s, SLOT_BASE]
+    if win[WIN_TDP_GFN] < 1 << 41:
+        protect_cleared(m, win[WIN_VM], s, win[WIN_START], win[WIN_END])
+    while win[WIN_WORD] < win[WIN_WORDS]:
+        word = win[WIN_FIRST_WORD] + win[WIN_WORD]
+        win[WIN_WORD] += 1
+        bits = m.bitmap[m.slot[s, SLOT_BITMAP] - 1 + word] & win[WIN_MASK]
+        first = win[WIN_FIRST_PAGE] - (word << 6)
+        last = win[WIN_LAST_PAGE] - (word << 6)
+        if first > 0:
+            bits = bits >> first << first
+        if last < 64:
+            bits &= (1 << last) - 1
+        if bits == 0:
+            continue
+        m.bitmap[m.slot[s, SLOT_BITMAP] - 1 + word] &= ~bits
+        start = base + (word << 6) + lowest_bit(bits)
+        end = base + (word << 6) + highest_bit(bits)
+        win[WIN_START] = start
+        win[WIN_END] = end if k.clear_end == CLEAR_END_INCLUSIVE else end + 1
+        win[WIN_LEVEL] = 3
+        win[WIN_GFN] = -1
+        win[WIN_WALK_DONE] = 0 if k.enabled else 1
+        win[WIN_TDP_GFN] = 0
+        return True
+    win[WIN_TDP_GFN] = 1 << 41
+    return False
