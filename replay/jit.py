@@ -12,6 +12,7 @@ written, kernels are compiled on each run and not kept.
 from __future__ import annotations
 
 import fcntl
+import gc
 import hashlib
 import inspect
 import itertools
@@ -24,16 +25,20 @@ import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, cast, overload
 
 import llvmlite
 import numba
+from llvmlite import ir
 from llvmlite.binding import Linkage
 from numba import types
-from numba.core import config
+from numba.core import cgutils, config
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache, UserProvidedCacheLocator
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
-from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache, UserProvidedCacheLocator
+from numba.core.imputils import lower_getattr_generic
+from numba.core.typing.templates import AttributeTemplate, infer_getattr
+from numba.extending import intrinsic, models, register_model
 
 KEPT_DIRECTORIES = 4
 KEPT_SECONDS = 2 * 3600
@@ -188,7 +193,8 @@ class _KernelCache(FunctionCache):
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
-            found = super().load_overload(sig, target_context)
+            # numba's own load_overload first fills its typing tables, which only compiling needs
+            found = self._load_overload(sig, target_context)
         except Exception:  # whatever a damaged pickle raises: the kernel is compiled again
             found = None
         if found is None:
@@ -250,6 +256,9 @@ class _PartLibrary(JITCodeLibrary):
         self._raise_if_finalized()
         self._finalized = True
 
+    def _optimize_functions(self, ll_module: Any) -> None:
+        ll_module.data_layout = self._codegen._data_layout
+
     def get_pointer_to_function(self, name: str) -> int:
         self._ensure_finalized()
         return 0
@@ -265,6 +274,8 @@ class _PartLibrary(JITCodeLibrary):
 
 class _KernelLibrary(JITCodeLibrary):
     """The code of a kernel and of all parts that it calls, each linked once."""
+
+    _linking_libraries: list[Any]
 
     def finalize(self) -> None:
         found: dict[Any, None] = {}
@@ -296,6 +307,16 @@ class _PartCompiler(Compiler):
             if self.library_class is _KernelLibrary:
                 library.enable_object_caching()
         super().__init__(typingctx, targetctx, library, *rest)
+
+    def compile_extra(self, func: Any) -> Any:
+        # a compilation makes millions of objects that live until its end: collecting them costs a fifth of it
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            return super().compile_extra(func)
+        finally:
+            if collecting:
+                gc.enable()
 
 
 class _KernelCompiler(_PartCompiler):
@@ -346,4 +367,59 @@ def kernel(function: Function) -> Function:
     dispatcher = numba.njit(pipeline_class=_KernelCompiler, **_OPTIONS)(function)
     if not config.DISABLE_JIT:
         dispatcher._cache = _NoCache() if cache_directory() is None else _KernelCache(function)
-    return dispatcher
+    return cast(Function, dispatcher)
+
+
+# -- tuples by reference ---------------------------------------------------------------------------------
+#
+# numba passes a NamedTuple of arrays by value: a state of 16 arrays is 140 arguments at every call,
+# which costs more to compile than all else.  A kernel takes the tuple and hands a reference to its parts.
+
+
+class _ReferenceType(types.Type):
+    """A pointer to a NamedTuple that outlives the call."""
+
+    def __init__(self, target: Any) -> None:
+        self.target = target
+        super().__init__(f"Reference({target})")
+
+
+@register_model(_ReferenceType)
+class _ReferenceModel(models.PrimitiveModel):
+    def __init__(self, dmm: Any, fe_type: Any) -> None:
+        super().__init__(dmm, fe_type, ir.IntType(8).as_pointer())
+
+
+@infer_getattr
+class _ReferenceAttribute(AttributeTemplate):
+    key = _ReferenceType
+
+    def generic_resolve(self, typ: Any, attr: str) -> Any:
+        if attr in typ.target.fields:
+            return typ.target[typ.target.fields.index(attr)]
+        return None
+
+
+@lower_getattr_generic(_ReferenceType)
+def _load_field(context: Any, builder: Any, typ: Any, value: Any, attr: str) -> Any:
+    pointer = builder.bitcast(value, context.get_value_type(typ.target).as_pointer())
+    return builder.load(cgutils.gep_inbounds(builder, pointer, 0, typ.target.fields.index(attr)))
+
+
+if config.DISABLE_JIT:
+
+    def by_reference(values: Any) -> Any:
+        """The tuple itself."""
+        return values
+
+else:
+
+    @intrinsic
+    def by_reference(typingctx: Any, values: Any) -> Any:
+        """A reference to the NamedTuple ``values``, whose fields read as the tuple's; good within the kernel's call."""
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            kept = cgutils.alloca_once_value(builder, args[0])
+            return builder.bitcast(kept, ir.IntType(8).as_pointer())
+
+        return _ReferenceType(values)(values), codegen

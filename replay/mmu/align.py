@@ -13,9 +13,19 @@ from replay.mmu.role import INVALID, ROLE_MASK
 from replay.mmu.shadow_page import get_spte
 from replay.mmu.split import STOP_ATTEMPT, STOP_DONE, STOP_DROPPED, STOP_NO_ROOM, STOP_YIELDED, advance
 from replay.mmu.spte import is_shadow_present_pte
-from replay.mmu.state import CTL_LINE, CTL_OUT_TOP, CTL_TS, SP_GFN, VM_HAS_TDP, Mmu, has_room
+from replay.mmu.state import (
+    CTL_HAS_GET_PAGE,
+    CTL_LINE,
+    CTL_OUT_TOP,
+    CTL_TS,
+    SP_GFN,
+    VM_HAS_TDP,
+    Mmu,
+    has_room,
+)
 from replay.mmu.tdp import predict_split
 from replay.mmu.window import (
+    C_ENV_ALLOC,
     C_EXPECTED,
     C_GET_PAGE_EXPECTED,
     C_GET_PAGE_MATCHED,
@@ -27,6 +37,7 @@ from replay.mmu.window import (
     OUT_CREATED,
     OUT_ERRNO,
     OUT_GFN,
+    OUT_GOT_PAGE,
     OUT_HAS_RECORD,
     OUT_INSTALLED,
     OUT_LEVEL,
@@ -42,7 +53,9 @@ from replay.mmu.window import (
     OUT_TS,
     WIN_DROP_FLUSHED,
     WIN_ENV_DROP,
+    WIN_ENV_FAIL_KERNEL,
     WIN_ENV_YIELD,
+    WIN_HAS_V2_PROBES,
     WIN_PENDING,
     WIN_TDP_GFN,
     WIN_TDP_PENDING,
@@ -60,7 +73,6 @@ MISMATCHED = int(Match.MISMATCHED)
 MISSING = int(Match.MISSING)
 UNEXPECTED = int(Match.UNEXPECTED)
 NO_RESCHED = (0, -1)
-
 
 
 @jit
@@ -132,7 +144,7 @@ def next_attempt(m: Mmu, w: int, k: KnobCodes) -> int:
 
 @jit
 def reach(m: Mmu, w: int, k: KnobCodes, target: int) -> int:
-    """Go on until the pending attempt is at or behind ``target``; the recording lacks the attempts before it."""
+    """Go on until the pending attempt is at or behind ``target``; the recording lacks those before."""
     while True:
         stop = next_attempt(m, w, k)
         if stop != STOP_ATTEMPT:
@@ -152,16 +164,25 @@ def split_line(m: Mmu, w: int, k: KnobCodes, gfn: int, spte: int, level: int, er
         return OK
     if errno == -EAGAIN and k.lock_drop_traced and not m.window[w, WIN_PENDING]:
         m.window[w, WIN_ENV_DROP] = place(gfn, level) + 1
+    if errno == -ENOMEM and not m.window[w, WIN_HAS_V2_PROBES] and not m.window[w, WIN_PENDING]:
+        # no probe tells of it, so the line itself does: the blocking allocation failed
+        m.window[w, WIN_ENV_DROP] = place(gfn, level) + 1
+        m.window[w, WIN_ENV_FAIL_KERNEL] = 1
     stop = reach(m, w, k, place(gfn, level))
     if stop == STOP_NO_ROOM:
         return NO_ROOM
     m.window[w, WIN_ENV_DROP] = 0
+    if errno == -ENOMEM and not m.window[w, WIN_HAS_V2_PROBES]:
+        m.window[w, WIN_ENV_FAIL_KERNEL] = 0
+        count(m, C_ENV_ALLOC, 1)
     count(m, C_EXPECTED, 1)
     o = m.window[w, WIN_PENDING] - 1
     if stop == STOP_DONE or place(m.out[o, OUT_GFN], m.out[o, OUT_LEVEL]) != place(gfn, level):
         missing(m, w, 0, gfn, spte, level, errno)
         return OK
     judge(m, o, gfn, spte, level, errno)
+    if errno == 0 and m.ctl[CTL_HAS_GET_PAGE] and not m.out[o, OUT_GOT_PAGE]:
+        count(m, C_GET_PAGE_EXPECTED, 1)  # the line of the child is not there
     m.window[w, WIN_PENDING] = 0
     peek_next(m, w, k)
     return OK
@@ -188,6 +209,7 @@ def get_page_line(m: Mmu, w: int, k: KnobCodes, gfn: int, role: int, created: bo
         and (m.out[o, OUT_CREATED] != 0) == created
     ):
         count(m, C_GET_PAGE_MATCHED, 1)
+        m.out[o, OUT_GOT_PAGE] = 1
     return OK
 
 
@@ -248,7 +270,7 @@ def range_yield(m: Mmu, w: int, k: KnobCodes, gfn: int, level: int, flushed: int
 
 @jit
 def peek_next(m: Mmu, w: int, k: KnobCodes) -> None:
-    """Note the next attempt as it is now: a line of a dropped lock is printed later, with what was read before."""
+    """Note the next attempt as it is now: a dropped lock's line is printed later, with what was read now."""
     if k.lock_drop_traced and not m.window[w, WIN_PENDING]:
         advance(m, w, k, NO_RESCHED, True)
 

@@ -220,7 +220,7 @@ def write_protect_region(m: Mmu, r: int, ept: bool) -> None:
             write_protect_head(m, m.block[b, i], False, ept)
 
 
-# -- pages ----------------------------------------------------------------------------------------------------
+# -- pages -----------------------------------------------------------------------------------------
 
 
 @jit
@@ -259,7 +259,7 @@ def get_root(m: Mmu, t: int, vm: int, gfn: int, role: int, created: bool, order:
 
 @jit
 def find_child(m: Mmu, t: int, vm: int, gfn: int, role: int, created: bool, order: int) -> int:
-    """The page that a get_page line of a fault names; the root's variant follows the line where they contradict."""
+    """The page that a get_page line of a fault names; where the root's variant contradicts, it follows."""
     walk = m.task[t, TASK_WALK_TOP] != 0
     variant = m.task[t, TASK_VARIANT] if walk else DIRECT_FAMILY
     sp = find_shadow_page(m, gfn, make_key(role, variant, vm))
@@ -326,7 +326,7 @@ def get_page(m: Mmu, t: int, vm: int, gfn: int, role: int, created: bool, order:
 
 @jit
 def find_printed(m: Mmu, vm: int, gfn: int, role: int, unsync: bool) -> int:
-    """The page that a PAGE line names: sync state as printed, then (nested) without parents, then the oldest."""
+    """The page that a PAGE line names: synced as printed, then (nested) without parents, then the oldest."""
     invalid = (role & INVALID) != 0
     role &= ~INVALID
     best = -1
@@ -385,7 +385,7 @@ def zap_all_fast(m: Mmu, vm: int, used_pages: int) -> None:
         m.vm[vm, VM_USED] = used_pages
 
 
-# -- leaf SPTEs ----------------------------------------------------------------------------------------------------
+# -- leaf SPTEs ------------------------------------------------------------------------------------
 
 
 @jit
@@ -451,7 +451,7 @@ def stale_head(m: Mmu, head: int, pfn: int) -> bool:
 
 @jit
 def is_tdp_set_spte(m: Mmu, t: int, gfn: int, spte: int, level: int, page: int) -> bool:
-    """True if a set_spte line belongs to the TDP MMU: it repeats the change before it, or names a TDP table."""
+    """True if a set_spte line is of the TDP MMU: it repeats the change before it, or names a TDP table."""
     task = m.task[t]
     if task[TASK_TDP_LEVEL] == level and task[TASK_TDP_GFN] == gfn and task[TASK_TDP_NEW] == spte:
         return True
@@ -470,7 +470,7 @@ def fits(m: Mmu, sp: int, vm: int, gfn: int, level: int, index: int) -> bool:
 
 @jit
 def locate_table(m: Mmu, t: int, vm: int, gfn: int, level: int, page: int, index: int, order: int) -> int:
-    """The shadow page whose table is page frame ``page``, found or, for want of a better, adopted; -1 if it cannot be."""
+    """The shadow page whose table is page frame ``page``, found or else adopted; -1 if it cannot be."""
     sp = find_bound(m, page)
     if sp >= 0 and fits(m, sp, vm, gfn, level, index):
         return sp
@@ -532,7 +532,7 @@ def apply_set_spte(m: Mmu, t: int, vm: int, gfn: int, spte: int, level: int, at:
 
 @jit
 def hardware_access(spte: int, write: bool, ept: bool) -> int:
-    """The SPTE after the guest's retried access: the CPU sets A, and D on a write that is allowed, untraced."""
+    """The SPTE after the guest's retried access: untraced, the CPU sets A, and D on an allowed write."""
     if ept:
         return spte
     spte |= PT_ACCESSED_MASK
@@ -543,7 +543,7 @@ def hardware_access(spte: int, write: bool, ept: bool) -> int:
 
 @jit
 def fast_page_fault(m: Mmu, vm: int, gfn: int, old: int, new: int) -> None:
-    """fast_page_fault of a direct shadow MMU: the sptep is printed hashed, so it is found by gfn and value."""
+    """fast_page_fault of a direct shadow MMU: found by gfn and value, since sptep is printed hashed."""
     for level in range(1, 4):
         head = rmap_head(m, vm, gfn, level)
         for i in range(pte_list_count(m, head)):
@@ -556,7 +556,7 @@ def fast_page_fault(m: Mmu, vm: int, gfn: int, old: int, new: int) -> None:
 
 @jit
 def unmap_gfn_range(m: Mmu, vm: int, start: int, end: int, order: int) -> bool:
-    """kvm_unmap_gfn_range() on the shadow MMU: every SPTE that maps a gfn of [start, end); False if rows run out."""
+    """kvm_unmap_gfn_range(): every SPTE that maps a gfn of [start, end); False if rows run out."""
     gfn = start
     while gfn < end:
         r = find_region(m, vm, gfn, False)

@@ -141,9 +141,9 @@ def find_slot(m: Mmu, vm: int, slot_id: int) -> int:
 @jit
 def gfn_to_slot(m: Mmu, vm: int, gfn: int) -> int:
     for s in range(m.ctl[CTL_SLOT_TOP]):
-        if m.slot[s, SLOT_LIVE] and m.slot[s, SLOT_VM] == vm:
-            if m.slot[s, SLOT_BASE] <= gfn < m.slot[s, SLOT_BASE] + m.slot[s, SLOT_NPAGES]:
-                return s
+        page = gfn - m.slot[s, SLOT_BASE]
+        if m.slot[s, SLOT_LIVE] and m.slot[s, SLOT_VM] == vm and 0 <= page < m.slot[s, SLOT_NPAGES]:
+            return s
     return -1
 
 
@@ -197,7 +197,7 @@ def set_region(m: Mmu, t: int, slot_id: int, base: int, npages: int, flags: int,
 
 @jit
 def commit_region(m: Mmu, t: int, vm: int, change: int, order: int) -> int:
-    """commit_region: LOG_ON if dirty logging was switched on for a slot that stays in place, OK or NO_ROOM."""
+    """commit_region: LOG_ON if dirty logging was switched on for a slot in place, OK or NO_ROOM."""
     task = m.task[t]
     if task[TASK_REGION] == 0:
         return OK
@@ -206,9 +206,12 @@ def commit_region(m: Mmu, t: int, vm: int, change: int, order: int) -> int:
     s = find_slot(m, vm, slot_id)
     old_flags = m.slot[s, SLOT_FLAGS] if s >= 0 else 0
     in_place = change > KVM_MR_MOVE
-    if in_place and log_switched_off(old_flags, task[TASK_REGION_FLAGS]) and not m.vm[vm, VM_PROBES] & PROBES_COLLAPSE:
-        if zap_collapsible(m, vm, s, order) == NO_ROOM:
-            return NO_ROOM
+    if (
+        in_place
+        and log_switched_off(old_flags, task[TASK_REGION_FLAGS])
+        and not m.vm[vm, VM_PROBES] & PROBES_COLLAPSE
+    ) and zap_collapsible(m, vm, s, order) == NO_ROOM:
+        return NO_ROOM
     task[TASK_REGION] = 0
     s = set_slot(
         m, vm, t, slot_id, task[TASK_REGION_BASE], npages, task[TASK_REGION_FLAGS], task[TASK_REGION_HVA]
@@ -228,7 +231,7 @@ def log_switched_on(old_flags: int, flags: int) -> bool:
     return rising != 0 and flags & SLOT_READONLY == 0
 
 
-# -- passes over a slot -----------------------------------------------------------------------------------------
+# -- passes over a slot ----------------------------------------------------------------------------
 
 
 @jit
@@ -265,7 +268,7 @@ def can_be_huge(m: Mmu, s: int, gfn: int, level: int) -> bool:
 
 @jit
 def zap_collapsible_head(m: Mmu, vm: int, gfn: int, level: int, max_level: int, order: int) -> None:
-    """kvm_mmu_zap_collapsible_spte(): SPTEs of direct pages that could be larger; from the start after each zap."""
+    """kvm_mmu_zap_collapsible_spte(): SPTEs of direct pages that could be larger; a zap restarts the list."""
     position = 0
     while True:
         sptep = pte_list_get(m, rmap_head(m, vm, gfn, level), position)
@@ -313,14 +316,26 @@ def zap_collapsible(m: Mmu, vm: int, s: int, order: int) -> int:
     return OK
 
 
-# -- windows --------------------------------------------------------------------------------------------------------
+# -- windows ---------------------------------------------------------------------------------------
 
 
 @jit
 def begin_window(
-    m: Mmu, vm: int, pid: int, cause: int, s: int, start: int, end: int, target: int, by_probe: bool, k: KnobCodes
+    m: Mmu,
+    vm: int,
+    pid: int,
+    cause: int,
+    s: int,
+    start: int,
+    end: int,
+    target: int,
+    by_probe: bool,
+    k: KnobCodes,
 ) -> int:
-    """Open a window; it runs through at once unless recorded lines (or their absence) are there to compare with."""
+    """Open a window.
+
+    It runs through at once unless recorded lines, or their absence, are there to compare with.
+    """
     w = open_window(m, vm, pid, cause, s, start, end, target)
     m.window[w, WIN_BY_PROBE] = by_probe
     m.window[w, WIN_ALIGNED] = m.ctl[CTL_HAS_RECORDED] if cause < END_OF_TRACE else 0
@@ -365,16 +380,15 @@ def close_window(m: Mmu, w: int, k: KnobCodes) -> int:
     """The end of a window: what is left of either part, the recording lacks."""
     win = m.window[w]
     vm = win[WIN_VM]
-    if win[WIN_ALIGNED] and win[WIN_CAUSE] != RECORDED:
-        if finish(m, w, k) == NO_ROOM:
-            return NO_ROOM
+    if win[WIN_ALIGNED] and win[WIN_CAUSE] != RECORDED and finish(m, w, k) == NO_ROOM:
+        return NO_ROOM
     if win[WIN_HAS_V2_PROBES]:
         truth(m, win[WIN_LEAKED] == win[WIN_LEAKED_RECORDED])
         truth(m, win[WIN_FREED] == win[WIN_FREED_RECORDED])
     s = win[WIN_SLOT]
-    if win[WIN_CAUSE] == MEMSLOT_FLAGS and s >= 0 and not m.vm[vm, VM_PROBES] & PROBES_PROTECT:
-        if write_protect_slot(m, vm, s, 1) == NO_ROOM:
-            return NO_ROOM
+    log_on = win[WIN_CAUSE] == MEMSLOT_FLAGS and s >= 0
+    if log_on and not m.vm[vm, VM_PROBES] & PROBES_PROTECT and write_protect_slot(m, vm, s, 1) == NO_ROOM:
+        return NO_ROOM
     if win[WIN_CAUSE] == CLEAR_DIRTY_LOG and not win[WIN_WORDS]:
         protect_cleared(m, vm, s, win[WIN_START], win[WIN_END])
     win[WIN_PHASE] = PHASE_CLOSED

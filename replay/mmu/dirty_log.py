@@ -1,4 +1,4 @@
-"""Dirty bitmaps and KVM_CLEAR_DIRTY_LOG: its ranges, one for each 64-page word (dirty_log in kvm_main.c, mmu.c).
+"""Dirty bitmaps and KVM_CLEAR_DIRTY_LOG: its ranges, one for each 64-page word (kvm_main.c, mmu.c).
 
 A bitmap is needed only where markers tell of the ioctl; with initially-all-set it begins all ones,
 a clear processes only the bits that are still set, and a writable 4K SPTE sets them again.

@@ -88,7 +88,7 @@ def _resched(text: str) -> tuple[int, int]:
 
 
 def _split_at(m: state.Mmu, facts: TraceFacts, split_at: str) -> None:
-    """What opens windows: control lines, recorded outcomes where there are none, else the end of the trace."""
+    """What opens windows: control lines, else recorded outcomes, else the end of the trace."""
     has_splits = facts.total(Kind.SPLIT_HUGE_PAGE) > 0
     m.ctl[state.CTL_SPLIT_TIME] = NEVER_NS
     if split_at == "auto":
@@ -123,24 +123,29 @@ def _new_state(facts: TraceFacts, options: Options) -> state.Mmu:
         )
         if options.max_mmu_pages is not None:
             m.vm[vm, state.VM_MAX] = options.max_mmu_pages
-            m.vm[vm, state.VM_MAX_KNOWN] = 1
+            m.vm[vm, state.VM_MAX_KNOWN] = state.MAX_GIVEN
     return m
 
 
 def _with_lookahead(batches: Iterator[Columns]) -> Iterator[tuple[Columns, int]]:
-    """Each batch with the rows that may be handled; the last rows of one are handled at the head of the next."""
+    """Columns and how many of their first rows to handle: the rows behind those are only looked at.
+
+    The last rows of a batch are handled joined to the first of the next.
+    """
     held: Columns | None = None
     for batch in batches:
         if held is not None:
-            batch = Columns(*(np.concatenate(pair) for pair in zip(held, batch, strict=True)))
+            ahead = Columns(*(column[:LOOKAHEAD] for column in batch))
+            yield Columns(*(np.concatenate(pair) for pair in zip(held, ahead, strict=True))), len(held.kind)
         stop = max(len(batch.kind) - LOOKAHEAD, 0)
-        yield batch, stop
+        if stop:
+            yield batch, stop
         held = Columns(*(column[stop:].copy() for column in batch))
     if held is not None:
         yield held, len(held.kind)
 
 
-# -- tables ------------------------------------------------------------------------------------------------------
+# -- tables ----------------------------------------------------------------------------------------
 
 _OUT_COLUMNS = {
     "window": window.OUT_WINDOW,
@@ -265,7 +270,7 @@ def _windows(m: state.Mmu, flush_probes: bool) -> pa.Table:
     return _as_table(window_schema(), arrays)
 
 
-# -- counters -------------------------------------------------------------------------------------------------------
+# -- counters --------------------------------------------------------------------------------------
 
 
 def _result(m: state.Mmu, facts: TraceFacts) -> Replay:

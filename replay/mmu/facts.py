@@ -41,7 +41,7 @@ _TASKS = 1024
 
 @kernel
 def _scan(c: Columns, kinds: np.ndarray, facts: np.ndarray, last: np.ndarray) -> None:
-    """Add to ``kinds`` [VMs, KINDS] and ``facts`` [VMs, FACTS]; ``last`` [_TASKS, 2] is each task's last event."""
+    """Add to ``kinds`` [VMs, KINDS] and ``facts`` [VMs, FACTS]; ``last`` [_TASKS, 2]: tasks' last events."""
     for i in range(len(c.kind)):
         vm = c.vm[i]
         if vm < 0:
@@ -122,7 +122,11 @@ class TraceFacts:
         return any(self.vm_has_control(vm) for vm in range(self.vms))
 
     def _left_huge(self, vm: int) -> bool:
-        return self.split_probes(vm) and bool(self.facts[vm, HUGE_SPTES]) and not self.has(vm, Kind.TDP_MMU_SPTE_CHANGED)
+        return (
+            self.split_probes(vm)
+            and bool(self.facts[vm, HUGE_SPTES])
+            and not self.has(vm, Kind.TDP_MMU_SPTE_CHANGED)
+        )
 
     @property
     def policy_hint(self) -> tuple[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from replay.jit import jit, kernel
+from replay.jit import by_reference, jit, kernel
 from replay.mmu import align, apply, control, tdp, walk
 from replay.mmu.align import truth
 from replay.mmu.dirty_log import NO_ROOM, OK, mark_page_dirty, next_word
@@ -13,12 +13,15 @@ from replay.mmu.split import STOP_DONE, STOP_NO_ROOM, advance, available_pages
 from replay.mmu.spte import PT_WRITABLE_MASK, is_last_spte, is_shadow_present_pte
 from replay.mmu.state import (
     CTL_BITMAP_TOP,
+    CTL_HAS_GET_PAGE,
     CTL_LINE,
     CTL_ROW,
     CTL_RUN,
     CTL_SLOT_TOP,
     CTL_SPLIT_TIME,
     CTL_TS,
+    MAX_GIVEN,
+    MAX_REQUESTED,
     PROBES_LIMIT,
     PROBES_REGION,
     PROBES_SPLIT,
@@ -231,7 +234,8 @@ def split_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool, 
         w = control.begin_window(m, vm, pid, control.RECORDED, -1, gfn, 1 << 40, 1, False, k)
     if not m.window[w, WIN_ALIGNED]:
         return OK
-    if m.window[w, WIN_PHASE] == PHASE_TDP or tdp_before:
+    # the ranges of one KVM_CLEAR_DIRTY_LOG alternate between the MMUs
+    if tdp_before or (m.window[w, WIN_PHASE] == PHASE_TDP and not m.window[w, WIN_WORDS]):
         return align.tdp_split_line(m, w, k, gfn, spte, level, errno)
     return align.split_line(m, w, k, gfn, spte, level, errno)
 
@@ -243,6 +247,7 @@ def get_page_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: boo
     gfn, role, created = np.int64(c.gfn[i]), np.int64(c.role[i]), c.flags[i] & CREATED != 0
     if is_tdp_get_page(c, i, pid, m.vm[vm, VM_HAS_TDP] != 0):
         return OK
+    m.ctl[CTL_HAS_GET_PAGE] = 1
     if not own and w < 0 and begins_recorded_window(m, c, i, vm, pid):
         w = control.begin_window(m, vm, pid, control.RECORDED, -1, gfn, 1 << 40, 1, False, k)
         own = True
@@ -429,9 +434,8 @@ def probe_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool, 
     elif kind == SLOT_REMOVE_WRITE_ACCESS:
         if m.task[t, TASK_SLOT]:
             return control.write_protect_slot(m, vm, m.task[t, TASK_SLOT] - 1, max(level, 1))
-    elif kind == ZAP_COLLAPSIBLE or kind == RECOVER_HUGE:
-        if m.task[t, TASK_SLOT]:
-            return control.zap_collapsible(m, vm, m.task[t, TASK_SLOT] - 1, k.rmap_order)
+    elif (kind == ZAP_COLLAPSIBLE or kind == RECOVER_HUGE) and m.task[t, TASK_SLOT]:
+        return control.zap_collapsible(m, vm, m.task[t, TASK_SLOT] - 1, k.rmap_order)
     return OK
 
 
@@ -445,8 +449,8 @@ def marker_event(m: Mmu, c: Columns, i: int, t: int, vm: int, k: KnobCodes) -> i
     elif kind == MARK_RESCHED:
         m.vm[vm, VM_RESCHED] = 1
     elif kind == MARK_NR_MMU_PAGES:
-        if not m.vm[vm, VM_PROBES] & PROBES_LIMIT and not m.vm[vm, VM_MAX_KNOWN]:
-            m.vm[vm, VM_MAX_KNOWN] = 2
+        if not m.vm[vm, VM_PROBES] & PROBES_LIMIT and m.vm[vm, VM_MAX_KNOWN] != MAX_GIVEN:
+            m.vm[vm, VM_MAX_KNOWN] = MAX_REQUESTED
             control.change_mmu_pages(m, vm, t, c.num[i])
     elif kind == MARK_MEMSLOT and not m.vm[vm, VM_PROBES] & PROBES_REGION:
         base, flags = np.int64(c.gfn[i]), np.int64(c.code[i])
@@ -463,10 +467,10 @@ def marker_event(m: Mmu, c: Columns, i: int, t: int, vm: int, k: KnobCodes) -> i
         ):
             return NO_ROOM
         s = control.set_slot(m, vm, t, c.num[i], base, npages, flags, np.int64(c.addr[i]))
-        if in_place and by_marker and control.log_switched_on(old, flags):
-            if not m.vm[vm, VM_MANUAL] & control.INITIALLY_SET:
-                pid = np.int64(c.pid[i])
-                control.begin_slot_window(m, vm, pid, control.MEMSLOT_FLAGS, s, 1, False, k)
+        switched_on = in_place and control.log_switched_on(old, flags)
+        if switched_on and by_marker and not m.vm[vm, VM_MANUAL] & control.INITIALLY_SET:
+            pid = np.int64(c.pid[i])
+            control.begin_slot_window(m, vm, pid, control.MEMSLOT_FLAGS, s, 1, False, k)
     elif kind == MARK_CLEAR_DIRTY_LOG and by_marker and m.vm[vm, VM_MANUAL] & control.INITIALLY_SET:
         s = control.find_slot(m, vm, c.num[i])
         if s >= 0 and m.slot[s, SLOT_FLAGS] & SLOT_DIRTY_LOG:
@@ -523,7 +527,13 @@ def split_all_memory(m: Mmu, vm: int, pid: int, cause: int, k: KnobCodes) -> Non
 
 @kernel
 def end_of_trace(m: Mmu, k: KnobCodes, resched: tuple[int, int], cause: int) -> int:
-    """Close what is open and split what is due: ROWS_DONE, or ROWS_GROW to be called again with more room."""
+    """Close what is open and split what is due: ROWS_DONE, or ROWS_GROW: call again with more room."""
+    return finish_trace(by_reference(m), by_reference(k), resched, cause)
+
+
+@jit
+def finish_trace(m: Mmu, k: KnobCodes, resched: tuple[int, int], cause: int) -> int:
+    """The work of :func:`end_of_trace`."""
     for vm in range(m.vm.shape[0]):
         if m.ctl[CTL_RUN] and not run_through(m, k, resched):
             return ROWS_GROW
@@ -586,7 +596,13 @@ def replay_row(m: Mmu, c: Columns, i: int, k: KnobCodes) -> int:
 
 @kernel
 def replay_rows(m: Mmu, c: Columns, stop: int, k: KnobCodes, resched: tuple[int, int]) -> int:
-    """Events from ``m.ctl[CTL_ROW]`` to ``stop``: ROWS_DONE, or ROWS_GROW to be called again with more room."""
+    """Events from ``m.ctl[CTL_ROW]`` to ``stop``: ROWS_DONE, or ROWS_GROW: call again with more room."""
+    return replay_rows_of(by_reference(m), by_reference(c), stop, by_reference(k), resched)
+
+
+@jit
+def replay_rows_of(m: Mmu, c: Columns, stop: int, k: KnobCodes, resched: tuple[int, int]) -> int:
+    """The loop of :func:`replay_rows`."""
     while m.ctl[CTL_ROW] < stop:
         if not has_room(m):
             return ROWS_GROW

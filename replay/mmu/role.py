@@ -30,7 +30,7 @@ ACC_ALL = ACC_READ | ACC_WRITE | ACC_USER | ACC_EXEC
 
 ROLE_MASK = (1 << KEY_VARIANT_SHIFT) - 1
 DIRECT_FAMILY = 0x80
-"""Variant bit of every page below a direct root: such a root differs from an indirect one in unprinted bits."""
+"""Variant bit of pages below a direct root, which differs from an indirect one in unprinted bits."""
 
 
 @jit
@@ -60,7 +60,7 @@ def key_vm(key: int) -> int:
 
 @jit
 def child_key(parent_key: int, index: int, direct: bool, access: int) -> int:
-    """kvm_mmu_child_role(): the key of the page that SPTE ``index`` of a page with ``parent_key`` may point to."""
+    """kvm_mmu_child_role(): the key of the page below SPTE ``index`` of a page with ``parent_key``."""
     key = parent_key & ~(LEVEL | QUADRANT | DIRECT | ACCESS | PASSTHROUGH)
     key |= ((parent_key & LEVEL) - 1) | (access << ACCESS_SHIFT)
     if direct:

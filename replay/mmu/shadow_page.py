@@ -279,7 +279,7 @@ def fill_uniform(m: Mmu, sp: int, huge_spte: int) -> bool:
 
 @jit
 def account_shadowed(m: Mmu, vm: int, gfn: int, change: int) -> None:
-    """An indirect page begins (+1) or ends (-1) to shadow the guest table at ``gfn``: no huge mapping there."""
+    """An indirect page begins (+1) or ends (-1) to shadow a guest table at ``gfn``: nothing huge there."""
     g = find_gib(m, vm, gfn, True)
     m.gib[g, GIB_TABLES] += change
     m.region[find_region(m, vm, gfn, True), REGION_TABLES] += change

@@ -325,7 +325,7 @@ def end_attempt(m: Mmu, w: int, o: int, outcome: int, errno: int) -> None:
 
 @jit
 def zap_unsync_of_gfn(m: Mmu, w: int, gfn: int, key: int, order: int) -> None:
-    """What kvm_mmu_find_shadow_page() zaps on its way: unsync pages of the gfn, if a level above 4K is wanted."""
+    """What kvm_mmu_find_shadow_page() zaps on its way above the 4K level: unsync pages of the gfn."""
     win = m.window[w]
     zapped = False
     i = m.hash[page_bucket(gfn, key, m.hash.shape[0])]
@@ -471,6 +471,8 @@ def need_resched(m: Mmu, w: int, resched_every: int, resched_seed: int) -> bool:
         m.vm[win[WIN_VM], VM_RESCHED] = 0
         return True
     m.ctl[CTL_ATTEMPTS_SEEN] += 1
+    if win[WIN_RETRIES]:
+        return False  # a lock drop is no progress: one in a row is enough
     if resched_every:
         return m.ctl[CTL_ATTEMPTS_SEEN] % resched_every == 0
     if resched_seed >= 0:
@@ -535,6 +537,11 @@ def try_split(m: Mmu, w: int, sptep: int, k: KnobCodes, resched: tuple[int, int]
             count(m, C_RETRIES_CACHE if short else C_RETRIES_RESCHED, 1)
             if not short:
                 count(m, C_ENV_DROPS, 1)
+            if win[WIN_ENV_FAIL_KERNEL]:
+                win[WIN_ENV_FAIL_KERNEL] = 0
+                end_attempt(m, w, o, NO_MEMORY, ENOMEM)
+                win[WIN_POSITION] = END_OF_HEAD
+                return STOP_ATTEMPT
             end_attempt(m, w, o, RETRY, EAGAIN)
             restart_head(m, w)
             return STOP_ATTEMPT

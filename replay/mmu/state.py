@@ -46,7 +46,7 @@ KEY_VM_SHIFT = 40
 
 # -- rmap regions of 2 MiB, Mmu.region (512 rows for each touched GiB) ---------------------------
 REGION_HEAD = 0  # rmap head of the 2M level
-REGION_BLOCK = 1  # row of Mmu.block with the 512 heads of the 4K level; NO_TABLE all empty; UNIFORM one shadow page maps all
+REGION_BLOCK = 1  # row of Mmu.block with the 512 4K heads; NO_TABLE all empty; UNIFORM one page maps all
 REGION_SP = 2  # that shadow page
 REGION_HOST = 3  # largest level at which the host was seen to map this region
 REGION_TABLES = 4  # indirect shadow pages whose gfn lies here (disallow_lpage)
@@ -84,6 +84,8 @@ SLOT_READONLY = 2
 VM_USED = 0  # n_used_mmu_pages
 VM_MAX = 1  # n_max_mmu_pages
 VM_MAX_KNOWN = 2  # set by a limit in the trace or by the caller, no longer derived from the memslots
+MAX_GIVEN = 1  # by the caller
+MAX_REQUESTED = 2  # by KVM_SET_NR_MMU_PAGES
 VM_GOAL_TASK = 3  # task + 1 whose change_mmu_pages still zaps
 VM_HAS_TDP = 4
 VM_EPT = 5
@@ -172,6 +174,8 @@ CTL_DESC_USED = 24  # descriptors in use by rmaps
 CTL_RUN = 25  # window + 1 that runs through without recorded lines
 CTL_HAS_RECORDED = 26  # the trace holds recorded outcomes to compare with
 CTL_BITMAP_WANT = 27  # words of a dirty bitmap that is to be made
+CTL_LAST_TASK = 30  # row of the task found last
+CTL_HAS_GET_PAGE = 29  # get_page lines are among the events
 CTL_SPLIT_TIME = 28  # ns at which all guest memory is split where VM_SPLIT_DUE
 CTL_COUNTERS = 32  # the counters of class Counter begin here
 CTL_SIZE = 160
@@ -297,6 +301,7 @@ def grow(m: Mmu) -> Mmu:
     if 2 * (ctl[CTL_TASKS] + 2) >= m.task.shape[0]:
         new["task"] = np.zeros((2 * m.task.shape[0], TASK_COLUMNS), np.int64)
         _rehash_tasks(m.task, new["task"])
+        ctl[CTL_LAST_TASK] = 0
     return m._replace(**new)
 
 
@@ -341,7 +346,8 @@ def _rehash_gibs(old: np.ndarray, new: np.ndarray) -> None:
             h = mix(old[i, GIB_KEY]) & (new.shape[0] - 1)
             while new[h, GIB_KEY] >= 0:
                 h = (h + 1) & (new.shape[0] - 1)
-            new[h] = old[i]
+            for column in range(GIB_COLUMNS):
+                new[h, column] = old[i, column]
 
 
 @kernel
@@ -351,7 +357,8 @@ def _rehash_tasks(old: np.ndarray, new: np.ndarray) -> None:
             h = mix(old[i, TASK_PID]) & (new.shape[0] - 1)
             while new[h, TASK_PID]:
                 h = (h + 1) & (new.shape[0] - 1)
-            new[h] = old[i]
+            for column in range(TASK_COLUMNS):
+                new[h, column] = old[i, column]
 
 
 # -- rows ----------------------------------------------------------------------------------------
@@ -360,9 +367,13 @@ def _rehash_tasks(old: np.ndarray, new: np.ndarray) -> None:
 @jit
 def find_task(m: Mmu, pid: int) -> int:
     """Row of the task ``pid`` in ``m.task``; made if new."""
+    last = m.ctl[CTL_LAST_TASK]
+    if m.task[last, TASK_PID] == pid + 1:
+        return last
     h = mix(pid + 1) & (m.task.shape[0] - 1)
     while m.task[h, TASK_PID]:
         if m.task[h, TASK_PID] == pid + 1:
+            m.ctl[CTL_LAST_TASK] = h
             return h
         h = (h + 1) & (m.task.shape[0] - 1)
     m.task[h, TASK_PID] = pid + 1

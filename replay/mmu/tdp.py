@@ -214,7 +214,7 @@ def next_huge(m: Mmu, vm: int, gfn: int, end: int, target: int) -> tuple[int, in
 
 @jit
 def predict_split(m: Mmu, w: int, errno: int) -> int:
-    """The outcome row of the walk's next attempt, -1 at its end; ``errno`` (0 or positive) is the environment's."""
+    """The outcome row of the walk's next attempt, -1 at its end; ``errno`` >= 0 is the environment's."""
     win = m.window[w]
     # the iterator begins with the 2M entry around the first gfn, even if the range ends before its end
     win[WIN_TDP_GFN] = max(win[WIN_TDP_GFN], win[WIN_START] >> 9 << 9)

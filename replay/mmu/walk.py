@@ -191,7 +191,7 @@ def find_any_access(m: Mmu, gfn: int, key: int) -> int:
 
 @jit
 def find_root(m: Mmu, t: int, vm: int) -> int:
-    """The root of the walk: the task's, unless another root of the VM is the one that leads to the table read.
+    """The root of the walk: the task's, unless another root of the VM leads to the table read.
 
     A switch to a cached root prints nothing (fast_pgd_switch).
     """

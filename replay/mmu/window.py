@@ -122,7 +122,8 @@ OUT_MATCH = 23  # schema.Match
 OUT_CHILD = 24  # child page of a split, -1
 OUT_CHILD_GFN = 25
 OUT_CHILD_ROLE = 26
-OUT_COLUMNS = 27
+OUT_GOT_PAGE = 27  # the recorded get_page line of the child agreed
+OUT_COLUMNS = 28
 
 # -- flushes, Mmu.flush ---------------------------------------------------------------------------------
 FLUSH_WINDOW = 0
