@@ -214,57 +214,47 @@ def get_page_line(m: Mmu, w: int, k: KnobCodes, gfn: int, role: int, created: bo
 
 
 @jit
+def go_on_to(m: Mmu, w: int, k: KnobCodes, target: int, wanted: int) -> int:
+    """Go on until the environment's ``wanted`` stop, but not behind ``target``: what stopped the walk."""
+    while True:
+        o = m.window[w, WIN_PENDING] - 1
+        if o >= 0 and place(m.out[o, OUT_GFN], m.out[o, OUT_LEVEL]) > target:
+            return STOP_ATTEMPT
+        pending_is_unexpected(m, w)
+        stop = step(m, w, k)
+        if stop == wanted or stop == STOP_DONE or stop == STOP_NO_ROOM:
+            return stop
+        if stop == STOP_ATTEMPT:
+            m.window[w, WIN_PENDING] = m.ctl[CTL_OUT_TOP]
+
+
+@jit
 def lock_dropped(m: Mmu, w: int, k: KnobCodes, gfn: int, level: int, flushed: int) -> int:
     """v2_lock_dropped: the environment drops the lock at this attempt."""
-    win = m.window[w]
     if level < 2 or level > 3:
         return OK
     target = place(gfn, level)
-    win[WIN_ENV_DROP] = target + 1
-    while True:
-        if (
-            win[WIN_PENDING]
-            and place(m.out[win[WIN_PENDING] - 1, OUT_GFN], m.out[win[WIN_PENDING] - 1, OUT_LEVEL]) > target
-        ):
-            break
-        pending_is_unexpected(m, w)
-        stop = step(m, w, k)
-        if stop == STOP_NO_ROOM:
-            return NO_ROOM
-        if stop == STOP_DROPPED:
-            truth(m, (win[WIN_DROP_FLUSHED] != 0) == (flushed != 0))
-            break
-        if stop == STOP_DONE:
-            break
-        if stop == STOP_ATTEMPT:
-            win[WIN_PENDING] = m.ctl[CTL_OUT_TOP]
-    win[WIN_ENV_DROP] = 0
+    m.window[w, WIN_ENV_DROP] = target + 1
+    stop = go_on_to(m, w, k, target, STOP_DROPPED)
+    if stop == STOP_NO_ROOM:
+        return NO_ROOM
+    truth(m, stop == STOP_DROPPED and (m.window[w, WIN_DROP_FLUSHED] != 0) == (flushed != 0))
+    m.window[w, WIN_ENV_DROP] = 0
     return OK
 
 
 @jit
-def range_yield(m: Mmu, w: int, k: KnobCodes, gfn: int, level: int, flushed: int) -> int:
+def range_yield(m: Mmu, w: int, k: KnobCodes, gfn: int, level: int) -> int:
     """v2_range_yield: the environment makes the walk yield after this head."""
-    win = m.window[w]
     if level < 2 or level > 3:
         return OK
     target = place(gfn, level)
-    win[WIN_ENV_YIELD] = target + 1
-    while True:
-        if (
-            win[WIN_PENDING]
-            and place(m.out[win[WIN_PENDING] - 1, OUT_GFN], m.out[win[WIN_PENDING] - 1, OUT_LEVEL]) > target
-        ):
-            break
-        pending_is_unexpected(m, w)
-        stop = step(m, w, k)
-        if stop == STOP_NO_ROOM:
-            return NO_ROOM
-        if stop == STOP_YIELDED or stop == STOP_DONE:
-            break
-        if stop == STOP_ATTEMPT:
-            win[WIN_PENDING] = m.ctl[CTL_OUT_TOP]
-    win[WIN_ENV_YIELD] = 0
+    m.window[w, WIN_ENV_YIELD] = target + 1
+    stop = go_on_to(m, w, k, target, STOP_YIELDED)
+    if stop == STOP_NO_ROOM:
+        return NO_ROOM
+    truth(m, stop == STOP_YIELDED)
+    m.window[w, WIN_ENV_YIELD] = 0
     return OK
 
 

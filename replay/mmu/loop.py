@@ -355,7 +355,7 @@ def v2_event(m: Mmu, c: Columns, i: int, w: int, k: KnobCodes) -> int:
     if kind == V2_LOCK_DROPPED:
         return align.lock_dropped(m, w, k, gfn, level, c.num[i])
     if kind == V2_RANGE_YIELD:
-        return align.range_yield(m, w, k, gfn, level, c.num[i])
+        return align.range_yield(m, w, k, gfn, level)
     if kind == V2_TRY_SPLIT_BEGIN:
         control.shadow_part_begins(m, w, gfn, np.int64(c.end[i]))
         win[WIN_HAS_V2_PROBES] = 1
