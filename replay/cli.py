@@ -96,11 +96,12 @@ def run(
     strict: StrictOption = False,
     allow_lost: LostOption = False,
 ) -> None:
-    """Replay a trace with eager page splitting and compare with what is expected.
+    """Replay a trace and compare with what is expected.
+
+    Simulates eager page splitting where dirty logging is turned on and prints a summary and a verdict.
 
     Exit code 0: matched, or nothing to compare with. 1: did not match. 2: cannot be used.
     """
-    from replay.report.console import console, print_run
     from replay.run import run_trace, write_run
 
     request = _request(policy, settings, split_at, resched, max_mmu_pages, expect, strict, allow_lost)
@@ -111,8 +112,47 @@ def run(
     if as_json:
         print(json.dumps(finished.document, indent=1))
     elif not quiet:
+        from replay.report.console import console, print_run
+
         print_run(console(sys.stdout), finished.document, finished.comparison.differences)
     raise typer.Exit(DIFFERED if finished.comparison.verdict == "mismatch" else MATCHED)
+
+
+@app.command()
+def compare(
+    trace: TraceArgument,
+    policies: Annotated[
+        list[str],
+        typer.Option(
+            "--policy", metavar="NAME|FILE.toml", help="Policy, also NAME:KNOB=VALUE,...; give two or more."
+        ),
+    ],
+    settings: SetOption = None,
+    split_at: SplitAtOption = None,
+    max_mmu_pages: MaxPagesOption = None,
+    resched: ReschedOption = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the runs as JSON, and nothing else.")
+    ] = False,
+    quiet: QuietOption = False,
+    strict: StrictOption = False,
+) -> None:
+    """Replay a trace under several policies, side by side.
+
+    Exit code 0, whatever the results are. 2: cannot be used.
+    """
+    from replay.run import run_policies
+
+    request = _request(None, settings, split_at, resched, max_mmu_pages, "recorded", strict, False)
+    with _progress(quiet) as progress:
+        documents = [run.document for run in run_policies(trace, policies, request, progress)]
+    if as_json:
+        print(json.dumps({"schema": "replay.compare/1", "runs": documents}, indent=1))
+    elif not quiet:
+        from replay.report.console import console
+        from replay.report.side_by_side import print_side_by_side
+
+        print_side_by_side(console(sys.stdout), documents)
 
 
 @app.command()
@@ -183,7 +223,7 @@ def check(
     quiet: QuietOption = False,
     strict: StrictOption = False,
 ) -> None:
-    """Run each trace that has a golden file beside it and compare."""
+    """Run traces with golden files and compare."""
     from replay.report.console import console
     from replay.verdict.check import check_traces, find_traces
 

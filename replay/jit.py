@@ -416,7 +416,7 @@ else:
 
     @intrinsic
     def by_reference(typingctx: Any, values: Any) -> Any:
-        """A reference to the NamedTuple ``values``, whose fields read as the tuple's; good within the kernel's call."""
+        """A reference to the NamedTuple ``values``, good within the kernel's call; its fields read alike."""
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             kept = cgutils.alloca_once_value(builder, args[0])

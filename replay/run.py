@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,8 +30,8 @@ Progress = Callable[[int, int | None], None]
 class Request:
     """What to run a trace with.  None means: as the golden file says, else the default."""
 
-    policy: str | None = None
-    """``auto``, or what ``Policy.parse`` takes."""
+    policy: str | Policy | None = None
+    """A policy, ``auto``, or what ``Policy.parse`` takes."""
     settings: tuple[str, ...] = ()
     """``KNOB=VALUE`` applied on top of the policy."""
     split_at: str | None = None
@@ -73,35 +73,70 @@ class Run:
         return {name: getattr(self.replay, name) for name in ("outcomes", "flushes", "windows")}
 
 
-def run_trace(path: str, request: Request, progress: Progress | None = None) -> Run:
-    """Run one trace; ``path`` is ``-`` for standard input.
+def run_trace(trace: str | Trace, request: Request, progress: Progress | None = None) -> Run:
+    """Run one trace, given by its path (``-`` for standard input) or as it was read.
 
     Raises ``ReplayError`` for whatever a user can cause.
     """
-    golden = _golden(path, request)
-    policy, reason = _chosen_policy(request, golden)
     check_options(request)
+    golden = _golden(trace if isinstance(trace, str) else trace.path, request)
+    policy, reason = _chosen_policy(request, golden)
 
     from replay.mmu.engine import replay_trace, trace_facts
     from replay.trace.reader import read_trace
     from replay.verdict.compare import compare_golden, compare_recorded, unchecked
     from replay.verdict.golden import golden_of
 
-    trace = read_trace(path, strict=request.strict, progress=progress)
+    if isinstance(trace, str):
+        trace = read_trace(trace, strict=request.strict, progress=progress)
     if policy is None:
-        name, reason = trace_facts(trace).policy_hint
-        policy = Policy.parse(name)
+        facts = trace_facts(trace)
+        name, reason = facts.policy_hint
+        policy = Policy.parse(name).with_knobs(facts.kernel_knobs, "the trace")
     policy = policy.with_settings(request.settings)
     options = _options(request, golden)
     replay = replay_trace(trace, policy, options)
     if request.expect == "none":
         comparison = unchecked()
     elif golden is None:
-        comparison = compare_recorded(replay, trace.lost_events, request.allow_lost)
+        comparison = compare_recorded(replay, [*_lost(trace, request), *_malformed(trace)])
     else:
-        expected_by = golden_of(policy, options, replay)
-        comparison = compare_golden(golden, expected_by, trace.lost_events, request.allow_lost)
+        # malformed lines are the same in every run of this text
+        comparison = compare_golden(golden, golden_of(policy, options, replay), _lost(trace, request))
     return Run(trace, policy, reason, options, replay, comparison)
+
+
+def run_policies(
+    trace: str | Trace, policies: Sequence[str | Policy], request: Request, progress: Progress | None = None
+) -> list[Run]:
+    """Run one trace once with each policy; what is expected of each is what the trace recorded.
+
+    Raises ``ReplayError`` for whatever a user can cause.
+    """
+    requests = [replace(request, policy=policy, expect="recorded") for policy in policies]
+    for each in requests:  # no long read before a wrong name is told
+        check_options(each)
+        _chosen_policy(each, None)
+    if isinstance(trace, str):
+        from replay.trace.reader import read_trace
+
+        trace = read_trace(trace, strict=request.strict, progress=progress)
+    return [run_trace(trace, each) for each in requests]
+
+
+def _lost(trace: Trace, request: Request) -> list[str]:
+    """The doubt that lost events cast on a comparison."""
+    if request.allow_lost or not trace.lost_events:
+        return []
+    return [f"events lost: {trace.lost_events:,}, so that a match proves nothing (--allow-lost)"]
+
+
+def _malformed(trace: Trace) -> list[str]:
+    """The doubt that malformed lines cast on a comparison."""
+    if not trace.malformed_lines:
+        return []
+    first, _ = trace.malformed[0]
+    return [f"malformed lines: {trace.malformed_lines:,}, first line {first}: what they said is unknown"]
 
 
 def _golden(path: str, request: Request) -> Golden | None:
@@ -119,6 +154,8 @@ def _chosen_policy(request: Request, golden: Golden | None) -> tuple[Policy | No
     """The policy and why; None where the trace itself has to tell."""
     from replay.verdict.golden import policy_of
 
+    if isinstance(request.policy, Policy):
+        return request.policy, "as asked for"
     if request.policy is not None and request.policy != "auto":
         return Policy.parse(request.policy), "as asked for"
     if golden is not None:

@@ -135,7 +135,10 @@ def _pairs(text: str, keys: dict[str, str], kind: int, strict: bool) -> Row:
         if key in keys:
             if not re.fullmatch(r"0x[0-9a-fA-F]{1,16}|-?\d{1,20}", value):
                 raise Malformed
-            row[keys[key]] = int(value, 0) if "x" in value else int(value)
+            number = (int(value, 0) if "x" in value else int(value)) & UNSIGNED
+            if keys[key] == "level" and number > 255:
+                raise Malformed
+            row[keys[key]] = number
             seen.add(key)
     if set(keys) - seen - OPTIONAL:
         raise Malformed
@@ -288,6 +291,8 @@ def parse(text: str) -> tuple[list[Row], dict[str, int]]:
             counts["ignored"] += 1
             continue
         tgid = header["tgid"] or "-"
+        value = row.get("num", 0) & UNSIGNED
+        row["num"] = value - (value >> 63 << 64)  # the column is signed
         row |= {"line": number, "ts_ns": time, "cpu": int(header["cpu"]), "pid": int(header["pid"])}
         rows.append(row | {"tgid": -1 if tgid.startswith("-") else int(tgid), "comm": header["comm"]})
     return rows, counts

@@ -98,6 +98,21 @@ except SystemExit as end:
     assert "Usage: replay" in result.stdout
 
 
+def test_run_imports_only_what_it_needs(trace: Path) -> None:
+    code = f"""
+import sys
+sys.argv = ["replay", "run", "--json", {str(trace)!r}]
+from replay.__main__ import main
+try:
+    main()
+except SystemExit as end:
+    unneeded = {{"polars", "pandas", "pyarrow.parquet", "pyarrow.compute"}} & sys.modules.keys()
+    sys.exit(f"imports {{unneeded}}" if unneeded or end.code else 0)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_help_without_arguments() -> None:
     assert replay().stdout == replay("--help").stdout
 
@@ -106,7 +121,7 @@ def test_match(trace: Path) -> None:
     result = replay("run", trace)
     assert (result.returncode, result.stderr) == (0, "")
     assert "verdict match" in result.stdout
-    assert "1 of 1 huge SPTEs split" in result.stdout
+    assert "1 of 1 attempts split" in result.stdout
 
 
 def test_mismatch_shows_the_line_and_both_sides(trace: Path) -> None:
@@ -165,6 +180,45 @@ def test_knobs_change_the_run(trace: Path) -> None:
     assert document["policy"]["name"] == "v2:min_free_pages=100000"
     assert document["policy"]["knobs"]["min_free_pages"] == 100000
     assert document["totals"]["skipped"]["no_free_pages"] == 1
+
+
+def test_compare_prints_a_column_for_each_policy(trace: Path) -> None:
+    policies = ["--policy", "v2", "--policy", "v2:min_free_pages=100000", "--policy", "off"]
+    result = replay("compare", trace, *policies)
+    assert (result.returncode, result.stderr) == (0, "")
+    rows = [line.rsplit(maxsplit=3) for line in result.stdout.splitlines()]
+    assert ["split", "1", "0", "0"] in rows
+    assert ["left huge: no_free_pages", "0", "1", "0"] in rows
+    assert "retries" not in result.stdout
+    document = json.loads(replay("compare", trace, *policies, "--json").stdout)
+    assert document["schema"] == "replay.compare/1"
+    assert [run["totals"]["split"] for run in document["runs"]] == [1, 0, 0]
+    assert document["runs"][0] == json.loads(replay("run", trace, "--json", "--policy", "v2").stdout)
+
+
+@pytest.mark.parametrize(
+    ("split_at", "causes", "verdict", "split"),
+    [
+        ("control", ["memslot_flags"], "match", 1),
+        ("recorded", ["recorded"], "match", 1),
+        ("end", ["end"], "unchecked", 0),
+        ("11.0075", ["time"], "unchecked", 1),
+        ("never", [], "unchecked", 0),
+    ],
+)
+def test_split_at(trace: Path, split_at: str, causes: list[str], verdict: str, split: int) -> None:
+    document = json.loads(replay("run", trace, "--json", "--split-at", split_at).stdout)
+    assert [window["cause"] for window in document["windows"]] == causes
+    assert document["verdict"] == verdict
+    assert document["totals"]["split"] == split
+
+
+def test_without_word_or_record_the_question_is_what_if(trace: Path) -> None:
+    trace.write_text(trace_text(EVENTS[2:8]))
+    document = json.loads(replay("run", trace, "--json").stdout)
+    assert [window["cause"] for window in document["windows"]] == ["end"]
+    assert (document["totals"]["split"], document["verdict"]) == (1, "unchecked")
+    assert document["expected"]["source"] == "none"
 
 
 def test_result_tables(trace: Path, tmp_path: Path) -> None:
@@ -257,7 +311,10 @@ def test_lost_events_cannot_match(trace: Path) -> None:
 def test_malformed_line(trace: Path) -> None:
     text = trace_text().replace("pfn 15800 level 2", "pfn ?")
     trace.write_text(text)
-    assert "1 MALFORMED LINES" in replay("run", trace).stdout
+    result = replay("run", trace)
+    assert result.returncode == 0
+    assert "1 MALFORMED LINES" in result.stdout
+    assert "verdict unchecked" in result.stdout
     line = 1 + text[: text.index("pfn ?")].count("\n")
     assert error_of(replay("run", trace, "--strict")).startswith(f"{trace}:{line}: ")
 
@@ -276,6 +333,8 @@ def test_malformed_line(trace: Path) -> None:
         (["run", "none.txt"], "none.txt: "),
         (["run", "/"], "/: "),
         (["run", "/dev/null"], "/dev/null: empty file"),
+        (["compare", "TRACE"], "Missing option '--policy'. (replay --help)"),
+        (["compare", "none.txt", "--policy", "v2", "--policy", "v9"], "unknown policy 'v9'"),
         (["check", "none"], "none: No such file or directory"),
         (["check", "TRACE"], "No such file or directory"),
         (["expect", "-"], "standard input has no golden file beside it: use -o FILE"),

@@ -152,6 +152,7 @@ def set_slot(m: Mmu, vm: int, t: int, slot_id: int, base: int, npages: int, flag
     """A slot is set, changed or (npages 0) deleted; its row, -1 after deletion."""
     s = find_slot(m, vm, slot_id)
     resized = s < 0 or m.slot[s, SLOT_NPAGES] != npages
+    logged = s >= 0 and m.slot[s, SLOT_FLAGS] & SLOT_DIRTY_LOG != 0
     if npages == 0:
         if s >= 0:
             m.slot[s, SLOT_LIVE] = 0
@@ -168,7 +169,7 @@ def set_slot(m: Mmu, vm: int, t: int, slot_id: int, base: int, npages: int, flag
         if resized:
             m.slot[s, SLOT_BITMAP] = 0
         m.slot[s, SLOT_LIVE] = 1
-    if s >= 0 and flags & SLOT_DIRTY_LOG and m.slot[s, SLOT_BITMAP]:
+    if s >= 0 and flags & SLOT_DIRTY_LOG and not logged and m.slot[s, SLOT_BITMAP]:
         fill_bitmap(m, s)
     if resized and not m.vm[vm, VM_MAX_KNOWN] and not m.vm[vm, VM_PROBES] & PROBES_LIMIT:
         change_mmu_pages(m, vm, t, default_limit(m, vm))

@@ -34,8 +34,10 @@ SHADOW_PART_SPLITS = 5  # successful splits between shadow_try_split and the end
 SHADOW_PART_FLUSHES = 6
 IN_SHADOW_PART = 7
 HUGE_SPTES = 8
-FACTS = 9
+NONPRESENT_SPTES = 9  # TDP SPTEs that are non-present by bit 63, as 6.10 and later print them
+FACTS = 10
 KINDS = 128
+SHADOW_NONPRESENT_VALUE = np.uint64(1 << 63)
 _TASKS = 1024
 
 
@@ -60,6 +62,8 @@ def _scan(c: Columns, kinds: np.ndarray, facts: np.ndarray, last: np.ndarray) ->
                 facts[vm, V2_SPLITS] += 1
             elif errno == 0 and facts[vm, IN_SHADOW_PART]:
                 facts[vm, SHADOW_PART_SPLITS] += 1
+        elif kind == TDP_CHANGED:
+            facts[vm, NONPRESENT_SPTES] += c.old_spte[i] == SHADOW_NONPRESENT_VALUE
         elif kind == SET_SPTE:
             facts[vm, HUGE_SPTES] += c.level[i] > 1
         elif kind == COMMIT_REGION and c.num[i] > 2:
@@ -120,6 +124,13 @@ class TraceFacts:
     def has_control(self) -> bool:
         """As :meth:`vm_has_control`, for any VM."""
         return any(self.vm_has_control(vm) for vm in range(self.vms))
+
+    @property
+    def kernel_knobs(self) -> dict[str, str]:
+        """Knobs that the recording kernel's age decides, whatever its policy."""
+        if self.facts[:, NONPRESENT_SPTES].sum():
+            return {"rmap_order": "head", "clear_end": "exclusive"}
+        return {}
 
     def _left_huge(self, vm: int) -> bool:
         return (

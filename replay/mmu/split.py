@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from replay.jit import jit
 from replay.mmu.rmap import pte_list_get, rmap_head
-from replay.mmu.role import ACC_EXEC, GUEST_MODE, ROLE_MASK, child_key, key_access, key_level
+from replay.mmu.role import ACC_EXEC, GEN, GUEST_MODE, ROLE_MASK, child_key, key_access, key_level
 from replay.mmu.shadow_page import (
     alloc_shadow_page,
     drop_spte,
@@ -29,6 +29,7 @@ from replay.mmu.state import (
     CTL_DESC_USED,
     CTL_RNG,
     FLAG_INVALID,
+    FLAG_LIVE,
     FLAG_UNSYNC,
     GIB_HEAD,
     GIB_REGION,
@@ -108,6 +109,7 @@ from replay.mmu.window import (
     WIN_IN_HEAD,
     WIN_LEAKED,
     WIN_LEVEL,
+    WIN_OWED,
     WIN_PEEKED,
     WIN_POSITION,
     WIN_RETRIED,
@@ -251,6 +253,7 @@ def leave_head(m: Mmu, w: int) -> bool:
         win[WIN_FREED] += 1
         win[WIN_SPARE] = 0
     win[WIN_FLUSH] |= win[WIN_HEAD_FLUSH]
+    win[WIN_OWED] |= win[WIN_HEAD_FLUSH]
     win[WIN_HEAD_FLUSH] = 0
     win[WIN_IN_HEAD] = 0
     if win[WIN_ENV_YIELD] != place(win[WIN_GFN], win[WIN_LEVEL]) + 1:
@@ -261,6 +264,7 @@ def leave_head(m: Mmu, w: int) -> bool:
         # the range that is flushed ends with the first gfn of the last head
         record_flush(m, w, CAUSE_YIELD, win[WIN_START], win[WIN_GFN] + 1)
         win[WIN_FLUSH] = 0
+        win[WIN_OWED] = 0
     return True
 
 
@@ -331,7 +335,13 @@ def zap_unsync_of_gfn(m: Mmu, w: int, gfn: int, key: int, order: int) -> None:
     i = m.hash[page_bucket(gfn, key, m.hash.shape[0])]
     while i >= 0:
         following = m.sp[i, SP_NEXT]
-        if m.sp[i, SP_GFN] == gfn and m.sp[i, SP_KEY] != key and m.sp[i, SP_FLAGS] & FLAG_UNSYNC:
+        if m.sp[i, SP_GFN] == gfn and m.sp[i, SP_KEY] == key and m.sp[i, SP_FLAGS] & FLAG_LIVE:
+            break  # the page that is looked for; those behind it are not looked at
+        if (
+            m.sp[i, SP_GFN] == gfn
+            and m.sp[i, SP_FLAGS] & (FLAG_LIVE | FLAG_UNSYNC) == FLAG_LIVE | FLAG_UNSYNC
+            and not (m.sp[i, SP_KEY] ^ key) & GEN
+        ):
             unlink_shadow_page(m, i, order)
             free_shadow_page(m, i)
             add_used_pages(m, win[WIN_VM], -1)
@@ -447,7 +457,8 @@ def drop_lock(m: Mmu, w: int, sptep: int, spte: int) -> None:
     if win[WIN_HEAD_FLUSH]:
         record_flush(m, w, CAUSE_LOCK_DROP, win[WIN_START], win[WIN_END])
         win[WIN_HEAD_FLUSH] = 0
-    if win[WIN_FLUSH]:
+        win[WIN_OWED] = 0  # the whole slot was flushed
+    elif win[WIN_OWED]:
         win[WIN_FLUSHES_LOST] += 1  # the debt of an earlier head is not paid here
     win[WIN_DROPPED] = 1
     win[WIN_SNAP_SPTEP] = sptep
@@ -583,6 +594,7 @@ def advance(m: Mmu, w: int, k: KnobCodes, resched: tuple[int, int], peek: bool) 
             if win[WIN_FLUSH]:
                 record_flush(m, w, CAUSE_WINDOW_END, win[WIN_START], win[WIN_END])
                 win[WIN_FLUSH] = 0
+                win[WIN_OWED] = 0
             win[WIN_WALK_DONE] = 1
             return STOP_DONE
         sptep = -1

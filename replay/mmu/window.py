@@ -84,7 +84,8 @@ WIN_FIRST_WORD = 66  # of the slot's bitmap
 WIN_FIRST_PAGE = 67  # of the slot
 WIN_LAST_PAGE = 68  # exclusive
 WIN_MASK = 69
-WIN_COLUMNS = 70
+WIN_OWED = 70  # SPTEs that earlier heads took away may still be in TLBs
+WIN_COLUMNS = 71
 
 ANY_PLACE = 1 << 62
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any
 
 from rich.console import Console
@@ -18,6 +18,8 @@ FIRST_WINDOWS, LAST_WINDOWS = 6, 4
 PLAIN_WIDTH = 120
 """Columns where standard output is no terminal."""
 SHADOW_PAGE_BYTES = 4096
+ALL_GFNS = 1 << 40
+"""The end of a window over all of guest memory: the gfns of 52 physical address bits."""
 
 _VERDICT_STYLE = {"match": "bold green", "mismatch": "bold red", "unchecked": "bold yellow"}
 _WINDOW_COLUMNS = ("#", "vm", "cause", "slot", "gfns", "attempts", "split", "skipped", "retries", "flushes")
@@ -40,7 +42,7 @@ def print_line(out: Console, text: str = "") -> None:
     out.print(text, soft_wrap=True)
 
 
-def _print_table(out: Console, table: Table) -> None:
+def print_table(out: Console, table: Table) -> None:
     """Print a table without the blanks that rich puts at the end of lines."""
     with out.capture() as rendered:
         out.print(table)
@@ -50,26 +52,21 @@ def _print_table(out: Console, table: Table) -> None:
 
 def print_run(out: Console, document: Mapping[str, Any], differences: Iterable[Difference]) -> None:
     """Print the summary of one run from its ``replay.run/1`` document."""
-    print_line(out, _trace_line(document["trace"]))
+    print_line(out, trace_line(document["trace"]))
     policy = document["policy"]
     print_line(out, f"policy {policy['name']}: {policy['reason']}")
     print_line(out)
     if document["windows"]:
-        _print_table(out, _windows_table(document["windows"], document["totals"]))
+        print_table(out, _windows_table(document["windows"], document["totals"]))
     else:
-        print_line(out, "no window: dirty logging is never turned on in this trace")
+        print_line(out, "no window: dirty logging is never turned on")
     print_line(out)
-    _print_table(out, _facts(document))
-    print_verdict(out, document["verdict"], document["verdict_reasons"], differences)
-
-
-def print_verdict(
-    out: Console, verdict: str, reasons: Iterable[str], differences: Iterable[Difference]
-) -> None:
-    """Print the verdict, its reasons, and the first attempts that differ."""
+    print_table(out, _facts(document))
     print_line(out)
-    out.print(Text.assemble("verdict ", (verdict, _VERDICT_STYLE[verdict])))
-    print_reasons(out, reasons, differences)
+    verdict, expected = document["verdict"], _expected(document["expected"])
+    out.print(Text.assemble("verdict ", (verdict, _VERDICT_STYLE[verdict]), f": {expected}"), soft_wrap=True)
+    if document["expected"]["source"] != "none":
+        print_reasons(out, document["verdict_reasons"], differences)
 
 
 def print_reasons(out: Console, reasons: Iterable[str], differences: Iterable[Difference]) -> None:
@@ -93,30 +90,30 @@ def print_policies(out: Console, policies: Iterable[Policy], descriptions: Mappi
         changed = policy.knobs().items() - first.knobs().items()
         settings = [f"{knob}={_value(value)}" for knob, value in sorted(changed)]
         listed.add_row(policy.name, descriptions[policy.name], " ".join(settings))
-    _print_table(out, listed)
+    print_table(out, listed)
     print_line(out)
     knobs = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("knob", first.name, "values"):
         knobs.add_column(name)
     for knob, value in first.knobs().items():
         knobs.add_row(knob, _value(value), " | ".join(allowed_values(knob)) or "number")
-    _print_table(out, knobs)
+    print_table(out, knobs)
 
 
 def _value(value: str | int | bool) -> str:
     return str(value).lower()
 
 
-def _trace_line(trace: Mapping[str, Any]) -> str:
+def trace_line(trace: Mapping[str, Any]) -> str:
     vms = len(trace["vms"])
     parts = [
         f"{trace['path']}: {trace['format']}",
-        f"{_number(trace['events'])} events ({_number(trace['kvmmmu_events'])} kvmmmu)",
-        f"{_number(trace['lines'])} lines",
+        f"{number(trace['events'])} events ({number(trace['kvmmmu_events'])} kvmmmu)",
+        f"{number(trace['lines'])} lines",
         f"{vms} {'VM' if vms == 1 else 'VMs'}",
     ]
     if trace["malformed_lines"]:
-        parts.append(f"{_number(trace['malformed_lines'])} MALFORMED LINES")
+        parts.append(f"{number(trace['malformed_lines'])} MALFORMED LINES")
     parts.append(f"{trace['lost_events']} EVENTS LOST" if trace["lost_events"] else "nothing lost")
     return ", ".join(parts)
 
@@ -151,11 +148,11 @@ def _shown(windows: list[Mapping[str, Any]]) -> list[Mapping[str, Any] | None]:
 
 def _results(counts: Mapping[str, Any]) -> tuple[str, ...]:
     return (
-        _number(counts["attempts"]),
-        _number(counts["split"]),
+        number(counts["attempts"]),
+        number(counts["split"]),
         _words(counts["skipped"]),
-        _number(counts["retries"]),
-        _number(counts["flushes"]["total"]),
+        number(counts["retries"]),
+        number(counts["flushes"]["total"]),
     )
 
 
@@ -164,90 +161,103 @@ def _facts(document: Mapping[str, Any]) -> Table:
     facts = Table.grid(padding=(0, 2, 0, 0))
     facts.add_column(style="bold")
     facts.add_column()
-    levels = ", ".join(
-        f"{name.upper()} {_number(level['split'])} of {_number(level['attempts'])}"
-        for name, level in totals["by_level"].items()
-    )
-    facts.add_row(
-        "splits", f"{_number(totals['split'])} of {_number(totals['attempts'])} huge SPTEs split ({levels})"
-    )
-    if totals["partial"]:
-        facts.add_row("", f"{_number(totals['partial'])} of them left SPTEs non-present")
-    facts.add_row("left huge", _words(totals["skipped"]) or "none")
-    facts.add_row(
-        "SPTEs",
-        f"{_number(totals['sptes_installed'])} installed, "
-        f"{_number(totals['sptes_left_nonpresent'])} left non-present, "
-        f"{_number(totals['sptes_reused'])} already there",
-    )
-    facts.add_row("page tables", _memory(totals))
+    for index, line in enumerate(_attempts(totals)):
+        facts.add_row("" if index else "huge SPTEs", line)
+    if totals["split"]:
+        facts.add_row("children", _children(totals))
+    if totals["shadow_pages_used_peak"]:
+        facts.add_row("shadow pages", _created(totals))
+        facts.add_row(
+            "",
+            f"{number(totals['shadow_pages_used_end'])} in use at the end, "
+            f"{number(totals['shadow_pages_used_peak'])} at most, "
+            f"limit {number(totals['max_mmu_pages'])}",
+        )
     facts.add_row("flushes", _flushes(totals["flushes"]))
     if totals["retries"]:
-        facts.add_row(
-            "retries",
-            f"{_number(totals['retries'])}: {_number(totals['retries_cache'])} for empty caches, "
-            f"{_number(totals['retries_resched'])} for need_resched or contention",
-        )
+        reasons = {
+            "empty caches": totals["retries_cache"],
+            "resched or contention": totals["retries_resched"],
+        }
+        facts.add_row("retries", f"{number(totals['retries'])}: {_words(reasons)}")
     if tdp["huge_sptes"] or tdp["attempts"]:
         facts.add_row(
             "TDP MMU",
-            f"{_number(tdp['split'])} of {_number(tdp['attempts'])} attempts split, "
-            f"{_number(tdp['failed'])} failed, {_number(tdp['huge_sptes'])} huge SPTEs at the end",
+            f"{number(tdp['split'])} of {number(tdp['attempts'])} attempts split, "
+            f"{number(tdp['failed'])} failed, {number(tdp['huge_sptes'])} huge SPTEs at the end",
         )
     facts.add_row("environment", _words(document["environment"]) or "nothing taken from it")
     facts.add_row("divergences", _words(document["divergences"]) or "none")
-    facts.add_row("expected", _expected(document["expected"]))
     return facts
 
 
-def _memory(totals: Mapping[str, Any]) -> str:
+def _attempts(totals: Mapping[str, Any]) -> Iterator[str]:
+    """What came of the shadow MMU's attempts: in all, by level where there are two, and what was skipped."""
+    if not totals["attempts"] and not any(totals["skipped"].values()):
+        yield "none was met in the shadow MMU"
+        return
+    levels = [
+        f"{name.upper()} {number(level['split'])} of {number(level['attempts'])}"
+        for name, level in totals["by_level"].items()
+        if level["attempts"]
+    ]
+    by_level = f" ({', '.join(levels)})" if levels else ""
+    yield f"{number(totals['split'])} of {number(totals['attempts'])} attempts split{by_level}"
+    skipped = _words(totals["skipped"])
+    if skipped:
+        yield f"left huge: {skipped}"
+
+
+def _children(totals: Mapping[str, Any]) -> str:
+    text = f"{number(totals['sptes_installed'])} SPTEs installed"
+    if totals["sptes_reused"]:
+        text += f", {number(totals['sptes_reused'])} already there"
+    if totals["partial"]:
+        text += f", {number(totals['sptes_left_nonpresent'])} left non-present"
+        text += f" by {number(totals['partial'])} of the splits"
+    return text
+
+
+def _created(totals: Mapping[str, Any]) -> str:
     created, leaked = totals["shadow_pages_created"], totals["shadow_pages_leaked"]
-    text = f"{_number(created)} shadow pages created ({_bytes(created)})"
-    text += f", {_number(totals['shadow_pages_reused'])} reused"
+    text = f"{number(created)} created ({_bytes(created)}), {number(totals['shadow_pages_reused'])} reused"
     if leaked:
-        text += f", {_number(leaked)} LEAKED ({_bytes(leaked)})"
-    return (
-        f"{text}; in use {_number(totals['shadow_pages_used_end'])} at the end, "
-        f"{_number(totals['shadow_pages_used_peak'])} at most, limit {_number(totals['max_mmu_pages'])}"
-    )
+        text += f", {number(leaked)} LEAKED ({_bytes(leaked)})"
+    return text
 
 
 def _flushes(flushes: Mapping[str, int | None]) -> str:
     causes = {name: count for name, count in flushes.items() if name not in ("total", "lost")}
-    text = _number(flushes["total"])
+    text = number(flushes["total"])
     if flushes["total"]:
         text += f": {_words(causes)}"
     if flushes["lost"]:
-        text += f"; {flushes['lost']} lock drops with a flush still owed"
+        text += f"; lock drops at which one was still owed: {flushes['lost']:,}"
     return text
 
 
 def _expected(expected: Mapping[str, Any]) -> str:
     if expected["source"] == "none":
         return "nothing to compare with"
-    source = "recorded in the trace" if expected["source"] == "recorded" else "by the golden file"
-    text = f"{_number(expected['attempts'])} attempts {source}: {_number(expected['matched'])} matched"
-    for name, words in (
-        ("mismatched", "differ"),
-        ("missing", "simulated only"),
-        ("unexpected", "expected only"),
-    ):
-        if expected[name]:
-            text += f", {_number(expected[name])} {words}"
+    source = "recorded split lines" if expected["source"] == "recorded" else "attempts of the golden file"
+    text = f"{number(expected['matched'])} of {number(expected['attempts'])} {source} matched"
     if expected["flushes_expected"] is None:
         return text
-    return f"{text}; flushes {expected['flushes_simulated']} of {expected['flushes_expected']}"
+    flushes = f"{number(expected['flushes_expected'])} expected, {number(expected['flushes_simulated'])}"
+    return f"{text}; flushes: {flushes} simulated"
 
 
 def _gfns(start: int | None, end: int | None) -> str:
-    return "" if start is None or end is None else f"{start:x}..{end:x}"
+    if start is None or end is None:
+        return ""
+    return "all" if start == 0 and end >= ALL_GFNS else f"{start:x}..{end:x}"
 
 
 def _words(counts: Mapping[str, int | None]) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
 
 
-def _number(count: int | None) -> str:
+def number(count: int | None) -> str:
     return "?" if count is None else f"{count:,}"
 
 

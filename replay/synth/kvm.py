@@ -75,6 +75,7 @@ class Kvm:
         self.next_table_gfn = vm.table_gfn
         self.guest = {root.name: GuestTables(root, self._guest_table) for root in vm.roots}
         self.roots: dict[str, ShadowPage] = {}
+        self.loaded: set[tuple[Task, ShadowPage]] = set()  # which vCPUs hold which roots of the shadow MMU
         self.invalid_roots: list[ShadowPage] = []
         self.hash: dict[tuple[int, int, bool, int, bool], ShadowPage] = {}
         self.active: dict[ShadowPage, None] = {}  # oldest first
@@ -273,11 +274,14 @@ class Kvm:
     def load_root(self, task: Task, root: Root) -> ShadowPage:
         """kvm_mmu_load(): the root of a page table, obsolete roots being freed first."""
         for sp in self.invalid_roots:
-            sp.root_count = 0
+            self.put_root(sp)
             self.prepare_zap_page(task, sp)
         self.invalid_roots.clear()
         current = self.roots.get(root.name)
         if current is not None and not current.invalid:
+            if not current.tdp and (task, current) not in self.loaded:
+                self.emit(task.locked, f"kvm_mmu_get_page: {current.text()} existing")
+                self.hold_root(task, current)
             return current
         if root.kind == "tdp":
             sp = ShadowPage(0, ROOT_LEVEL, True, ACC_ALL, False, self.gen, self.host.table(), True)
@@ -287,6 +291,16 @@ class Kvm:
             direct = root.kind == "direct"
             gfn = 0 if direct else self.guest[root.name].table(ROOT_LEVEL, 0)
             sp = self.get_page(task, gfn, ROOT_LEVEL, direct, ACC_ALL, root.kind == "nested")
-        sp.root_count = 1
+            self.hold_root(task, sp)
         self.roots[root.name] = sp
         return sp
+
+    def hold_root(self, task: Task, sp: ShadowPage) -> None:
+        """A vCPU's reference to a root that it has loaded."""
+        sp.root_count += 1
+        self.loaded.add((task, sp))
+
+    def put_root(self, sp: ShadowPage) -> None:
+        """All vCPUs drop a root."""
+        sp.root_count = 0
+        self.loaded = {(task, held) for task, held in self.loaded if held is not sp}

@@ -131,12 +131,13 @@ class Timeline:
             return
         if sp.tdp:
             raise self.error(step, "the root of the TDP MMU stays")
-        sp.root_count = 0
         if step.do == "zap":
+            kvm.put_root(sp)
             kvm.prepare_zap_page(task, sp)
             return
+        sp.root_count -= (task, sp) in kvm.loaded
         kvm.emit(task.locked, f"kvm_mmu_get_page: {sp.text()} existing")
-        sp.root_count = 1
+        kvm.hold_root(task, sp)
         unsync = kvm.unsync_children(sp)
         for page in unsync:
             kvm.write_protect_gfn(task, page.gfn, 1)

@@ -13,8 +13,7 @@ from replay.jit import jit
 from replay.schema import Kind
 from replay.trace.lex import (
     BLANK,
-    WORD_MASKS,
-    load64,
+    head64,
     read_decimal,
     read_hex,
     skip_blanks,
@@ -111,7 +110,8 @@ _KEY_WORDS = 2
 
 def _compile_keys() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(words uint64[keys, 2], targets int64[keys], required keys as bits int64[256], keys of each kind)."""
-    words, targets = [], []
+    words: list[np.ndarray] = []
+    targets: list[int] = []
     required = np.zeros(256, np.int64)
     bounds = np.zeros((256, 2), np.int64)
     for kind, keys in _KEYS.items():
@@ -133,6 +133,8 @@ _HAS_COUNTED_END[list(_COUNTED_END)] = True
 
 _EQUALS, _PAREN_OPEN, _PAREN_CLOSE = 61, 40, 41
 _PAGE_SHIFT = np.uint64(12)
+_ZERO = np.uint64(0)
+_LARGEST_LEVEL = np.uint64(255)
 _ALL_ONES = np.uint64(2**64 - 1)
 _SET_REGION = int(Kind.SET_REGION)
 _CLEAR_DIRTY_LOG, _FIRST_MARK = int(Kind.MARK_CLEAR_DIRTY_LOG), int(Kind.MARK_VM_CREATE)
@@ -151,8 +153,8 @@ def _read_pair(buf, at, kind, fields, seen):
         return (-1 if kind >= _FIRST_MARK else end), seen
     length = end - at
     if length <= 8 * _KEY_WORDS:
-        low = load64(buf, at) & WORD_MASKS[min(length, 8)]
-        high = load64(buf, at + 8) & WORD_MASKS[max(length - 8, 0)]
+        low = head64(buf, at, length)
+        high = head64(buf, at + 8, length - 8) if length > 8 else _ZERO
         for key in range(_BOUNDS[kind, 0], _BOUNDS[kind, 1]):
             if _WORDS[key, 0] == low and _WORDS[key, 1] == high:
                 seen |= 1 << (key - _BOUNDS[kind, 0])
@@ -164,7 +166,8 @@ def _read_pair(buf, at, kind, fields, seen):
                     decimal, end = read_decimal(buf, end + 1)
                     value = np.uint64(decimal)
                 fields[_TARGETS[key]] = value
-                return (end if end > 0 and buf[end] <= BLANK else -1), seen
+                fits = _TARGETS[key] != LEVEL or value <= _LARGEST_LEVEL
+                return (end if end > 0 and buf[end] <= BLANK and fits else -1), seen
     return token_end(buf, end), seen
 
 

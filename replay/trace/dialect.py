@@ -26,13 +26,13 @@ from replay.trace.lex import (
     COLON,
     LOOK_UP,
     PADDING,
-    WORD_MASKS,
     intern,
     line_end,
-    load64,
     read_decimal,
     read_hex,
+    same_bytes,
     skip_blanks,
+    slot_of,
     token_end,
 )
 
@@ -40,10 +40,15 @@ NO_HEADER = -1
 NEW_TASK = -2
 
 # places of the scanner's array ``state`` that ``read_header`` fills
-TASK, CPU, TIME, COLUMN, START, END = range(6)
-HEADER_STATE = 6
+TASK, CPU, TIME, COLUMN, START, END, WHOLE, FRACTION = range(8)
+HEADER_STATE = 8
 
-_ZERO = np.uint64(0)
+SLOTS = 16
+# places of a row of the scanner's array ``seen``: where a header stood (-1 nowhere), its length up to the
+# fraction of the time, and what ``state`` became by it
+SEEN_AT, SEEN_LENGTH, SEEN_TASK, SEEN_CPU, SEEN_WHOLE = range(5)
+SEEN = 5
+
 _OPEN, _CLOSE, _DOT, _PAREN_CLOSE = 91, 93, 46, 41
 _TEN_TO_THE = 10 ** np.arange(10, dtype=np.int64)
 
@@ -72,40 +77,41 @@ def parse_task(text: str) -> Task | None:
 
 
 @jit
+def _read_fraction(buf, start, state):
+    """Complete TIME by the fraction at ``start``: index behind the ``: `` after it, NO_HEADER if none."""
+    fraction, at = read_decimal(buf, start)
+    if at < 0 or at - start > 9 or fraction < 0 or buf[at] != COLON or buf[at + 1] != BLANK:
+        return np.int64(NO_HEADER)
+    state[TIME] = state[WHOLE] + fraction * _TEN_TO_THE[9 - (at - start)]
+    return at + 2
+
+
+@jit
 def _after_cpu(buf, at, state):
-    """Index behind ``[CPU] flags time: `` that begins at ``at``; fills CPU and TIME; NO_HEADER if none."""
+    """Index behind ``[CPU] flags time: `` that begins at ``at``; NO_HEADER if none.
+
+    Fills CPU, TIME, WHOLE (its whole seconds in ns) and FRACTION (index of the fraction, 0 none).
+    """
     cpu, at = read_decimal(buf, at + 1)
     if at < 0 or buf[at] != _CLOSE or buf[at + 1] != BLANK:
-        return NO_HEADER
+        return np.int64(NO_HEADER)
     at += 2
     if not (buf[at] == BLANK or 48 <= buf[at] <= 57):  # the flags column begins with d, D, b, X or a dot
         at = token_end(buf, at)
-    at = skip_blanks(buf, at)
-    time, at = read_decimal(buf, at)
+    time, at = read_decimal(buf, skip_blanks(buf, at))
     if at < 0:
-        return NO_HEADER
+        return np.int64(NO_HEADER)
+    state[CPU] = cpu
     if buf[at] == _DOT:
-        start = at + 1
-        fraction, at = read_decimal(buf, start)
-        if at < 0 or at - start > 9 or fraction < 0:
-            return NO_HEADER
-        time = time * 1_000_000_000 + fraction * _TEN_TO_THE[9 - (at - start)]
-    if buf[at] != COLON or buf[at + 1] != BLANK:
-        return NO_HEADER
-    state[CPU], state[TIME] = cpu, time
-    return at + 2
+        state[WHOLE], state[FRACTION] = time * 1_000_000_000, at + 1
+        return _read_fraction(buf, at + 1, state)
+    state[TIME], state[FRACTION] = time, 0
+    return at + 2 if buf[at] == COLON and buf[at + 1] == BLANK else np.int64(NO_HEADER)
 
 
 @jit
 def _find_task(buf, start, end, body, headers, arena, tasks, state):
     """``body`` if ``buf[start:end]`` is a task's header, else NO_HEADER or NEW_TASK; fills TASK."""
-    task, n = state[TASK], end - start
-    if n == tasks[task, 3]:  # most lines are of the task of the line before
-        header = tasks[task, 2]
-        while n >= 8 and load64(arena, header + n - 8) == load64(buf, start + n - 8):
-            n -= 8
-        if n < 8 and (load64(arena, header) ^ load64(buf, start)) & WORD_MASKS[n] == _ZERO:
-            return np.int64(body) if tasks[task, 0] >= 0 else np.int64(NO_HEADER)
     task = intern(buf, start, end, LOOK_UP, headers, arena)
     if task < 0:
         if line_end(buf, start) < end:
@@ -117,21 +123,37 @@ def _find_task(buf, start, end, body, headers, arena, tasks, state):
 
 
 @jit
-def read_header(buf, start, headers, arena, tasks, state):
+def read_header(buf, start, headers, arena, tasks, seen, state):
     """Read what stands before an event's name in the line at ``start``.
 
     ``headers`` and ``arena`` are the Strings of the tasks' headers as they are printed; ``tasks``
-    int64[n, 4] is negative in column 0 for those that are none and has their place in ``arena`` in
-    columns 2 and 3.  Fills TASK, CPU and TIME (ns) of ``state`` int64.  Returns the index of the name;
-    NO_HEADER if the CPU column is not where it was in the line before, when ``search_header`` must look
-    for it; NEW_TASK if ``buf[START:END]`` is a task's header that is not in ``headers`` yet.
+    int64[n, 2] is negative in column 0 for those that are none.  Fills TASK, CPU and TIME (ns) of
+    ``state`` int64.  Returns the index of the name; NO_HEADER if the CPU column is not where it was in the
+    line before, when ``search_header`` must look for it; NEW_TASK if ``buf[START:END]`` is a task's header
+    that is not in ``headers`` yet.
+
+    Few headers differ in more than the fraction of their time: ``seen`` int64[SLOTS, SEEN] knows some of
+    the last ones by the bytes that hold CPU and flags.
     """
     column = start + state[COLUMN]
-    if buf[column] == _OPEN:
-        body = _after_cpu(buf, column, state)
+    slot = slot_of(buf, column + 3, SLOTS)
+    length = seen[slot, SEEN_LENGTH]
+    if seen[slot, SEEN_AT] >= 0 and same_bytes(buf, seen[slot, SEEN_AT], start, length):
+        state[TASK], state[CPU] = seen[slot, SEEN_TASK], seen[slot, SEEN_CPU]
+        state[WHOLE] = seen[slot, SEEN_WHOLE]
+        body = _read_fraction(buf, start + length, state)
         if body >= 0:
-            return _find_task(buf, start, column, body, headers, arena, tasks, state)
-    return np.int64(NO_HEADER)
+            return body
+    if buf[column] != _OPEN:
+        return np.int64(NO_HEADER)
+    body = _after_cpu(buf, column, state)
+    if body >= 0:
+        body = _find_task(buf, start, column, body, headers, arena, tasks, state)
+        if body >= 0 and 8 <= state[FRACTION] - start < PADDING:
+            seen[slot, SEEN_AT], seen[slot, SEEN_LENGTH] = start, state[FRACTION] - start
+            seen[slot, SEEN_TASK], seen[slot, SEEN_CPU] = state[TASK], state[CPU]
+            seen[slot, SEEN_WHOLE] = state[WHOLE]
+    return body
 
 
 @jit
@@ -153,7 +175,7 @@ def search_header(buf, start, end, headers, arena, tasks, state):
             if body >= 0:
                 body = _find_task(buf, start, at, body, headers, arena, tasks, state)
                 if body >= 0:
-                    state[COLUMN] = at - start if at - start < PADDING else 0
+                    state[COLUMN] = at - start if at - start < PADDING - 16 else 0
                 if body != NO_HEADER:
                     return body
             microseconds, close = read_hex(buf, at + 1)

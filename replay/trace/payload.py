@@ -16,6 +16,7 @@ from replay.schema import ROLE_QUADRANT_SHIFT, Flag, Kind, Role
 from replay.trace.lex import (
     BLANK,
     WORD_MASKS,
+    head64,
     load64,
     read_decimal,
     read_hex,
@@ -63,16 +64,18 @@ FORMATS: dict[Kind, tuple[str, ...]] = {
 
 (
     STEP_END,
-    STEP_TEXT,
     STEP_HEX,
     STEP_DECIMAL,
+    STEP_LEVEL,
     STEP_FLAG,
     STEP_POINTER,
     STEP_ERROR_CODE,
     STEP_SKIP,
+    STEP_TEXT,
     STEP_NONE,
     STEP_PAGE,
-) = range(10)
+) = range(11)
+_STEP_TEXT_LENGTH = 16
 _STEP_OF_SPEC = {
     "x": STEP_HEX,
     "d": STEP_DECIMAL,
@@ -82,48 +85,47 @@ _STEP_OF_SPEC = {
 }
 
 
-def _field_step(field: str) -> tuple[int, int, int, int]:
+def _field_step(field: str) -> tuple[int, int]:
     name, _, spec = field.partition(":")
     if spec:
-        return _STEP_OF_SPEC[spec], WIDE.index(name), 0, 0
-    if name == "level":
-        return STEP_DECIMAL, LEVEL, 0, 0
-    if name == "skip":
-        return STEP_SKIP, 0, 0, 0
-    if name == "page":
-        return STEP_PAGE, 0, 0, 0
-    return STEP_FLAG, int(Flag[name]), 0, 0
+        return _STEP_OF_SPEC[spec], WIDE.index(name)
+    if name in ("level", "skip", "page"):
+        return {"level": STEP_LEVEL, "skip": STEP_SKIP, "page": STEP_PAGE}[name], 0
+    return STEP_FLAG, int(Flag[name])
 
 
-def _compile_formats() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(steps int32[n, 4], first step of each kind int32[256, 3], words, masks).
+def _compile_formats() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(steps int32[n, 3], texts uint64[n, 4], first step of each kind int32[256, 3]).
 
-    A step is (what, field or flag or length, first word, words).  The second start is that of the
-    variant whose text begins with the third, a letter; -1 none.
+    A step is (what, field or flag, length of the text before it); the text is two words and their masks.
+    The second start is that of the variant whose text begins with the third, a letter; -1 none.
     """
-    steps: list[tuple[int, int, int, int]] = []
-    words: list[np.ndarray] = []
-    masks: list[np.ndarray] = []
+    steps: list[tuple[int, int, int]] = []
+    texts: list[str] = []
     starts = np.full((256, 3), -1, np.int32)
     for kind, variants in FORMATS.items():
-        for number, text in enumerate(variants):
+        for number, form in enumerate(variants):
             starts[kind, number] = len(steps)
             if number:
-                starts[kind, 2] = ord(text.partition("}")[2][0])
-            for literal, field in re.findall(r"([^{]*)\{([^}]*)\}", text):
-                if literal:
-                    literal_words, literal_masks = words_of(literal)
-                    first = sum(map(len, words))
-                    count = len(literal_words)
-                    steps.append((STEP_TEXT, len(literal) - 8 * count, first, count))
-                    words.append(literal_words)
-                    masks.append(literal_masks)
-                steps.append(_field_step(field))
-            steps.append((STEP_END, 0, 0, 0))
-    return np.array(steps, np.int32), starts, np.concatenate(words), np.concatenate(masks)
+                starts[kind, 2] = ord(form.partition("}")[2][0])
+            for literal, field in re.findall(r"([^{]*)\{([^}]*)\}", form):
+                while len(literal) > _STEP_TEXT_LENGTH:
+                    texts.append(literal[:_STEP_TEXT_LENGTH])
+                    steps.append((STEP_TEXT, 0, _STEP_TEXT_LENGTH))
+                    literal = literal[_STEP_TEXT_LENGTH:]
+                texts.append(literal)
+                steps.append((*_field_step(field), len(literal)))
+            texts.append("")
+            steps.append((STEP_END, 0, 0))
+    words = np.zeros((len(texts), 4), np.uint64)
+    for row, text in zip(words, texts, strict=True):
+        text_words, masks = words_of(text)
+        row[: len(text_words)] = text_words
+        row[2 : 2 + len(masks)] = masks
+    return np.array(steps, np.int32), words, starts
 
 
-_STEPS, _STARTS, _WORDS, _MASKS = _compile_formats()
+_STEPS, _TEXTS, _STARTS = _compile_formats()
 
 # the words of ``pferr`` and of ``error_code``: kvm_mmu_trace_pferr_flags
 _ERROR_BITS = {"P": 0, "W": 1, "U": 2, "RSVD": 3, "F": 4, "PK": 5, "SS": 6, "SGX": 15}
@@ -167,10 +169,10 @@ _ZERO, _ONE, _MINUS_ONE = np.uint64(0), np.uint64(1), np.uint64(2**64 - 1)
 _GET_PAGE = int(Kind.GET_PAGE)
 
 
-@jit(inline="always")
+@jit
 def _token_word(buf, at, end):
     """The token ``buf[at:end]`` as one word; 0 if it is longer than 8 bytes."""
-    return load64(buf, at) & WORD_MASKS[end - at] if end - at <= 8 else _ZERO
+    return head64(buf, at, end - at) if end - at <= 8 else _ZERO
 
 
 @jit
@@ -298,23 +300,24 @@ def read_payload(buf, at, kind, fields):
     Fills ``fields`` uint64[FIELDS], which the caller has zeroed, by the steps of the kind's format.
     """
     step = _STARTS[kind, 1 if buf[at] == _STARTS[kind, 2] else 0]
-    while at >= 0:
+    while True:
+        differ = (load64(buf, at) ^ _TEXTS[step, 0]) & _TEXTS[step, 2]
+        if differ | ((load64(buf, at + 8) ^ _TEXTS[step, 1]) & _TEXTS[step, 3]) != _ZERO:
+            return np.int64(-1)
         what, where = _STEPS[step, 0], _STEPS[step, 1]
-        if what == STEP_TEXT:
-            for n in range(_STEPS[step, 2], _STEPS[step, 2] + _STEPS[step, 3]):
-                if load64(buf, at) & _MASKS[n] != _WORDS[n]:
-                    return -1
-                at += 8
-            at += where
-        elif what == STEP_HEX:
+        at += _STEPS[step, 2]
+        if what == STEP_HEX:
             fields[where], at = read_hex(buf, at)
+        elif what == STEP_LEVEL:
+            value, at = read_decimal(buf, at)
+            if not 1 <= value <= 15:
+                at = -1
+            fields[LEVEL] = np.uint64(value)
+        elif what == STEP_END:
+            return at if buf[at] <= BLANK else np.int64(-1)
         elif what == STEP_DECIMAL:
             value, at = read_decimal(buf, at)
-            if where == LEVEL and not 1 <= value <= 15:
-                return -1
             fields[where] = np.uint64(value)
-        elif what == STEP_END:
-            return at if buf[at] <= BLANK else -1
         elif what == STEP_FLAG:
             value, at = read_decimal(buf, at)
             if value != 0:
@@ -329,7 +332,8 @@ def read_payload(buf, at, kind, fields):
             at = token_end(buf, at)
         elif what == STEP_NONE:
             fields[where] = _MINUS_ONE
-        else:
+        elif what == STEP_PAGE:
             at = _read_page(buf, at, kind == _GET_PAGE, fields)
+        if at < 0:
+            return np.int64(-1)
         step += 1
-    return -1

@@ -12,8 +12,8 @@ import numpy as np
 from replay.errors import MalformedLine, TraceError
 from replay.schema import Columns
 from replay.trace import scan as scanning
-from replay.trace.dialect import END, START, Task, parse_task
-from replay.trace.lex import ADD, NEWLINE, PADDING, as_buffer, decoded, grown, intern_one, new_strings
+from replay.trace.dialect import END, SEEN, SLOTS, START, Task, parse_task
+from replay.trace.lex import NEWLINE, PADDING, added, decoded, grown, new_strings
 from replay.trace.payload import FIELDS, WIDE
 from replay.trace.scan import Rows, Scanner, scan
 from replay.trace.source import Source, TruncatedInput
@@ -36,6 +36,8 @@ Progress = Callable[[int, int | None], None]
 
 _ENTRIES = re.compile(r"entries-in-buffer/entries-written: (\d+)/(\d+)")
 _LATENCY_HEADER = re.compile(r"latency trace v\S+ on (\S+)")
+# print_raw_fmt and print_hex_fmt of kernel/trace/trace.c: pid, CPU and time, and no event has fields
+_RAW_OR_HEX = re.compile(rb"^(?:\d+ \d+ \d+ |(?:[0-9a-f]{8} ){2}[0-9a-f]{16} )?type: \d+$", re.MULTILINE)
 _KERNEL_BANNER = re.compile(r"Linux version (\S+)")
 
 
@@ -130,17 +132,20 @@ class _Parser:
 
     def parse(self, chunk_bytes: int) -> Trace:
         """Read the source to its end."""
+        mapped = self._source.mapped()
+        if mapped is not None:
+            self._parse_mapped(mapped, chunk_bytes)
         buf = np.empty(chunk_bytes + PADDING, np.uint8)
         held = 0  # bytes of an unfinished line at the beginning of the buffer
         while True:
             room = len(buf) - PADDING
-            count = self._read(memoryview(buf)[held:room])
+            count = self._read(buf[held:room])
             self._trace.bytes += count
             filled = held + count
             if count == 0:
                 if filled:
                     buf[filled : filled + PADDING] = NEWLINE
-                    self._scan(buf, filled + 1)
+                    self._scan(buf, 0, filled + 1)
                 return self._finish()
             stop = _last_line_end(buf, held, filled)
             if stop == 0:
@@ -150,29 +155,46 @@ class _Parser:
                 continue
             tail = buf[stop : stop + PADDING].copy()
             buf[stop : stop + PADDING] = NEWLINE
-            self._scan(buf, stop)
+            self._scan(buf, 0, stop)
             buf[stop : stop + PADDING] = tail
             held = filled - stop
             buf[:held] = buf[stop:filled].copy()
-            if self._progress:
-                self._progress(self._source.position(), self._source.size)
+            self._tell(self._source.position())
 
-    def _read(self, target: memoryview) -> int:
+    def _parse_mapped(self, mapped: np.ndarray, chunk_bytes: int) -> None:
+        """Parse whole chunks where they lie, up to the end of the file or a line longer than a chunk."""
+        at = 0
+        while at + chunk_bytes + PADDING <= len(mapped):
+            stop = _last_line_end(mapped, at, at + chunk_bytes)
+            if stop == 0:
+                break
+            self._scan(mapped, at, stop)
+            self._trace.bytes += stop - at
+            at = stop
+            self._tell(at)
+        self._source.skip(at)
+
+    def _tell(self, position: int) -> None:
+        if self._progress:
+            self._progress(position, self._source.size)
+
+    def _read(self, target: np.ndarray) -> int:
         try:
-            return self._source.read_into(target)
+            return self._source.read_into(target.data)
         except TruncatedInput as error:
             if not self._tolerate_truncation:
                 raise
             self._trace.truncated = error.message
             return 0
 
-    def _scan(self, buf: np.ndarray, stop: int) -> None:
-        """Scan the whole lines of ``buf[:stop]``."""
+    def _scan(self, buf: np.ndarray, at: int, stop: int) -> None:
+        """Scan the whole lines of ``buf[at:stop]``."""
         state = self._scanner.state
-        at = 0
+        text = buf[at:stop]
         while True:
             malformed = int(state[scanning.MALFORMED])
-            at = scan(buf, at, stop, self._rows, self._scanner)
+            with np.errstate(over="ignore"):  # hashes wrap around, which numpy tells without compilation
+                at = scan(buf, at, stop, self._rows, self._scanner)
             self._take_malformed(buf, malformed)
             reason = state[scanning.STOP]
             if reason == scanning.AT_END:
@@ -180,16 +202,18 @@ class _Parser:
             if reason == scanning.ROWS_FULL:
                 self._end_batch()
             elif reason == scanning.TEXTS_FULL:
-                self._scanner = self._scanner._replace(texts=grown(self._scanner.texts, len(buf)))
+                self._scanner = self._scanner._replace(texts=grown(self._scanner.texts, len(text)))
             elif reason == scanning.TASK_IS_NEW:
                 self._add_task(buf)
-            elif reason == scanning.NAME_IS_NEW:
-                intern_one(buf, int(state[START]), int(state[END]), ADD, *self._scanner.names)
             else:
                 self._take_comment(buf)
         has_events = state[scanning.ROWS] or self._trace.events or self._scanner.kinds[:, 1].any()
-        if not (self._saw_header or has_events or state[scanning.MALFORMED]):
-            what = "a binary file" if 0 in buf[:stop] else "no line is an ftrace event or header"
+        if has_events or state[scanning.MALFORMED]:
+            return
+        if _RAW_OR_HEX.search(text[: 1 << 16].tobytes()):
+            raise TraceError(self._source.path, 0, "recorded with option raw or hex: record without it")
+        if not self._saw_header:
+            what = "a binary file" if 0 in text else "no line is an ftrace event or header"
             raise TraceError(self._source.path, 0, f"not a trace: {what}")
 
     def _add_task(self, buf: np.ndarray) -> None:
@@ -200,12 +224,10 @@ class _Parser:
         if number == len(self._scanner.tasks):
             tasks = np.concatenate([self._scanner.tasks, np.zeros_like(self._scanner.tasks)])
             self._scanner = self._scanner._replace(tasks=tasks)
-        if intern_one(buf, start, end, ADD, *self._scanner.headers) < 0:
-            self._scanner = self._scanner._replace(headers=grown(self._scanner.headers, end - start))
-            intern_one(buf, start, end, ADD, *self._scanner.headers)
-        task = parse_task(buf[start:end].tobytes().decode(errors="replace"))
-        header = self._scanner.headers.table[0, 1] - (end - start)
-        self._scanner.tasks[number] = (0 if task else -1), 0, header, end - start
+        header = buf[start:end].tobytes()
+        self._scanner = self._scanner._replace(headers=added(self._scanner.headers, header))
+        task = parse_task(header.decode(errors="replace"))
+        self._scanner.tasks[number] = (0 if task else -1), 0
         self._tasks.append(task or self._tasks[0])
         self._comm_of_task.append(self._comms.setdefault(task.comm, len(self._comms)) if task else -1)
 
@@ -237,7 +259,7 @@ class _Parser:
         self._created += vm_created(batch)
         trace = self._trace
         trace.events += count
-        timed = batch.ts_ns[batch.ts_ns > 0]
+        timed = batch.ts_ns if batch.ts_ns.min() > 0 else batch.ts_ns[batch.ts_ns > 0]
         if len(timed):
             first, last = int(timed.min()), int(timed.max())
             trace.first_ts_ns = first if trace.first_ts_ns is None else min(first, trace.first_ts_ns)
@@ -250,20 +272,24 @@ class _Parser:
         """The first ``count`` rows as the columns of the event table; the column vm is still empty."""
         rows = self._rows
         tasks = rows.task[:count]
+
+        def of_task(values: list[int]) -> np.ndarray:
+            return np.take(np.array(values, np.int32), tasks, mode="clip")
+
         wide = {name: rows.wide[n, :count] for n, name in enumerate(WIDE)}
         wide["num"] = wide["num"].view(np.int64)
         return Columns(
             kind=rows.kind[:count],
             vm=np.zeros(count, np.int16),
-            pid=np.array([task.pid for task in self._tasks], np.int32)[tasks],
-            tgid=np.array([task.tgid for task in self._tasks], np.int32)[tasks],
+            pid=of_task([task.pid for task in self._tasks]),
+            tgid=of_task([task.tgid for task in self._tasks]),
             cpu=rows.cpu[:count],
             level=rows.level[:count],
             flags=rows.flags[:count],
             role=rows.role[:count],
             ts_ns=rows.ts_ns[:count],
             line=rows.line[:count],
-            comm=np.array(self._comm_of_task, np.int32)[tasks],
+            comm=of_task(self._comm_of_task),
             text=rows.text[:count] - np.int32(1),
             **wide,
         )
@@ -299,16 +325,16 @@ class _Parser:
 def _new_scanner() -> Scanner:
     names = new_strings(scanning.MAX_NAMES, scanning.MAX_NAMES * scanning.MAX_NAME)
     kinds = np.full((scanning.MAX_NAMES, 2), scanning.OTHER, np.int64)
-    for name, kind in scanning.NAMES.items():
-        kinds[intern_one(as_buffer(name.encode()), 0, len(name), ADD, *names), 0] = kind
-    headers = new_strings(256, 256 * 64)
-    intern_one(as_buffer(b""), 0, 0, ADD, *headers)  # NO_TASK
+    for number, (name, kind) in enumerate(scanning.NAMES.items()):
+        names = added(names, name.encode())
+        kinds[number, 0] = kind
     return Scanner(
-        headers,
-        np.zeros((256, 4), np.int64),
+        added(new_strings(256, 256 * 64), b""),  # NO_TASK
+        np.zeros((256, 2), np.int64),
         names,
         kinds,
         new_strings(1024, 1 << 16),
+        np.zeros((2, SLOTS, SEEN), np.int64),
         np.zeros(FIELDS, np.uint64),
         np.zeros(scanning.STATE, np.int64),
         np.zeros((scanning.MAX_MALFORMED, 3), np.int64),
@@ -317,8 +343,18 @@ def _new_scanner() -> Scanner:
 
 def _new_rows(count: int) -> Rows:
     """Zeroed rows; memory that no line writes to is never touched."""
-    narrow = (np.uint8, np.int32, np.int16, np.uint8, np.uint8, np.uint32, np.int64, np.int64, np.int32)
-    return Rows(*(np.zeros(count, kind) for kind in narrow), np.zeros((len(WIDE), count), np.uint64))
+    return Rows(
+        kind=np.zeros(count, np.uint8),
+        task=np.zeros(count, np.int32),
+        cpu=np.zeros(count, np.int16),
+        level=np.zeros(count, np.uint8),
+        flags=np.zeros(count, np.uint8),
+        role=np.zeros(count, np.uint32),
+        ts_ns=np.zeros(count, np.int64),
+        line=np.zeros(count, np.int64),
+        text=np.zeros(count, np.int32),
+        wide=np.zeros((len(WIDE), count), np.uint64),
+    )
 
 
 def _last_line_end(buf: np.ndarray, held: int, filled: int) -> int:

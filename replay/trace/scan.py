@@ -1,7 +1,7 @@
 """The byte scanner: one jitted pass from trace text to the columns of the event table.
 
-It stops, to be called again, wherever it meets something new that Python must look at: a task, the
-name of another event, a comment, a full table.  All of these are rare.
+It stops, to be called again, wherever it meets something new that Python must look at: a task, a
+comment, a full table.  All of these are rare.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from replay.trace.dialect import (
     HEADER_STATE,
     NEW_TASK,
     NO_HEADER,
+    SEEN_AT,
+    SEEN_LENGTH,
+    SLOTS,
     START,
     TASK,
     TIME,
@@ -30,6 +33,7 @@ from replay.trace.lex import (
     BLANK,
     COLON,
     LOOK_UP,
+    PADDING,
     RETURN,
     WORD_MASKS,
     Strings,
@@ -38,11 +42,13 @@ from replay.trace.lex import (
     load64,
     name_end,
     read_decimal,
+    same_bytes,
     skip_blanks,
+    slot_of,
     token_end,
     words_of,
 )
-from replay.trace.payload import FLAGS, LEVEL, NUM, ROLE, read_payload
+from replay.trace.payload import FIELDS, FLAGS, LEVEL, NUM, ROLE, WIDE, read_payload
 
 MAX_MALFORMED = 100
 MAX_NAMES, MAX_NAME = 2048, 64
@@ -54,7 +60,7 @@ LINES, ROWS, KVMMMU, IGNORED, MALFORMED, LOST, STOP, DONE = range(HEADER_STATE, 
 STATE = HEADER_STATE + 8
 
 # why ``scan`` stopped: ``state[STOP]``; ``buf[state[START]:state[END]]`` is what is new
-AT_END, ROWS_FULL, TEXTS_FULL, TASK_IS_NEW, NAME_IS_NEW, COMMENT = range(6)
+AT_END, ROWS_FULL, TEXTS_FULL, TASK_IS_NEW, COMMENT = range(5)
 
 NO_TASK = 0
 """Number of the task of a line that names none."""
@@ -98,12 +104,13 @@ class Scanner(NamedTuple):
     """What the scanner keeps from call to call."""
 
     headers: Strings  # what stands left of the CPU column, as printed; number n is task n
-    # int64[n, 4] of each task: -1 if it is none; line of its first VM activity or 0; where its header begins
-    # in the arena of ``headers``, and the header's length
-    tasks: np.ndarray
+    tasks: np.ndarray  # int64[n, 2] of each header: -1 if it is no task's; line of its first VM activity or 0
     names: Strings  # of events
     kinds: np.ndarray  # int64[MAX_NAMES, 2] of each name: kind; lines of other events
     texts: Strings  # of markers
+    # int64[2, SLOTS, SEEN]: some headers as in ``dialect.read_header``, and some names: where one stood, the
+    # length up to its text, its number, and the length of its group
+    seen: np.ndarray
     fields: np.ndarray  # uint64[payload.FIELDS]
     state: np.ndarray  # int64[STATE]
     malformed: np.ndarray  # int64[MAX_MALFORMED, 3]: begin, end and number of the first malformed lines
@@ -114,10 +121,11 @@ _LOST_EVENTS, _FIRST_CONTROL = int(Kind.LOST_EVENTS), int(Kind.SET_REGION)
 _LAST_KVMMMU = int(Kind.SPLIT_HUGE_PAGE)
 _ZERO, _MINUS_ONE = np.uint64(0), np.uint64(2**64 - 1)
 _REPLAY, _CPU = words_of("replay:")[0][0], words_of("CPU:")[0][0]
+_SEEN_NUMBER, _SEEN_GROUP = 2, 3
 _HASH, _OPEN, _UPPER_E, _UPPER_L, _UPPER_V = 35, 91, 69, 76, 86
 
 # what the readers of a line return beside kinds
-_IGNORED, _MALFORMED, _NEW_NAME, _TEXTS_FULL = 0, -10, -11, -12
+_IGNORED, _MALFORMED, _TEXTS_FULL = 0, -10, -11
 
 _SHOWS_VM = np.zeros(256, np.bool_)
 _SHOWS_VM[[*range(1, _LAST_KVMMMU + 1), Kind.PAGE_FAULT, Kind.SET_REGION, Kind.COMMIT_REGION]] = True
@@ -150,36 +158,47 @@ def _read_marker(buf, at, names, names_arena, kinds, texts, texts_arena, fields)
         kind = kinds[word, 0] if word >= 0 else np.int64(_MARK_UNKNOWN)
         if kind != _MARK_UNKNOWN and kind != _SCENARIO and read_control(buf, word_end, kind, fields) < 0:
             return np.int64(_MALFORMED), np.int64(-1)
-    text = intern(buf, at, max(at, end), ADD, texts, texts_arena)
+    text = intern(buf, at, end if end > at else at, ADD, texts, texts_arena)
     return (kind if text >= 0 else np.int64(_TEXTS_FULL)), text
 
 
 @jit
-def _read_event(buf, at, names, names_arena, kinds, texts, texts_arena, fields, state):
-    """The event whose name is at ``at``: (kind, _IGNORED, _MALFORMED, _NEW_NAME or _TEXTS_FULL; text number).
+def _look_up_name(buf, at, names, arena, seen):
+    """As ``_find_name``; ``seen`` int64[SLOTS, SEEN] knows some of the last names by their second word."""
+    slot = slot_of(buf, at + 8, SLOTS)
+    length = seen[slot, SEEN_LENGTH]
+    if seen[slot, SEEN_AT] >= 0 and same_bytes(buf, seen[slot, SEEN_AT], at, length):
+        return seen[slot, _SEEN_NUMBER], at + seen[slot, _SEEN_GROUP], at + length - 2
+    number, name, end = _find_name(buf, at, names, arena)
+    if number >= 0 and 8 <= end + 2 - at < PADDING:
+        seen[slot, SEEN_AT], seen[slot, SEEN_LENGTH] = at, end + 2 - at
+        seen[slot, _SEEN_NUMBER], seen[slot, _SEEN_GROUP] = number, name - at
+    return number, name, end
+
+
+@jit
+def _read_event(buf, at, names, names_arena, kinds, seen, texts, texts_arena, fields, state):
+    """The event whose name is at ``at``: (kind, _IGNORED, _MALFORMED or _TEXTS_FULL; text number).
 
     The payload is left in ``fields``.
     """
-    for column in range(len(fields)):
-        fields[column] = _ZERO
-    number, name, end = _find_name(buf, at, names, names_arena)
+    number, name, end = _look_up_name(buf, at, names, names_arena, seen)
     if end < 0:
         return np.int64(_IGNORED), np.int64(-1)
     text = skip_blanks(buf, end + 1)
     kind = kinds[number, 0] if number >= 0 else np.int64(OTHER)
     if kind == OTHER:
         if load64(buf, text) & WORD_MASKS[7] != _REPLAY:
-            state[START], state[END] = name, end
+            if number < 0 and end - name <= MAX_NAME:
+                number = intern(buf, name, end, ADD, names, names_arena)
             if number >= 0:
                 kinds[number, 1] += 1
-            elif names[0, 0] < len(kinds) and end - name <= MAX_NAME:
-                return np.int64(_NEW_NAME), np.int64(-1)
             return np.int64(_IGNORED), np.int64(-1)
         # else trace_printk: the name is the calling function's
     elif kind == PRINT:
         place = token_end(buf, text)
         if buf[place - 1] == COLON:
-            text = min(place + 1, line_end(buf, place))
+            text = place + 1 if buf[place] == BLANK else place
     elif kind == _MARK_TEXT:
         text = end + 2 if buf[end + 1] == BLANK else end + 1  # further blanks belong to the text
     else:
@@ -209,8 +228,6 @@ def _read_lost(buf, at, fields, state):
         at = skip_blanks(buf, end)
     if buf[at] != _UPPER_E or buf[at + 1] != _UPPER_V:
         return False
-    for column in range(len(fields)):
-        fields[column] = _ZERO
     fields[NUM] = np.uint64(lost) if end >= 0 else _MINUS_ONE
     state[CPU] = cpu
     state[LOST] += lost if end >= 0 else 1
@@ -225,7 +242,8 @@ def _find_event(buf, at, end, names, arena, kinds):
         number, _, _ = _find_name(buf, at, names, arena)
         if number >= 0 and kinds[number, 0] != OTHER:
             return at
-        at = skip_blanks(buf, max(token_end(buf, at), at + 1))
+        word_end = token_end(buf, at)
+        at = skip_blanks(buf, word_end if word_end > at else at + 1)
     return -1
 
 
@@ -237,7 +255,7 @@ def _write_row(kind, text, row, rows, fields, state):
     rows.cpu[row] = state[CPU]
     rows.ts_ns[row] = state[TIME]
     rows.line[row] = state[LINES]
-    for column in range(rows.wide.shape[0]):
+    for column in range(len(WIDE)):
         if fields[column] != _ZERO:
             rows.wide[column, row] = fields[column]
     if fields[LEVEL] != _ZERO:
@@ -260,6 +278,9 @@ def scan(buf, at, stop, rows, scanner):
     """
     (headers, headers_arena), tasks, (names, names_arena), kinds, (texts, texts_arena) = scanner[:5]
     fields, state, malformed = scanner.fields, scanner.state, scanner.malformed
+    seen_headers, seen_names = scanner.seen[0], scanner.seen[1]
+    for slot in range(SLOTS):  # they are known by places of ``buf``
+        seen_headers[slot, SEEN_AT] = seen_names[slot, SEEN_AT] = -1
     state[STOP] = AT_END
     while at < stop:
         row = state[ROWS]
@@ -267,7 +288,9 @@ def scan(buf, at, stop, rows, scanner):
         if row == len(rows.kind):
             state[STOP] = ROWS_FULL
             break
-        event = read_header(buf, at, headers, headers_arena, tasks, state)
+        for column in range(FIELDS):
+            fields[column] = _ZERO
+        event = read_header(buf, at, headers, headers_arena, tasks, seen_headers, state)
         end = at
         if event == NO_HEADER:
             end = line_end(buf, at)
@@ -293,12 +316,14 @@ def scan(buf, at, stop, rows, scanner):
                 elif event >= 0:  # option nocontext-info
                     state[TIME] = 0
         if event >= 0:
-            kind, text = _read_event(buf, event, names, names_arena, kinds, texts, texts_arena, fields, state)
-        if kind == _NEW_NAME or kind == _TEXTS_FULL:
-            state[STOP] = NAME_IS_NEW if kind == _NEW_NAME else TEXTS_FULL
+            kind, text = _read_event(
+                buf, event, names, names_arena, kinds, seen_names, texts, texts_arena, fields, state
+            )
+        if kind == _TEXTS_FULL:
+            state[STOP] = TEXTS_FULL
             break
         state[LINES] += 1
-        end = line_end(buf, max(state[DONE], at))
+        end = line_end(buf, state[DONE] if state[DONE] > at else at)
         if kind > 0:
             _write_row(kind, text, row, rows, fields, state)
             state[ROWS] += 1

@@ -8,12 +8,14 @@ from __future__ import annotations
 import gzip
 import io
 import lzma
+import mmap
 import os
 import stat
 import sys
 import zlib
 from typing import BinaryIO
 
+import numpy as np
 import zstandard
 
 from replay.errors import TraceError
@@ -76,7 +78,7 @@ class Source:
             raise TraceError(path, 0, error.strerror or str(error)) from error
 
     def _detect(self) -> None:
-        self._buffered = buffered = io.BufferedReader(self._file, _READ_SIZE)
+        self._buffered = buffered = io.BufferedReader(self._file, _READ_SIZE)  # type: ignore[type-var]
         self._data: io.BufferedIOBase | io.RawIOBase = buffered
         magic = buffered.peek(8)[:8]
         if isinstance(self._file, io.FileIO):
@@ -110,6 +112,20 @@ class Source:
             raise TraceError(self.path, 0, f"corrupt {self._compression} file: {error}") from error
         except OSError as error:
             raise TraceError(self.path, 0, error.strerror or str(error)) from error
+
+    def mapped(self) -> np.ndarray | None:
+        """The bytes of a plain file without a copy, uint8; None for all other sources."""
+        if not self.size or self._compression or self._file is _standard_input():
+            return None
+        try:
+            # written by nobody: a private mapping, because jitted code tells read-only arrays apart
+            return np.frombuffer(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8)
+        except (OSError, ValueError):  # a file system that cannot, a file that has become empty
+            return None
+
+    def skip(self, count: int) -> None:
+        """Go on behind the first ``count`` bytes of a plain file."""
+        self._buffered.seek(count)
 
     def position(self) -> int:
         """Bytes of the file that have been read, before decompression."""

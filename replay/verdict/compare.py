@@ -1,13 +1,13 @@
 """Outcomes meet expectations: the recorded lines of the trace itself, or a golden file.
 
-The words are those of ``schema.Match`` for both: ``missing`` is an attempt that is simulated but
-not expected, ``unexpected`` one that is expected but not simulated.
+The words are those of ``schema.Match`` for both: ``missing`` is an attempt that is expected but not
+simulated, ``unexpected`` one that is simulated but not expected.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 
 SHOWN_DIFFERENCES = 10
 
+MATCH_TEXTS = {
+    "mismatched": "not as expected",
+    "missing": "expected but not simulated",
+    "unexpected": "simulated but not expected",
+}
+"""What the words of ``schema.Match`` say about attempts."""
+
+_OTHER_LINES = {"get_page": "kvm_mmu_get_page lines of splits", "truth": "probe lines of splits"}
+_WHAT_IF = ("end", "time")
 _KEY = ("window", "vm", "mmu", "gfn", "level", "role")
 _RECORDED = ("gfn", "spte", "level", "errno")
 
@@ -50,7 +59,7 @@ class Comparison:
     reasons: list[str] = field(default_factory=list)
     """Why the verdict is not ``match``."""
     differences: list[Difference] = field(default_factory=list)
-    """The first ``SHOWN_DIFFERENCES`` attempts that differ."""
+    """The first ``SHOWN_DIFFERENCES`` attempts that are not as expected."""
 
 
 def unchecked() -> Comparison:
@@ -58,18 +67,20 @@ def unchecked() -> Comparison:
     return Comparison(reasons=["nothing to compare with"])
 
 
-def compare_recorded(replay: Replay, lost_events: int, allow_lost: bool) -> Comparison:
-    """Compare a replay with what its own trace recorded: split lines, flushes, get_page lines and probes."""
-    if not replay.has_recorded:
-        return unchecked()
+def compare_recorded(replay: Replay, doubts: Sequence[str] = ()) -> Comparison:
+    """Compare a replay with what its own trace recorded: split lines, flushes, get_page lines and probes.
+
+    ``doubts`` are reasons why the trace may not tell all: with one of them nothing can match.
+    """
     counters = replay.counters
+    if not _has_expectations(replay):
+        return unchecked()
     reasons = [*_attempt_reasons(counters), *_flush_reasons(replay)]
-    for what in ("get_page", "truth"):
-        expected, matched = counters[f"{what}_expected"], counters[f"{what}_matched"]
-        if expected is not None and matched is not None and matched != expected:
-            name = "kvm_mmu_get_page lines of splits" if what == "get_page" else "probe lines"
-            reasons.append(f"{expected - matched} of {expected} {name} differ")
-    verdict, reasons = _verdict(reasons, lost_events, allow_lost)
+    for what, name in _OTHER_LINES.items():
+        expected, matched = counters[f"{what}_expected"] or 0, counters[f"{what}_matched"] or 0
+        if matched != expected:
+            reasons.append(f"{expected - matched:,} of {expected:,} {name} differ")
+    verdict, reasons = _verdict(reasons, doubts)
     return Comparison(
         source="recorded",
         attempts=counters["expected_attempts"],
@@ -84,7 +95,7 @@ def compare_recorded(replay: Replay, lost_events: int, allow_lost: bool) -> Comp
     )
 
 
-def compare_golden(golden: Golden, run: Golden, lost_events: int, allow_lost: bool) -> Comparison:
+def compare_golden(golden: Golden, run: Golden, doubts: Sequence[str] = ()) -> Comparison:
     """Compare a run with a golden file; ``run`` is the golden file that the run itself would write."""
     counts = dict.fromkeys(("matched", "mismatched", "missing", "unexpected"), 0)
     differences: list[Difference] = []
@@ -101,7 +112,7 @@ def compare_golden(golden: Golden, run: Golden, lost_events: int, allow_lost: bo
         reasons.append("the same attempts in another order")
     if not reasons and golden.outcomes_digest != run.outcomes_digest:
         reasons.append("outcomes_digest does not fit the outcomes of the golden file")
-    verdict, reasons = _verdict(reasons, lost_events, allow_lost)
+    verdict, reasons = _verdict(reasons, doubts)
     return Comparison(
         source="file",
         attempts=len(golden.outcomes),
@@ -113,33 +124,38 @@ def compare_golden(golden: Golden, run: Golden, lost_events: int, allow_lost: bo
     )
 
 
-def _verdict(reasons: list[str], lost_events: int, allow_lost: bool) -> tuple[str, list[str]]:
-    if lost_events and not allow_lost:
-        lost = f"{lost_events} events were lost" if lost_events > 0 else "events were lost"
-        reasons = [*reasons, f"{lost}, so a match proves nothing (--allow-lost)"]
-        return ("mismatch" if len(reasons) > 1 else "unchecked"), reasons
-    return ("mismatch" if reasons else "match"), reasons
-
-
-def _attempt_reasons(counts: Mapping[str, int | None]) -> list[str]:
-    words = {
-        "mismatched": "attempts differ",
-        "missing": "attempts are simulated but not expected",
-        "unexpected": "attempts are expected but not simulated",
-    }
-    return [f"{counts[name]} {text}" for name, text in words.items() if counts[name]]
-
-
-def _flush_reasons(replay: Replay) -> list[str]:
-    """Windows whose simulated flushes differ from those that probes recorded.
+def _has_expectations(replay: Replay) -> bool:
+    """Something was recorded for a window that was replayed: attempts, or that there were none.
 
     Windows at the end or at a time that the user chose have no counterpart in the recording.
     """
+    if not replay.has_recorded:
+        return False
+    causes = set(replay.windows["cause"].to_pylist())
+    return bool(replay.counters["expected_attempts"]) or not causes.issubset(_WHAT_IF)
+
+
+def _verdict(reasons: Sequence[str], doubts: Sequence[str]) -> tuple[str, list[str]]:
+    """``mismatch`` for any reason, else ``unchecked`` for any doubt; and both as one list."""
+    verdict = "mismatch" if reasons else "unchecked" if doubts else "match"
+    return verdict, [*reasons, *doubts]
+
+
+def _attempt_reasons(counts: Mapping[str, int | None]) -> list[str]:
+    return [
+        f"{count:,} {'attempt' if count == 1 else 'attempts'} {text}"
+        for name, text in MATCH_TEXTS.items()
+        if (count := counts[name])
+    ]
+
+
+def _flush_reasons(replay: Replay) -> list[str]:
+    """Windows whose simulated flushes differ from those that probes recorded."""
     columns = replay.windows.select(["index", "cause", "flushes_total", "flushes_recorded"]).to_pylist()
     differing = [
         row
         for row in columns
-        if row["cause"] not in ("end", "time")
+        if row["cause"] not in _WHAT_IF
         and row["flushes_recorded"] is not None
         and row["flushes_recorded"] != row["flushes_total"]
     ]
@@ -153,19 +169,18 @@ def _flush_reasons(replay: Replay) -> list[str]:
 
 
 def _recorded_differences(replay: Replay) -> list[Difference]:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    words = [match.name.lower() for match in (Match.MISMATCHED, Match.MISSING, Match.UNEXPECTED)]
-    column = replay.outcomes["match"].cast(pa.string())
-    rows = replay.outcomes.filter(pc.is_in(column, pa.array(words))).slice(0, SHOWN_DIFFERENCES)
+    if not any(replay.counters[word] for word in MATCH_TEXTS):
+        return []
+    matches = replay.outcomes["match"].to_pylist()
+    differing = [index for index, match in enumerate(matches) if match in MATCH_TEXTS]
+    rows = [replay.outcomes.slice(index, 1).to_pylist()[0] for index in differing[:SHOWN_DIFFERENCES]]
     return [
         Difference(
             place=f"line {row['line']}, window {row['window']}",
-            expected="" if row["match"] == "missing" else _split_line(row, "recorded_"),
-            got="" if row["match"] == "unexpected" else _split_line(row, ""),
+            expected="" if row["match"] == "unexpected" else _split_line(row, "recorded_"),
+            got="" if row["match"] == "missing" else _split_line(row, ""),
         )
-        for row in rows.to_pylist()
+        for row in rows
     ]
 
 
@@ -188,12 +203,12 @@ def _pair(
     for index, attempt in enumerate(got):
         indices = waiting[_key(attempt)]
         if not indices:
-            yield Match.MISSING, f"attempt {index}", None, attempt
+            yield Match.UNEXPECTED, f"attempt {index}", None, attempt
             continue
         other = expected[indices.pop()]
         yield (Match.MATCHED if other == attempt else Match.MISMATCHED), f"attempt {index}", other, attempt
     for index in sorted(index for indices in waiting.values() for index in indices):
-        yield Match.UNEXPECTED, f"attempt {index}", expected[index], None
+        yield Match.MISSING, f"attempt {index}", expected[index], None
 
 
 def _key(attempt: Attempt) -> tuple[object, ...]:

@@ -20,6 +20,8 @@ from .tdp import Tdp
 from .walk import ACC_ALL, PFERR_WRITE, Fault, Walk
 
 ROOT_LEVEL = 4
+DIRECT_VARIANT = -1
+"""Of the pages below a direct root, which differs from every indirect root in bits that no trace prints."""
 
 
 @dataclass
@@ -98,9 +100,12 @@ class Identity:
         task = self.tasks[event.pid]
         fault = task.fault
         is_root = self._is_root(task, page)
-        if is_root:
-            task.variant = self._root_variant(task, page)
-        sp = self._page(task, page)
+        if page.role.direct and (is_root or fault.walk is None):
+            sp = self._direct_page(page)
+        else:
+            if is_root:
+                task.variant = self._root_variant(task, page)
+            sp = self._page(task, page)
         if is_root:
             self._load_root(task, sp)
             return
@@ -139,7 +144,7 @@ class Identity:
         return page.role.gpte_bytes == 4 or walk is None or walk.table_gfn(2) != page.gfn or walk.is_pae()
 
     def _root_variant(self, task: Task, page: Page) -> int:
-        variants = {sp.variant for sp in self.vm.pages(page.gfn, page.role, page.gen)}
+        variants = {sp.variant for sp in self.vm.pages(page.gfn, page.role, page.gen)} - {DIRECT_VARIANT}
         if page.created:
             if task.variant not in variants:
                 return task.variant
@@ -152,10 +157,25 @@ class Identity:
         return min(others)
 
     def _load_root(self, task: Task, sp: ShadowPage) -> None:
+        task.fault = Fault()
+        if sp.role.direct:
+            return
         task.root = sp
         key = sp.role.quadrant if sp.role.gpte_bytes == 4 else sp.gfn
         task.roots[key] = sp
-        task.fault = Fault()
+
+    def _direct_page(self, page: Page) -> ShadowPage:
+        """A direct root or a page below one."""
+        alike = self.vm.pages(page.gfn, page.role, page.gen)
+        mine = [sp for sp in alike if sp.variant == DIRECT_VARIANT]
+        if page.created:
+            if mine:
+                self.notes["new page exists"] += 1
+        elif mine:
+            return mine[0]
+        else:
+            self.notes["existing page unknown"] += 1
+        return self.vm.alloc_page(page.gen, page.gfn, page.role, DIRECT_VARIANT)
 
     def _page(self, task: Task, page: Page) -> ShadowPage:
         """The page that the line names, created when the line says so or when the trace began later."""
@@ -164,9 +184,10 @@ class Identity:
         if page.created:
             if mine:
                 self.notes["new page exists"] += 1
-                taken = {sp.variant for sp in alike}
+                taken = {sp.variant for sp in alike} | {DIRECT_VARIANT}
                 task.variant = next(variant for variant in range(len(taken) + 1) if variant not in taken)
         else:
+            alike = [sp for sp in alike if sp.variant != DIRECT_VARIANT]
             if mine or alike:
                 sp = (mine or alike)[0]
                 task.variant = sp.variant
@@ -233,7 +254,8 @@ class Identity:
             and (sp.role.gpte_bytes != 4 or level > 1 or sp.role.quadrant == (address >> 21 & 1))
             and (like is None or sp.role.gpte_bytes == like.gpte_bytes)
         ]
-        found.sort(key=lambda sp: (sp.gen != self.vm.gen, sp.variant != task.variant))
+        variant = task.variant if task.fault.walk is not None else DIRECT_VARIANT
+        found.sort(key=lambda sp: (sp.gen != self.vm.gen, sp.variant != variant))
         return found[0] if found else None
 
     def kvm_mmu_prepare_zap_page(self, at: int, event: Event) -> None:

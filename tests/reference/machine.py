@@ -8,7 +8,7 @@ from typing import Any
 from .infer import Inference, written_gfn
 from .kernel import Kernel, detect
 from .markers import Markers
-from .parse import MMU_EVENTS, Event, fields, neighbours
+from .parse import MMU_EVENTS, Event, fields, neighbours, parse_unmap
 from .rmapstat import Snapshot
 from .splits import Splits, write_protect_chunk
 from .state import MAX_HUGEPAGE_LEVEL, Memslot
@@ -76,7 +76,9 @@ class Machine:
     def _probe(self, at: int, event: Event) -> None:
         value = fields(event.text)
         name, pid = event.name, event.pid
-        if name == "set_region":
+        if name == "kvm_unmap_hva_range":
+            self._unmap(*parse_unmap(event.text))
+        elif name == "set_region":
             self.regions[pid] = value
         elif name == "commit_region":
             self._commit(pid, value["change"])
@@ -100,6 +102,15 @@ class Machine:
             if slot is not None:
                 self.inference.zap_collapsible(slot.base, slot.end)
 
+    def _unmap(self, start: int, end: int) -> None:
+        """The host takes [start, end) of its addresses away, in whole pages."""
+        for slot in self.vm.slots.values():
+            first, last = max(start, slot.hva), min(end, slot.hva + (slot.npages << 12)) - 1
+            if slot.hva and first <= last:
+                self.vm.unmap_gfns(
+                    slot.base + ((first - slot.hva) >> 12), slot.base + ((last - slot.hva) >> 12)
+                )
+
     def _slot(self, pid: int) -> Memslot | None:
         return self.vm.slots.get(self.regions.get(pid, {}).get("slot", -1))
 
@@ -110,7 +121,9 @@ class Machine:
         if change == DELETE:
             self.vm.slots.pop(value["slot"], None)
         else:
-            self.vm.slots[value["slot"]] = Memslot(value["gpa"] >> 12, value["size"] >> 12, value["flags"])
+            self.vm.slots[value["slot"]] = Memslot(
+                value["gpa"] >> 12, value["size"] >> 12, value["flags"], value.get("uaddr", 0)
+            )
 
     def _remove_write_access(self, pid: int, start_level: int) -> None:
         slot = self._slot(pid)
@@ -137,11 +150,11 @@ class Machine:
 class Vms:
     """All VMs of a recording: a VM is a tgid."""
 
-    def __init__(self, events: Sequence[Event], info: dict[str, Any]) -> None:
+    def __init__(self, events: Sequence[Event], info: dict[str, Any], kernel: Kernel | None = None) -> None:
         self.events = events
         links = neighbours(events)
         tdp = {event.tgid for event in events if event.name == "kvm_tdp_mmu_spte_changed"}
-        self.kernel = detect(events)
+        self.kernel = kernel or detect(events)
         stats = info.get("mmu_rmaps_stat", {})
         self.machines = {
             tgid: Machine(events, links, tgid in tdp, self.kernel, stats)

@@ -39,6 +39,8 @@ class Markers:
         elif words[:2] == ["replay:", "nr_mmu_pages"] and value["n"] >= MIN_ALLOC_MMU_PAGES:
             self.requested = value["n"]
             self.vm.limit = (event.pid, value["n"])
+        elif words[:2] == ["replay:", "resched"]:
+            self.vm.resched = True
         elif words[:2] == ["replay:", "manual_dirty_log_protect2"]:
             self.initially_set = bool(value["arg"] & INITIALLY_SET)
         elif words[:2] == ["replay:", "clear_dirty_log"] and self.initially_set:
@@ -52,7 +54,10 @@ class Markers:
     def _memslot(self, at: int, event: Event, value: dict[str, int]) -> None:
         """kvm_arch_commit_memory_region."""
         slots = self.vm.slots
-        number, new = value["id"], Memslot(value["base_gfn"], value["npages"], value["flags"])
+        number, new = (
+            value["id"],
+            Memslot(value["base_gfn"], value["npages"], value["flags"], value.get("hva", 0)),
+        )
         old = slots.get(number)
         if new.npages:
             slots[number] = new

@@ -20,6 +20,7 @@ REQUESTED = re.compile(r"gfn ([0-9a-f]+) pfn [0-9a-f]+ level (\d)")
 TDP_CHANGED = re.compile(r"as id (\d+) gfn ([0-9a-f]+) level (\d) old_spte ([0-9a-f]+) new_spte ([0-9a-f]+)")
 PAGE_FAULT = re.compile(r"address (?:0x)?([0-9a-f]+) error_code (?:0x)?([0-9a-f]+)")
 FAST_FAULT = re.compile(r"gva ([0-9a-f]+) .* old 0x([0-9a-f]+) new ([0-9a-f]+) spurious \d fixed 1")
+UNMAP = re.compile(r"range: 0x([0-9a-f]+) -- 0x([0-9a-f]+)")
 KEY_VALUE = re.compile(r"(\w+)=(\S+)")
 
 ACC_EXEC, ACC_WRITE, ACC_USER, ACC_READ = 1, 2, 4, 8
@@ -216,6 +217,12 @@ def parse_page_fault(text: str) -> tuple[int, int]:
     """Address and error code of a kvm_page_fault."""
     address, error = matched(PAGE_FAULT, text).groups()
     return int(address, 16), int(error, 16)
+
+
+def parse_unmap(text: str) -> tuple[int, int]:
+    """First host address of a kvm_unmap_hva_range and the one behind its last."""
+    start, end = matched(UNMAP, text).groups()
+    return int(start, 16), int(end, 16)
 
 
 def parse_fast_fault(text: str) -> tuple[int, int, int] | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from .kernel import Kernel
 from .parse import Role, Step, page_text
-from .split_v2 import ENOMEM, ENOSPC, MIN_FREE_MMU_PAGES, Environment, child_role, child_spte
+from .split_v2 import ENOMEM, ENOSPC, MIN_FREE_MMU_PAGES, Environment, child_role, child_spte, find_page
 from .state import MAX_HUGEPAGE_LEVEL, PTE_LIST_EXT, SPTES, ShadowPage, Vm, align, is_leaf, pages_per
 
 EAGAIN = -11
@@ -74,7 +74,7 @@ class SplitMerged:
             return ENOSPC
         if place in self.env.blocking_failures:
             return ENOMEM
-        if self.caches.low() or place in self.env.drops:
+        if self.vm.take_resched() or self.caches.low() or place in self.env.drops:
             self.caches.topup()
             return EAGAIN
         yield from self._split(sp, index, spte, gfn)
@@ -90,7 +90,7 @@ class SplitMerged:
             self.caches.headers -= 1
             self.caches.pages -= 1
         yield ("get_page", page_text(vm.gen, gfn, role, created, self.kernel.with_read))
-        flush = self.kernel.always_flush
+        flush, kept = self.kernel.always_flush, len(child.sptes)
         for at in range(SPTES):
             if at in child.sptes:
                 flush |= isinstance(child.sptes[at], ShadowPage)
@@ -101,20 +101,15 @@ class SplitMerged:
         self.caches.descs -= needs_parent_desc(child)
         vm.link(huge_sp, index, child)
         self.flushes += flush
+        yield ("filled", gfn, huge_sp.role.level, SPTES - kept, kept)
 
     def _find(self, gfn: int, role: Role, variant: int) -> Generator[Step, None, ShadowPage | None]:
         """kvm_mmu_find_shadow_page of a direct page."""
-        vm = self.vm
-        for sp in reversed(list(vm.by_gfn.get(gfn, ()))):
-            if sp.gen != vm.gen:
-                continue
-            if sp.role == role and sp.variant == variant:
-                return sp
-            if sp.unsync and role.level > 1:
-                vm.zap_page(sp, 0)
-                self.flushes += 1
-                yield ("zap", gfn)
-        return None
+        found, zapped = find_page(self.vm, gfn, role, variant)
+        for _ in range(zapped):
+            yield ("zap", gfn)
+        self.flushes += bool(zapped)
+        return found
 
 
 def needs_parent_desc(child: ShadowPage) -> bool:

@@ -105,7 +105,7 @@ class SplitV2:
         yield ("prepare", gfn, level, available)
         if available <= MIN_FREE_MMU_PAGES:
             return ENOSPC, False
-        if place in self.env.drops:
+        if self.vm.take_resched() or place in self.env.drops:
             yield ("dropped", gfn, level, int(self.flush))
             self.flushes += self.flush
             self.flush = False
@@ -124,9 +124,9 @@ class SplitV2:
         vm, role = self.vm, child_role(huge_sp, index)
         level = huge_sp.role.level
         existing = yield from self._find_direct(gfn, role, huge_sp.variant)
-        if existing:
+        if existing is not None:
             yield ("alias", gfn, role.level)
-        if existing or not self.spare:
+        if existing is not None or not self.spare:
             return EOPNOTSUPP
         self.spare = False
         child = vm.alloc_page(vm.gen, gfn, role, huge_sp.variant)
@@ -144,21 +144,66 @@ class SplitV2:
         yield ("done", gfn, level, filled, SPTES - filled)
         return 0
 
-    def _find_direct(self, gfn: int, role: Role, variant: int) -> Generator[Step, None, bool]:
+    def _find_direct(self, gfn: int, role: Role, variant: int) -> Generator[Step, None, ShadowPage | None]:
         """find_direct_sp: any unsync page of the gfn that comes first in the bucket is zapped for a 2M
         child.
         """
-        vm = self.vm
-        for sp in reversed(list(vm.by_gfn.get(gfn, ()))):
-            if sp.gen != vm.gen:
-                continue
-            if sp.role == role and sp.variant == variant:
-                return True
-            if role.level > 1 and sp.unsync:
-                vm.zap_page(sp, 0)
-                self.flushes += 1
-                yield ("zap", gfn)
-        return False
+        found, zapped = find_page(self.vm, gfn, role, variant)
+        for _ in range(zapped):
+            yield ("zap", gfn)
+        self.flushes += bool(zapped)
+        return found
+
+
+class SplitV2Desc(SplitV2):
+    """With patch 23: child rmaps grow, so that every split is full, and a spare page is kept."""
+
+    reuses = False
+
+    def _allocate(self, gfn: int, level: int, success: bool) -> Iterator[Step]:
+        self.spare = self.spare or success
+        yield from ()
+
+    def _split(self, huge_sp: ShadowPage, index: int, spte: int, gfn: int) -> Generator[Step, None, int]:
+        vm, role = self.vm, child_role(huge_sp, index)
+        child = yield from self._find_direct(gfn, role, huge_sp.variant)
+        created = child is None
+        if child is None:
+            self.spare = False
+            child = vm.alloc_page(vm.gen, gfn, role, huge_sp.variant)
+        elif not self.reuses:
+            yield ("alias", gfn, role.level)
+            return EOPNOTSUPP
+        yield ("get_page", page_text(vm.gen, gfn, role, created, self.with_read))
+        kept = len(child.sptes)
+        self.flushes += any(isinstance(below, ShadowPage) for below in child.sptes.values())
+        for at in range(SPTES):
+            if at not in child.sptes:
+                child_gfn = gfn + at * pages_per(role.level)
+                vm.install(child, at, child_gfn, child_spte(spte, at, role), role.access)
+        vm.link(huge_sp, index, child)
+        yield ("filled", gfn, huge_sp.role.level, SPTES - kept, kept)
+        return 0
+
+
+class SplitV2Alias(SplitV2Desc):
+    """With patches 23 to 25: an existing child is reused; one flush if it leads to a table below."""
+
+    reuses = True
+
+
+def find_page(vm: Vm, gfn: int, role: Role, variant: int) -> tuple[ShadowPage | None, int]:
+    """kvm_mmu_find_shadow_page: the page, and how many unsync ones before it in the bucket were zapped."""
+    zapped = 0
+    for sp in reversed(list(vm.by_gfn.get(gfn, ()))):
+        if sp.gen != vm.gen:
+            continue
+        if sp.role == role and sp.variant == variant:
+            return sp, zapped
+        if role.level > 1 and sp.unsync:
+            vm.zap_page(sp, 0)
+            zapped += 1
+    return None, zapped
 
 
 def child_role(parent: ShadowPage, index: int) -> Role:

@@ -68,11 +68,12 @@ Sptep = tuple[ShadowPage, int]
 
 @dataclass
 class Memslot:
-    """`flags` bit 0 is dirty logging."""
+    """`flags` bit 0 is dirty logging; `hva` is where the host maps it, 0 where that is not told."""
 
     base: int
     npages: int
     flags: int
+    hva: int = 0
 
     @property
     def end(self) -> int:
@@ -148,10 +149,16 @@ class Vm:
     n_used: int = 0
     n_max: int = 0
     limit: tuple[int, int] | None = None
+    resched: bool = False
 
     def available(self) -> int:
         """kvm_mmu_available_pages."""
         return max(0, self.n_max - self.n_used)
+
+    def take_resched(self) -> bool:
+        """Is need_resched raised? The lock drop that follows lowers it."""
+        raised, self.resched = self.resched, False
+        return raised
 
     def settle_limit(self, pid: int, zapping: bool) -> None:
         """kvm_mmu_change_mmu_pages by task `limit[0]`: pages that it could not zap raise the limit."""
@@ -245,6 +252,14 @@ class Vm:
         """kvm_mmu_slot_gfn_write_protect."""
         for level in range(min_level, MAX_HUGEPAGE_LEVEL + 1):
             self.write_protect(level, gfn, pt_protect=True)
+
+    def unmap_gfns(self, first: int, last: int) -> None:
+        """kvm_unmap_gfn_range of [first, last]: every leaf whose page meets the range."""
+        for level in range(1, MAX_HUGEPAGE_LEVEL + 1):
+            low = align(first, level)
+            for head in [gfn for at, gfn in self.rmap.heads if at == level and low <= gfn <= last]:
+                for sp, index in self.rmap.at(level, head):
+                    self.drop_spte(sp, index)
 
     def heads_in(self, slot: Memslot, level: int) -> Iterator[int]:
         """Non-empty rmap heads of the slot, ascending."""

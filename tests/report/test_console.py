@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -33,7 +33,7 @@ class FakeTrace:
 
 def summary(replay: Any, trace: FakeTrace | None = None) -> str:
     trace = trace or FakeTrace()
-    comparison = compare_recorded(replay, trace.lost_events, False)
+    comparison = compare_recorded(replay, ["events lost"] if trace.lost_events else [])
     document = run_document(trace, PRESETS["v2"], "nothing speaks against it", replay, comparison)
     text = io.StringIO()
     print_run(console(text), document, comparison.differences)
@@ -44,21 +44,29 @@ def test_summary_of_a_match(make_replay: Any) -> None:
     lines = summary(make_replay()).splitlines()
     assert lines[0] == "t.txt: ftrace, 12,345 events (7 kvmmmu), 23,456 lines, 1 VM, nothing lost"
     assert lines[1] == "policy v2: nothing speaks against it"
-    assert lines[-1] == "verdict match"
-    facts = {line.split("  ")[0]: line.split("  ", 1)[1].strip() for line in lines[8:-2] if "  " in line}
-    assert facts["splits"] == "2 of 3 huge SPTEs split (1G 0 of 0, 2M 2 of 3)"
-    assert facts["left huge"] == "1 existing_child"
-    assert facts["SPTEs"] == "1,012 installed, 12 left non-present, 0 already there"
-    assert facts["page tables"] == (
-        "2 shadow pages created (8 KiB), 0 reused, 1 LEAKED (4 KiB); "
-        "in use 20 at the end, 20 at most, limit ?"
-    )
-    assert facts["flushes"] == "1: 1 window_end"
-    assert facts["TDP MMU"] == "1 of 1 attempts split, 0 failed, 1 huge SPTEs at the end"
-    assert facts["environment"] == "nothing taken from it"
-    assert facts["divergences"] == "none"
-    assert facts["expected"] == "4 attempts recorded in the trace: 4 matched; flushes 1 of 1"
+    assert lines[8:] == [
+        "huge SPTEs    2 of 3 attempts split (2M 2 of 3)",
+        "              left huge: 1 existing_child",
+        "children      1,012 SPTEs installed, 12 left non-present by 1 of the splits",
+        "shadow pages  2 created (8 KiB), 0 reused, 1 LEAKED (4 KiB)",
+        "              20 in use at the end, 20 at most, limit ?",
+        "flushes       1: 1 window_end",
+        "TDP MMU       1 of 1 attempts split, 0 failed, 1 huge SPTEs at the end",
+        "environment   nothing taken from it",
+        "divergences   none",
+        "",
+        "verdict match: 4 of 4 recorded split lines matched; flushes: 1 expected, 1 simulated",
+    ]
     assert all(line == line.rstrip() for line in lines)
+
+
+def test_summary_without_shadow_pages_or_expectations(make_replay: Any) -> None:
+    replay = make_replay(has_recorded=False)
+    none = dict.fromkeys(("attempts", "split", "skipped_existing_child", "shadow_pages_used_peak"), 0)
+    lines = summary(replace(replay, counters=replay.counters | none)).splitlines()
+    assert lines[8] == "huge SPTEs   none was met in the shadow MMU"
+    assert not any(line.startswith(("children", "shadow pages")) for line in lines)
+    assert lines[-1] == "verdict unchecked: nothing to compare with"
 
 
 def test_windows_are_listed_with_totals(make_replay: Any) -> None:
@@ -84,7 +92,7 @@ def test_hundreds_of_windows_are_grouped(make_replay: Any) -> None:
     ("trace", "words"),
     [
         (FakeTrace(lost_events=6), ["6 EVENTS LOST", "verdict unchecked"]),
-        (FakeTrace(malformed_lines=3), ["3 MALFORMED LINES", "verdict match"]),
+        (FakeTrace(malformed_lines=3), ["3 MALFORMED LINES"]),
         (FakeTrace(vms=["1", "2"]), ["2 VMs"]),
     ],
 )
@@ -95,11 +103,11 @@ def test_what_is_wrong_with_the_trace_is_said(make_replay: Any, trace: FakeTrace
 
 def test_differences_and_doubts(make_replay: Any) -> None:
     rows = make_replay().outcomes.to_pylist()
-    rows[2] |= {"match": "missing"}
+    rows[2] |= {"match": "unexpected"}
     text = summary(
         make_replay(
             attempts=rows,
-            missing=1,
+            unexpected=1,
             matched=3,
             retries=2,
             retries_cache=2,
@@ -109,12 +117,12 @@ def test_differences_and_doubts(make_replay: Any) -> None:
         )
     )
     for words in (
-        "3 matched, 1 simulated only",
-        "2: 2 for empty caches, 0 for need_resched or contention",
-        "1 lock drops with a flush still owed",
-        "environment  4 yields",
-        "divergences  7 adopted_pages\n",
-        "verdict mismatch",
+        "retries       2: 2 empty caches\n",
+        "1 window_end; lock drops at which one was still owed: 1",
+        "environment   4 yields",
+        "divergences   7 adopted_pages\n",
+        "verdict mismatch: 3 of 4 recorded split lines matched",
+        "  1 attempt simulated but not expected\n",
         "  line 15, window 1\n    expected  no such attempt\n    got       gfn 40200 spte",
     ):
         assert words in text

@@ -138,7 +138,10 @@ def test_standard_input(text: bytes) -> None:
         (b"\n\n\n", "not a trace: no line"),
         (b"hello\nworld: this is\n", "not a trace: no line"),
         (b"\x7fELF" + b"\0" * 5000, "not a trace: a binary file"),
-        (gzip.compress(b""), "empty file"),
+        (gzip.compress(b"", mtime=0), "empty file"),
+        (b"# tracer: nop\n#\n160 1 17831058123 type: 1404\n", "recorded with option raw or hex"),
+        (b"160 1 17831058123 # 8104 replay: resched\n160 1 17831058123 type: 6\n", "option raw or hex"),
+        (b"# tracer: nop\n000000a0 00000001 0000000426d0c10b type: 1404\n", "option raw or hex"),
         (b"PAR1 no", "corrupt parquet file"),
         (b"ARROW1 no", "corrupt arrow file"),
     ],
@@ -158,6 +161,12 @@ def test_a_trace_without_events_is_one(tmp_path: Path) -> None:
     trace = read_trace(str(path))
     assert (trace.lines, trace.events, trace.vms, trace.first_ts_ns) == (3, 0, [], None)
     assert trace.table().num_rows == 0
+
+
+def test_an_event_named_type_is_no_sign_of_option_raw(tmp_path: Path) -> None:
+    path = tmp_path / "t"
+    path.write_text("# tracer: nop\n  vmm-160 [001] .....    17.831058: type: 1404\n")
+    assert read_trace(str(path)).ignored_events == {"type": 1}
 
 
 def test_missing_and_directory(tmp_path: Path) -> None:

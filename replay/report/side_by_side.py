@@ -1,0 +1,59 @@
+"""Runs of one trace under several policies, one column a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from replay.report.console import number, print_line, print_table, trace_line
+
+_SPLITS = {"attempts": "attempts", "split": "split", "partial": "split in part"}
+_PAGES = {
+    "sptes_installed": "SPTEs installed",
+    "sptes_reused": "SPTEs already there",
+    "sptes_left_nonpresent": "SPTEs left non-present",
+    "shadow_pages_created": "shadow pages created",
+    "shadow_pages_reused": "shadow pages reused",
+    "shadow_pages_leaked": "shadow pages LEAKED",
+    "shadow_pages_used_peak": "shadow pages in use at most",
+    "retries": "retries",
+}
+_FLUSHES = {"total": "flushes", "lost": "lock drops with a flush owed"}
+
+
+def print_side_by_side(out: Console, documents: Sequence[Mapping[str, Any]]) -> None:
+    """Print figures of ``replay.run/1`` documents of one trace; what is 0 in all of them is left out."""
+    print_line(out, trace_line(documents[0]["trace"]))
+    print_line(out)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("", no_wrap=True)
+    for document in documents:
+        table.add_column(document["policy"]["name"], justify="right", overflow="fold")
+    for title, counts in _rows(documents):
+        if title == "attempts" or any(count != 0 for count in counts):
+            table.add_row(title, *map(number, counts))
+    if any(document["expected"]["source"] != "none" for document in documents):
+        table.add_row(
+            "recorded split lines matched", *(_matched(document["expected"]) for document in documents)
+        )
+    print_table(out, table)
+
+
+def _rows(documents: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[int | None]]]:
+    totals = [document["totals"] for document in documents]
+    for name, title in _SPLITS.items():
+        yield title, [each[name] for each in totals]
+    for word in totals[0]["skipped"]:
+        yield f"left huge: {word}", [each["skipped"][word] for each in totals]
+    for name, title in _PAGES.items():
+        yield title, [each[name] for each in totals]
+    for word in totals[0]["flushes"]:
+        yield _FLUSHES.get(word, f"flushes: {word}"), [each["flushes"][word] for each in totals]
+    yield "TDP MMU: split", [document["tdp"]["split"] for document in documents]
+
+
+def _matched(expected: Mapping[str, Any]) -> str:
+    return f"{number(expected['matched'])} of {number(expected['attempts'])}"
