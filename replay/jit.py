@@ -37,6 +37,7 @@ from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache,
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.core.imputils import lower_getattr_generic
+from numba.core.types.functions import BaseFunction
 from numba.core.typing.templates import AttributeTemplate, infer_getattr
 from numba.extending import intrinsic, models, register_model
 
@@ -296,6 +297,28 @@ class _KernelLibrary(JITCodeLibrary):
         super()._optimize_final_module()
 
 
+_resolve_call_type = BaseFunction.get_call_type
+_operator_calls: dict[Any, Any] = {}
+
+
+def _operator_call_type(self: Any, context: Any, args: Any, kws: Any) -> Any:
+    """The signature of a call; those of operators on numbers and arrays are found once only."""
+    if (
+        kws
+        or getattr(self.typing_key, "__module__", "") != "_operator"
+        or not all(isinstance(arg, (types.Integer, types.Boolean, types.Array)) for arg in args)
+    ):
+        return _resolve_call_type(self, context, args, kws)
+    key = (self.key, tuple(args))
+    if key in _operator_calls:
+        signature, implementation = _operator_calls[key]
+        self._impl_keys[signature.args] = implementation
+        return signature
+    signature: Any = _resolve_call_type(self, context, args, kws)
+    _operator_calls[key] = signature, self._impl_keys[signature.args]
+    return signature
+
+
 class _PartCompiler(Compiler):
     library_class: type[JITCodeLibrary] = _PartLibrary
 
@@ -311,10 +334,13 @@ class _PartCompiler(Compiler):
     def compile_extra(self, func: Any) -> Any:
         # a compilation makes millions of objects that live until its end: collecting them costs a fifth of it
         collecting = gc.isenabled()
+        resolve = BaseFunction.get_call_type
         gc.disable()
+        BaseFunction.get_call_type = _operator_call_type  # type: ignore[method-assign]
         try:
             return super().compile_extra(func)
         finally:
+            BaseFunction.get_call_type = resolve  # type: ignore[method-assign]
             if collecting:
                 gc.enable()
 
