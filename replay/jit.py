@@ -297,7 +297,7 @@ class _KernelLibrary(JITCodeLibrary):
         super()._optimize_final_module()
 
 
-_resolve_call_type = BaseFunction.get_call_type
+_resolve_call_type: Any = BaseFunction.get_call_type
 _operator_calls: dict[Any, Any] = {}
 
 
