@@ -311,9 +311,9 @@ def _operator_call_type(self: Any, context: Any, args: Any, kws: Any) -> Any:
         return _resolve_call_type(self, context, args, kws)
     key = (self.key, tuple(args))
     if key in _operator_calls:
-        signature, implementation = _operator_calls[key]
-        self._impl_keys[signature.args] = implementation
-        return signature
+        known, implementation = _operator_calls[key]
+        self._impl_keys[known.args] = implementation
+        return known
     signature: Any = _resolve_call_type(self, context, args, kws)
     _operator_calls[key] = signature, self._impl_keys[signature.args]
     return signature
