@@ -320,14 +320,12 @@ def _operator_call_type(self: Any, context: Any, args: Any, kws: Any) -> Any:
 
 
 class _PartCompiler(Compiler):
-    library_class: type[JITCodeLibrary] = _PartLibrary
+    code_class: type[JITCodeLibrary] = _PartLibrary
 
     def __init__(self, typingctx: Any, targetctx: Any, library: Any, *rest: Any) -> None:
         if library is None:
-            library = self.library_class(
-                targetctx.codegen(), f"{self.library_class.__name__}{next(_numbers)}"
-            )
-            if self.library_class is _KernelLibrary:
+            library = self.code_class(targetctx.codegen(), f"{self.code_class.__name__}{next(_numbers)}")
+            if self.code_class is _KernelLibrary:
                 library.enable_object_caching()
         super().__init__(typingctx, targetctx, library, *rest)
 
@@ -346,7 +344,7 @@ class _PartCompiler(Compiler):
 
 
 class _KernelCompiler(_PartCompiler):
-    library_class = _KernelLibrary
+    code_class = _KernelLibrary
 
 
 _numbers = itertools.count()

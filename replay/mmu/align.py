@@ -260,7 +260,7 @@ def range_yield(m: Mmu, w: int, k: KnobCodes, gfn: int, level: int) -> int:
 
 @jit
 def peek_next(m: Mmu, w: int, k: KnobCodes) -> None:
-    """Note the next attempt as it is now: a dropped lock's line is printed later, with what was read now."""
+    """Go up to the next attempt now: if the lock is dropped there, its line comes after others act."""
     if k.lock_drop_traced and not m.window[w, WIN_PENDING]:
         advance(m, w, k, NO_RESCHED, True)
 

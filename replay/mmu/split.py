@@ -110,7 +110,6 @@ from replay.mmu.window import (
     WIN_LEAKED,
     WIN_LEVEL,
     WIN_OWED,
-    WIN_PEEKED,
     WIN_POSITION,
     WIN_RETRIED,
     WIN_RETRIES,
@@ -118,8 +117,6 @@ from replay.mmu.window import (
     WIN_SKIP_NOT_NESTED,
     WIN_SKIP_UNSYNC,
     WIN_SKIPPED,
-    WIN_SNAP_GFN,
-    WIN_SNAP_LEVEL,
     WIN_SNAP_SPTE,
     WIN_SNAP_SPTEP,
     WIN_SPARE,
@@ -606,14 +603,6 @@ def advance(m: Mmu, w: int, k: KnobCodes, resched: tuple[int, int], peek: bool) 
             if leave_head(m, w):
                 return STOP_YIELDED
         elif should_split(m, w, sptep, k):
-            if not peek:
-                win[WIN_PEEKED] = 0
-                return try_split(m, w, sptep, k, resched)
-            win[WIN_PEEKED] = 1
-            win[WIN_SNAP_SPTEP] = sptep
-            win[WIN_SNAP_SPTE] = get_spte(m, sptep // 512, sptep % 512)
-            win[WIN_SNAP_GFN] = win[WIN_GFN]
-            win[WIN_SNAP_LEVEL] = win[WIN_LEVEL]
-            return STOP_PEEKED
+            return STOP_PEEKED if peek else try_split(m, w, sptep, k, resched)
         else:
             win[WIN_POSITION] += 1

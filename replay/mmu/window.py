@@ -74,18 +74,15 @@ WIN_ZAPPED = 57  # pages that lookups of the split zapped and whose lines are st
 WIN_WALK_DONE = 58  # the walk over the shadow MMU is at its end
 WIN_DROP_FLUSHED = 59  # the last lock drop flushed first
 WIN_BY_PROBE = 60  # a probe will tell where the window ends
-WIN_PEEKED = 61  # the next attempt is known in WIN_SNAP_*
-WIN_SNAP_GFN = 62
-WIN_SNAP_LEVEL = 63
 # KVM_CLEAR_DIRTY_LOG by a marker: one window, one range for each 64-page word
-WIN_WORDS = 64  # number of words, 0 for a window with one range
-WIN_WORD = 65  # next word
-WIN_FIRST_WORD = 66  # of the slot's bitmap
-WIN_FIRST_PAGE = 67  # of the slot
-WIN_LAST_PAGE = 68  # exclusive
-WIN_MASK = 69
-WIN_OWED = 70  # SPTEs that earlier heads took away may still be in TLBs
-WIN_COLUMNS = 71
+WIN_WORDS = 61  # number of words, 0 for a window with one range
+WIN_WORD = 62  # next word
+WIN_FIRST_WORD = 63  # of the slot's bitmap
+WIN_FIRST_PAGE = 64  # of the slot
+WIN_LAST_PAGE = 65  # exclusive
+WIN_MASK = 66
+WIN_OWED = 67  # SPTEs that earlier heads took away may still be in TLBs
+WIN_COLUMNS = 68
 
 ANY_PLACE = 1 << 62
 
