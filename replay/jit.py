@@ -35,10 +35,19 @@ from numba import types
 from numba.core import cgutils, config
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache, UserProvidedCacheLocator
 from numba.core.codegen import JITCodeLibrary
-from numba.core.compiler import Compiler
+from numba.core.compiler import CompilerBase
+from numba.core.compiler_machinery import PassManager
 from numba.core.imputils import lower_getattr_generic
+from numba.core.typed_passes import (
+    IRLegalization,
+    NativeLowering,
+    NoPythonBackend,
+    NopythonTypeInference,
+    PreLowerStripPhis,
+)
 from numba.core.types.functions import BaseFunction
 from numba.core.typing.templates import AttributeTemplate, infer_getattr
+from numba.core.untyped_passes import FixupArgs, IRProcessing, ReconstructSSA, TranslateByteCode
 from numba.extending import intrinsic, models, register_model
 
 KEPT_DIRECTORIES = 4
@@ -291,23 +300,28 @@ class _KernelLibrary(JITCodeLibrary):
         super().finalize()
 
     def _optimize_final_module(self) -> None:
+        """One full optimisation; numba's cheap one before it serves to find reference counts to prune."""
         for function in self._final_module.functions:
             if function.linkage == Linkage.weak_odr:
                 function.linkage = Linkage.internal
-        super()._optimize_final_module()
+        passes, builder = self._codegen._module_pass_manager()
+        passes.run(self._final_module, builder)
 
 
 _resolve_call_type: Any = BaseFunction.get_call_type
 _operator_calls: dict[Any, Any] = {}
 
 
+def _is_plain(arg: Any) -> bool:
+    return isinstance(arg, (types.Integer, types.Boolean, types.Array)) or (
+        isinstance(arg, types.BaseTuple) and all(isinstance(item, types.Integer) for item in arg)
+    )
+
+
 def _operator_call_type(self: Any, context: Any, args: Any, kws: Any) -> Any:
-    """The signature of a call; those of operators on numbers and arrays are found once only."""
-    if (
-        kws
-        or getattr(self.typing_key, "__module__", "") != "_operator"
-        or not all(isinstance(arg, (types.Integer, types.Boolean, types.Array)) for arg in args)
-    ):
+    """The signature of a call; those of operators and built-ins on numbers and arrays are found once only."""
+    module = getattr(self.typing_key, "__module__", "")
+    if kws or module not in ("_operator", "builtins") or not all(map(_is_plain, args)):
         return _resolve_call_type(self, context, args, kws)
     key = (self.key, tuple(args))
     if key in _operator_calls:
@@ -319,7 +333,7 @@ def _operator_call_type(self: Any, context: Any, args: Any, kws: Any) -> Any:
     return signature
 
 
-class _PartCompiler(Compiler):
+class _PartCompiler(CompilerBase):
     code_class: type[JITCodeLibrary] = _PartLibrary
 
     def __init__(self, typingctx: Any, targetctx: Any, library: Any, *rest: Any) -> None:
@@ -328,6 +342,24 @@ class _PartCompiler(Compiler):
             if self.code_class is _KernelLibrary:
                 library.enable_object_caching()
         super().__init__(typingctx, targetctx, library, *rest)
+
+    def define_pipelines(self) -> list[PassManager]:
+        """The passes that plain code on numbers and arrays needs: a quarter of numba's."""
+        passes = PassManager("kernels")
+        for step in (
+            TranslateByteCode,
+            FixupArgs,
+            IRProcessing,
+            ReconstructSSA,
+            NopythonTypeInference,
+            PreLowerStripPhis,
+            IRLegalization,
+            NativeLowering,
+            NoPythonBackend,
+        ):
+            passes.add_pass(step, step.__name__)
+        passes.finalize()
+        return [passes]
 
     def compile_extra(self, func: Any) -> Any:
         # a compilation makes millions of objects that live until its end: collecting them costs a fifth of it

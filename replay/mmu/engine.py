@@ -10,10 +10,11 @@ import numpy as np
 
 from replay.mmu import state, window
 from replay.mmu.facts import TraceFacts, scan_facts
-from replay.mmu.loop import LOOKAHEAD, ROWS_DONE, end_of_trace, replay_rows
+from replay.mmu.loop import LOOKAHEAD, ROWS_DONE, replay_rows
 from replay.mmu.tdp import count_huge
 from replay.policy import Policy
 from replay.schema import (
+    COLUMN_TYPES,
     SKIP_WORDS,
     Columns,
     FlushCause,
@@ -69,13 +70,12 @@ def replay_trace(trace: Trace, policy: Policy, options: Options) -> Replay:
     m = _new_state(facts, options)
     codes = policy.codes()
     resched = _resched(options.resched)
-    for columns, stop in _with_lookahead(trace.batches()):
-        m.ctl[state.CTL_ROW] = 0
-        while replay_rows(m, columns, stop, codes, resched) != ROWS_DONE:
-            m = state.grow(m)
     cause = WindowCause.END if m.ctl[state.CTL_SPLIT_TIME] == NEVER_NS else WindowCause.TIME
-    while end_of_trace(m, codes, resched, int(cause)) != ROWS_DONE:
-        m = state.grow(m)
+    for columns, stop in _with_lookahead(trace.batches()):
+        end_cause = int(cause) if stop == len(columns.kind) else -1
+        m.ctl[state.CTL_ROW] = 0
+        while replay_rows(m, columns, stop, codes, resched, end_cause) != ROWS_DONE:
+            m = state.grow(m)
     return _result(m, facts)
 
 
@@ -130,19 +130,23 @@ def _new_state(facts: TraceFacts, options: Options) -> state.Mmu:
 def _with_lookahead(batches: Iterator[Columns]) -> Iterator[tuple[Columns, int]]:
     """Columns and how many of their first rows to handle: the rows behind those are only looked at.
 
-    The last rows of a batch are handled joined to the first of the next.
+    The last rows of a batch are handled joined to the first of the next; the last of all, and no others,
+    have none behind them.
     """
     held: Columns | None = None
     for batch in batches:
         if held is not None:
+            if len(batch.kind) == 0:
+                continue
             ahead = Columns(*(column[:LOOKAHEAD] for column in batch))
             yield Columns(*(np.concatenate(pair) for pair in zip(held, ahead, strict=True))), len(held.kind)
         stop = max(len(batch.kind) - LOOKAHEAD, 0)
         if stop:
             yield batch, stop
         held = Columns(*(column[stop:].copy() for column in batch))
-    if held is not None:
-        yield held, len(held.kind)
+    if held is None:
+        held = Columns(*(np.zeros(0, COLUMN_TYPES[name]) for name in Columns._fields))
+    yield held, len(held.kind)
 
 
 # -- tables ----------------------------------------------------------------------------------------

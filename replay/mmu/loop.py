@@ -525,15 +525,9 @@ def split_all_memory(m: Mmu, vm: int, pid: int, cause: int, k: KnobCodes) -> Non
     control.begin_window(m, vm, pid, cause, -1, 0, 1 << 40, 1, False, k)
 
 
-@kernel
-def end_of_trace(m: Mmu, k: KnobCodes, resched: tuple[int, int], cause: int) -> int:
-    """Close what is open and split what is due: ROWS_DONE, or ROWS_GROW: call again with more room."""
-    return finish_trace(by_reference(m), by_reference(k), resched, cause)
-
-
 @jit
 def finish_trace(m: Mmu, k: KnobCodes, resched: tuple[int, int], cause: int) -> int:
-    """The work of :func:`end_of_trace`."""
+    """Close what is open and split what is due: ROWS_DONE, or ROWS_GROW."""
     for vm in range(m.vm.shape[0]):
         if m.ctl[CTL_RUN] and not run_through(m, k, resched):
             return ROWS_GROW
@@ -595,9 +589,18 @@ def replay_row(m: Mmu, c: Columns, i: int, k: KnobCodes) -> int:
 
 
 @kernel
-def replay_rows(m: Mmu, c: Columns, stop: int, k: KnobCodes, resched: tuple[int, int]) -> int:
-    """Events from ``m.ctl[CTL_ROW]`` to ``stop``: ROWS_DONE, or ROWS_GROW: call again with more room."""
-    return replay_rows_of(by_reference(m), by_reference(c), stop, by_reference(k), resched)
+def replay_rows(m: Mmu, c: Columns, stop: int, k: KnobCodes, resched: tuple[int, int], end_cause: int) -> int:
+    """Events from ``m.ctl[CTL_ROW]`` to ``stop``: ROWS_DONE, or ROWS_GROW: call again with more room.
+
+    ``end_cause`` is -1 while events follow; else the trace ends behind ``stop``, and what is still to be
+    split then is split for that schema.WindowCause.
+    """
+    # one kernel: the walk of a window is compiled once, not once more for the end of the trace
+    mmu, knobs = by_reference(m), by_reference(k)
+    result = replay_rows_of(mmu, by_reference(c), stop, knobs, resched)
+    if result == ROWS_DONE and end_cause >= 0:
+        return finish_trace(mmu, knobs, resched, end_cause)
+    return result
 
 
 @jit

@@ -276,7 +276,10 @@ def scan(buf, at, stop, rows, scanner):
     ``state[STOP]`` says why.  A comment has been passed by then, any other line that is the reason is
     yet to be parsed.
     """
-    (headers, headers_arena), tasks, (names, names_arena), kinds, (texts, texts_arena) = scanner[:5]
+    headers, headers_arena = scanner.headers
+    names, names_arena = scanner.names
+    texts, texts_arena = scanner.texts
+    tasks, kinds = scanner.tasks, scanner.kinds
     fields, state, malformed = scanner.fields, scanner.state, scanner.malformed
     seen_headers, seen_names = scanner.seen[0], scanner.seen[1]
     for slot in range(SLOTS):  # they are known by places of ``buf``
