@@ -11,6 +11,7 @@ written, kernels are compiled on each run and not kept.
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import gc
 import hashlib
@@ -19,10 +20,12 @@ import itertools
 import os
 import shutil
 import stat
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast, overload
@@ -57,6 +60,8 @@ KEPT_SECONDS = 2 * 3600
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _on_compile: Callable[[str], None] | None = None
+_meanwhile: tuple[str, str] | None = None
+_other: subprocess.Popen[bytes] | None = None
 
 
 def announce_compile(show: Callable[[str], None]) -> None:
@@ -68,8 +73,46 @@ def announce_compile(show: Callable[[str], None]) -> None:
     _on_compile = show
 
 
+def compile_meanwhile(module: str, function: str) -> None:
+    """Should this process have to compile, let another one call ``function`` of ``module`` meanwhile.
+
+    That function compiles kernels that are needed later: whoever needs one waits for the other process.
+    """
+    global _meanwhile
+    _meanwhile = module, function
+
+
+def _start_other() -> None:
+    global _meanwhile, _other
+    target, _meanwhile = _meanwhile, None
+    if target is None or cache_directory() is None or len(os.sched_getaffinity(0)) < 2:
+        return
+    module, function = target
+    code = f"import sys; sys.path[:] = {sys.path!r}; from {module} import {function} as compile; compile()"
+    with suppress(OSError):
+        _other = subprocess.Popen(
+            [sys.executable, "-I", "-c", code],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        atexit.register(_other.kill)
+
+
+def _wait_for_other() -> bool:
+    """True if another process compiled something that may be what is needed now."""
+    global _other
+    if _other is None:
+        return False
+    _other.wait()
+    atexit.unregister(_other.kill)
+    _other = None
+    return True
+
+
 def _compile_begins() -> None:
     global _on_compile
+    _start_other()
     show, _on_compile = _on_compile, None
     if show is None:
         return
@@ -202,14 +245,19 @@ class _KernelCache(FunctionCache):
     _impl_class = _KernelCacheImpl
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        try:
-            # numba's own load_overload first fills its typing tables, which only compiling needs
-            found = self._load_overload(sig, target_context)
-        except Exception:  # whatever a damaged pickle raises: the kernel is compiled again
-            found = None
+        found = self._load_kept(sig, target_context)
+        if found is None and _wait_for_other():
+            found = self._load_kept(sig, target_context)
         if found is None:
             _compile_begins()
         return found
+
+    def _load_kept(self, sig: Any, target_context: Any) -> Any:
+        try:
+            # numba's own load_overload first fills its typing tables, which only compiling needs
+            return self._load_overload(sig, target_context)
+        except Exception:  # whatever a damaged pickle raises: the kernel is compiled again
+            return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
         try:

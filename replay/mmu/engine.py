@@ -11,7 +11,6 @@ import numpy as np
 from replay.mmu import state, window
 from replay.mmu.facts import TraceFacts, scan_facts
 from replay.mmu.loop import LOOKAHEAD, ROWS_DONE, replay_rows
-from replay.mmu.tdp import count_huge
 from replay.policy import Policy
 from replay.schema import (
     COLUMN_TYPES,
@@ -57,6 +56,13 @@ class Replay:
     divergences: dict[str, int]
     has_recorded: bool
     policy_hint: tuple[str, str]
+
+
+def compile_kernels() -> None:
+    """Compile and keep what a replay needs, by replaying nothing."""
+    nothing = _no_events()
+    facts = scan_facts([nothing], 1)
+    replay_rows(_new_state(facts, Options()), nothing, 0, Policy().codes(), _resched("recorded"), -1)
 
 
 def trace_facts(trace: Trace) -> TraceFacts:
@@ -127,6 +133,10 @@ def _new_state(facts: TraceFacts, options: Options) -> state.Mmu:
     return m
 
 
+def _no_events() -> Columns:
+    return Columns(*(np.zeros(0, COLUMN_TYPES[name]) for name in Columns._fields))
+
+
 def _with_lookahead(batches: Iterator[Columns]) -> Iterator[tuple[Columns, int]]:
     """Columns and how many of their first rows to handle: the rows behind those are only looked at.
 
@@ -145,7 +155,7 @@ def _with_lookahead(batches: Iterator[Columns]) -> Iterator[tuple[Columns, int]]
             yield batch, stop
         held = Columns(*(column[stop:].copy() for column in batch))
     if held is None:
-        held = Columns(*(np.zeros(0, COLUMN_TYPES[name]) for name in Columns._fields))
+        held = _no_events()
     yield held, len(held.kind)
 
 
@@ -295,7 +305,6 @@ def _result(m: state.Mmu, facts: TraceFacts) -> Replay:
     counters["shadow_pages_used_peak"] = int(m.vm[:, state.VM_PEAK].sum())
     limits = m.vm[:, state.VM_MAX]
     counters["max_mmu_pages"] = int(limits.sum()) if (limits < state.UNLIMITED).all() else None
-    counters["tdp_huge_sptes"] = int(count_huge(m))
     aligned = wins[wins[:, window.WIN_ALIGNED] != 0]
     flush_probes = facts.total(Kind.FLUSH_REMOTE_TLBS) > 0
     counters["flushes_expected"] = (

@@ -59,6 +59,7 @@ from replay.mmu.window import (
     C_ENV_ALLOC,
     C_FAULT_SPLITS,
     C_STRAY_SPLITS,
+    C_TDP_HUGE,
     C_UNPLACED,
     PHASE_SHADOW,
     PHASE_SHADOW_DONE,
@@ -544,6 +545,7 @@ def finish_trace(m: Mmu, k: KnobCodes, resched: tuple[int, int], cause: int) -> 
             split_all_memory(m, vm, -1, cause, k)
     if m.ctl[CTL_RUN] and not run_through(m, k, resched):
         return ROWS_GROW
+    count(m, C_TDP_HUGE, tdp.count_huge(m))
     return ROWS_DONE
 
 

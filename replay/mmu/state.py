@@ -292,7 +292,7 @@ def grow(m: Mmu) -> Mmu:
         _rehash_pages(new["sp"], ctl[CTL_SP_TOP], new["hash"], new["pages"])
     if 2 * (ctl[CTL_GIB_TOP] + 4) >= m.gib.shape[0]:
         new["gib"] = np.full((2 * m.gib.shape[0], GIB_COLUMNS), -1, np.int64)
-        _rehash_gibs(m.gib, new["gib"])
+        _rehash_rows(m.gib, new["gib"])
         ctl[CTL_LAST_GIB] = -1
     words = int(ctl[CTL_BITMAP_TOP] + ctl[CTL_BITMAP_WANT])
     if words > m.bitmap.shape[0]:
@@ -300,7 +300,7 @@ def grow(m: Mmu) -> Mmu:
         new["bitmap"][: m.bitmap.shape[0]] = m.bitmap
     if 2 * (ctl[CTL_TASKS] + 2) >= m.task.shape[0]:
         new["task"] = np.zeros((2 * m.task.shape[0], TASK_COLUMNS), np.int64)
-        _rehash_tasks(m.task, new["task"])
+        _rehash_rows(m.task, new["task"])
         ctl[CTL_LAST_TASK] = 0
     return m._replace(**new)
 
@@ -340,24 +340,18 @@ def _rehash_pages(sp: np.ndarray, top: int, buckets: np.ndarray, pages: np.ndarr
 
 
 @kernel
-def _rehash_gibs(old: np.ndarray, new: np.ndarray) -> None:
-    for i in range(old.shape[0]):
-        if old[i, GIB_KEY] >= 0:
-            h = mix(old[i, GIB_KEY]) & (new.shape[0] - 1)
-            while new[h, GIB_KEY] >= 0:
-                h = (h + 1) & (new.shape[0] - 1)
-            for column in range(GIB_COLUMNS):
-                new[h, column] = old[i, column]
+def _rehash_rows(old: np.ndarray, new: np.ndarray) -> None:
+    """Move the rows in use to ``new``, an empty table of open addressing.
 
-
-@kernel
-def _rehash_tasks(old: np.ndarray, new: np.ndarray) -> None:
+    Column 0 is the key; in a free row it is what no key is, as in every row of ``new``.
+    """
+    free = new[0, 0]
     for i in range(old.shape[0]):
-        if old[i, TASK_PID]:
-            h = mix(old[i, TASK_PID]) & (new.shape[0] - 1)
-            while new[h, TASK_PID]:
+        if old[i, 0] != free:
+            h = mix(old[i, 0]) & (new.shape[0] - 1)
+            while new[h, 0] != free:
                 h = (h + 1) & (new.shape[0] - 1)
-            for column in range(TASK_COLUMNS):
+            for column in range(old.shape[1]):
                 new[h, column] = old[i, column]
 
 

@@ -6,7 +6,7 @@ has TDP_KEY; it is found by address space, level and gfn, so a root in use needs
 
 from __future__ import annotations
 
-from replay.jit import jit, kernel
+from replay.jit import jit
 from replay.mmu.role import ACC_ALL, ACCESS_SHIFT, DIRECT, LEVEL
 from replay.mmu.shadow_page import (
     alloc_shadow_page,
@@ -256,7 +256,7 @@ def split_all(m: Mmu, w: int) -> bool:
         spte_changed(m, m.window[w, WIN_VM], 0, gfn, level, spte, make_nonleaf_spte(0))
 
 
-@kernel
+@jit
 def count_huge(m: Mmu) -> int:
     """Huge leaf SPTEs in all tables of the TDP MMU, uniform 2M tables included."""
     n = 0

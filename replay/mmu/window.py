@@ -159,6 +159,7 @@ COUNTERS = (
     "tdp_attempts",
     "tdp_split",
     "tdp_failed",
+    "tdp_huge_sptes",
     "expected_attempts",
     "get_page_expected",
     "get_page_matched",
@@ -200,6 +201,7 @@ C_PAGES_LEAKED = COUNTERS.index("shadow_pages_leaked")
 C_TDP_ATTEMPTS = COUNTERS.index("tdp_attempts")
 C_TDP_SPLIT = COUNTERS.index("tdp_split")
 C_TDP_FAILED = COUNTERS.index("tdp_failed")
+C_TDP_HUGE = COUNTERS.index("tdp_huge_sptes")
 C_EXPECTED = COUNTERS.index("expected_attempts")
 C_GET_PAGE_EXPECTED = COUNTERS.index("get_page_expected")
 C_GET_PAGE_MATCHED = COUNTERS.index("get_page_matched")
