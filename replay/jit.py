@@ -85,13 +85,13 @@ def compile_meanwhile(module: str, function: str) -> None:
 def _start_other() -> None:
     global _meanwhile, _other
     target, _meanwhile = _meanwhile, None
-    if target is None or cache_directory() is None or len(os.sched_getaffinity(0)) < 2:
+    if target is None or cache_directory() is None or os.cpu_count() == 1:
         return
     module, function = target
     code = f"import sys; sys.path[:] = {sys.path!r}; from {module} import {function} as compile; compile()"
     with suppress(OSError):
         _other = subprocess.Popen(
-            [sys.executable, "-I", "-c", code],
+            [sys.executable, "-IB", "-c", code],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -49,6 +49,29 @@ print(caller(np.arange(3, dtype=sys.argv[1] if len(sys.argv) > 1 else "int64")))
 print(jit.cache_directory())
 """
 
+OTHER = """
+import numpy as np
+from replay.jit import kernel
+
+@kernel
+def other(values):
+    return values.sum()
+
+def compile_kernels():
+    other(np.arange(3))
+"""
+MEANWHILE = """
+import sys
+import numpy as np
+from replay import jit
+from replay.caller import caller
+from replay.other import other
+
+jit.compile_meanwhile("replay.other", sys.argv[1])
+print(caller(np.arange(3)), other(np.arange(3)))
+print(sum(other.stats.cache_hits.values()), sum(other.stats.cache_misses.values()))
+"""
+
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
@@ -97,6 +120,16 @@ def test_second_run_compiles_nothing(package: Path, tmp_path: Path) -> None:
     assert first[2].splitlines() == [f"compiling kernels, once for this version (kept in {first[1]})"]
     assert second[2] == ""
     assert Path(first[1]).parent == cache
+
+
+@pytest.mark.skipif(os.cpu_count() == 1, reason="one processor compiles one thing at a time")
+def test_first_run_compiles_in_two_processes(package: Path, tmp_path: Path) -> None:
+    (package / "other.py").write_text(OTHER)
+    (package.parent / "main.py").write_text(MEANWHILE)
+    first = finish(start(package, "compile_kernels", REPLAY_CACHE_DIR=str(tmp_path / "cache")))
+    assert first == ("6.0 3", "1 0", "")  # the kernel was there when it was needed
+    failed = finish(start(package, "no_such_function", REPLAY_CACHE_DIR=str(tmp_path / "another")))
+    assert failed == ("6.0 3", "0 1", "")
 
 
 def test_edited_callee_in_another_file_is_not_stale(package: Path, tmp_path: Path) -> None:
