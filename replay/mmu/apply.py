@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from replay.jit import jit
-from replay.mmu.rmap import pte_list_count, pte_list_get, rmap_head, rmap_remove
+from replay.mmu.rmap import head_in_gib, pte_list_count, pte_list_get, region_of, rmap_head, rmap_remove
 from replay.mmu.role import (
     ACC_ALL,
     ACCESS_SHIFT,
@@ -389,13 +389,15 @@ def zap_all_fast(m: Mmu, vm: int, used_pages: int) -> None:
 
 
 @jit
-def note_host_level(m: Mmu, vm: int, gfn: int, level: int) -> None:
-    """The host maps the memory around ``gfn`` at ``level`` or larger."""
+def note_host_level(m: Mmu, vm: int, gfn: int, level: int) -> int:
+    """The host maps the memory around ``gfn`` at ``level`` or larger; returns the row of its GiB."""
+    g = find_gib(m, vm, gfn, True)
     if level == 3:
-        g = find_gib(m, vm, gfn, True)
         m.gib[g, GIB_HOST] = 3
-    r = find_region(m, vm, gfn, True)
-    m.region[r, REGION_HOST] = max(m.region[r, REGION_HOST], level)
+    r = region_of(m, g, gfn)
+    if m.region[r, REGION_HOST] < level:
+        m.region[r, REGION_HOST] = level
+    return g
 
 
 @jit
@@ -410,42 +412,35 @@ def zap_head(m: Mmu, vm: int, gfn: int, level: int, order: int) -> None:
 
 
 @jit
-def zap_moved(m: Mmu, vm: int, gfn: int, level: int, spte: int, order: int) -> None:
+def zap_moved(m: Mmu, vm: int, g: int, gfn: int, level: int, spte: int, order: int) -> None:
     """One gfn has one pfn: a new one means that an mmu notifier zapped what mapped the old."""
     base_pfn = (spte & PFN_MASK) >> 12
-    for at in range(1, 4):
-        if at > level:
-            # the larger page that holds gfn
-            pfn = base_pfn - (gfn & ((1 << (9 * (at - 1))) - 1))
-            if stale_head(m, rmap_head(m, vm, gfn, at), pfn):
-                count(m, C_PFN_CHANGES, 1)
-                zap_head(m, vm, gfn, at, order)
-        elif at == level:
-            if stale_head(m, rmap_head(m, vm, gfn, at), base_pfn):
-                count(m, C_PFN_CHANGES, 1)
-                zap_head(m, vm, gfn, at, order)
-        elif level == 2:
-            zap_moved_in_region(m, vm, gfn, base_pfn, order)
+    if level == 2:
+        zap_moved_in_region(m, vm, g, gfn, base_pfn, order)
+    for at in range(level, 4):
+        # at a larger level: the page that holds gfn
+        pfn = base_pfn - (gfn & ((1 << (9 * (at - 1))) - 1))
+        if stale_head(m, head_in_gib(m, g, gfn, at), pfn):
+            count(m, C_PFN_CHANGES, 1)
+            zap_head(m, vm, gfn, at, order)
 
 
 @jit
-def zap_moved_in_region(m: Mmu, vm: int, gfn: int, base_pfn: int, order: int) -> None:
-    r = find_region(m, vm, gfn, False)
-    if r < 0 or m.region[r, REGION_BLOCK] == NO_TABLE:
-        return
-    if m.region[r, REGION_BLOCK] == UNIFORM and not stale_head(m, rmap_head(m, vm, gfn, 1), base_pfn):
+def zap_moved_in_region(m: Mmu, vm: int, g: int, gfn: int, base_pfn: int, order: int) -> None:
+    b = m.region[region_of(m, g, gfn), REGION_BLOCK]
+    if b == NO_TABLE or (b == UNIFORM and not stale_head(m, head_in_gib(m, g, gfn, 1), base_pfn)):
         return
     for i in range(512):
-        if stale_head(m, rmap_head(m, vm, gfn + i, 1), base_pfn + i):
+        if stale_head(m, head_in_gib(m, g, gfn + i, 1), base_pfn + i):
             count(m, C_PFN_CHANGES, 1)
             zap_head(m, vm, gfn + i, 1, order)
 
 
 @jit
 def stale_head(m: Mmu, head: int, pfn: int) -> bool:
-    sptep = pte_list_get(m, head, 0)
-    if sptep < 0:
+    if head == 0:
         return False
+    sptep = pte_list_get(m, head, 0)
     return (get_spte(m, sptep // 512, sptep % 512) & PFN_MASK) >> 12 != pfn
 
 
@@ -510,14 +505,14 @@ def apply_set_spte(m: Mmu, t: int, vm: int, gfn: int, spte: int, level: int, at:
         count(m, C_UNPLACED, 1)
         return
     bind_page(m, sp, page)
-    note_host_level(m, vm, gfn, level)
+    g = note_host_level(m, vm, gfn, level)
     spte |= SPTE_MMU_PRESENT_MASK | (PT_PAGE_SIZE_MASK if level > 1 else 0)
     if m.task[t, TASK_STATE] == STATE_REQUESTED and (m.task[t, TASK_REQ_GFN] ^ gfn) >> (9 * (level - 1)) == 0:
         spte = hardware_access(spte, m.task[t, TASK_FAULT_CODE] & PFERR_WRITE != 0, m.vm[vm, VM_EPT] != 0)
     access = ACC_ALL
     if m.task[t, TASK_WALK_TOP] and m.task[t, TASK_WALK_LEAF] <= 3:
         access = leaf_access(m, t, vm)
-    zap_moved(m, vm, gfn, level, spte, order)
+    zap_moved(m, vm, g, gfn, level, spte, order)
     old = get_spte(m, sp, index)
     if is_shadow_present_pte(old):
         if is_last_spte(old, level) and sptep_gfn(m, sp, index) == gfn and not (old ^ spte) & PFN_MASK:

@@ -17,6 +17,7 @@ from replay.mmu.state import (
     DESC_COUNT,
     DESC_MORE,
     GIB_HEAD,
+    GIB_REGION,
     NO_TABLE,
     PTE_LIST_EXT,
     REGION_BLOCK,
@@ -26,7 +27,6 @@ from replay.mmu.state import (
     Mmu,
     alloc_block,
     find_gib,
-    find_region,
     free_block,
 )
 
@@ -146,22 +146,44 @@ def pte_list_count(m: Mmu, head: int) -> int:
 
 
 @jit
-def rmap_head(m: Mmu, vm: int, gfn: int, level: int) -> int:
-    """gfn_to_rmap(): the head for ``gfn`` at ``level`` (1 4K, 2 2M, 3 1G)."""
+def region_of(m: Mmu, g: int, gfn: int) -> int:
+    """Row of ``m.region`` for the 2 MiB around ``gfn`` in GiB ``g``."""
+    return m.gib[g, GIB_REGION] + ((gfn >> 9) & 511)
+
+
+@jit
+def head_in_gib(m: Mmu, g: int, gfn: int, level: int) -> int:
+    """The head for ``gfn`` at ``level`` (1 4K, 2 2M, 3 1G); ``g`` is the row of its GiB."""
     if level == 3:
-        g = find_gib(m, vm, gfn, False)
-        return 0 if g < 0 else m.gib[g, GIB_HEAD]
-    r = find_region(m, vm, gfn, False)
-    if r < 0:
-        return 0
+        return m.gib[g, GIB_HEAD]
+    r = region_of(m, g, gfn)
     if level == 2:
         return m.region[r, REGION_HEAD]
     b = m.region[r, REGION_BLOCK]
+    if b >= 0:
+        return m.block[b, gfn & 511]
     if b == NO_TABLE:
         return 0
-    if b == UNIFORM:
-        return m.region[r, REGION_SP] * 512 + (gfn & 511) + 1
-    return m.block[b, gfn & 511]
+    return m.region[r, REGION_SP] * 512 + (gfn & 511) + 1
+
+
+@jit
+def set_head_in_gib(m: Mmu, g: int, gfn: int, level: int, head: int) -> None:
+    if level == 3:
+        m.gib[g, GIB_HEAD] = head
+        return
+    r = region_of(m, g, gfn)
+    if level == 2:
+        m.region[r, REGION_HEAD] = head
+    else:
+        m.block[materialize_block(m, r), gfn & 511] = head
+
+
+@jit
+def rmap_head(m: Mmu, vm: int, gfn: int, level: int) -> int:
+    """gfn_to_rmap(): the head for ``gfn`` at ``level``."""
+    g = find_gib(m, vm, gfn, False)
+    return 0 if g < 0 else head_in_gib(m, g, gfn, level)
 
 
 @jit
@@ -180,29 +202,21 @@ def materialize_block(m: Mmu, r: int) -> int:
 
 
 @jit
-def set_rmap_head(m: Mmu, vm: int, gfn: int, level: int, head: int) -> None:
-    if level == 3:
-        m.gib[find_gib(m, vm, gfn, True), GIB_HEAD] = head
-        return
-    r = find_region(m, vm, gfn, True)
-    if level == 2:
-        m.region[r, REGION_HEAD] = head
-    else:
-        m.block[materialize_block(m, r), gfn & 511] = head
-
-
-@jit
 def rmap_add(m: Mmu, vm: int, gfn: int, level: int, sptep: int, order: int) -> None:
     """rmap_add(): ``sptep`` maps ``gfn`` at ``level`` from now on."""
-    set_rmap_head(m, vm, gfn, level, pte_list_add(m, rmap_head(m, vm, gfn, level), sptep, order))
+    g = find_gib(m, vm, gfn, True)
+    set_head_in_gib(m, g, gfn, level, pte_list_add(m, head_in_gib(m, g, gfn, level), sptep, order))
 
 
 @jit
 def rmap_remove(m: Mmu, vm: int, gfn: int, level: int, sptep: int, order: int) -> None:
-    head = rmap_head(m, vm, gfn, level)
+    g = find_gib(m, vm, gfn, False)
+    if g < 0:
+        return
+    head = head_in_gib(m, g, gfn, level)
     new = pte_list_remove(m, head, sptep, order)
     if new != head:
-        set_rmap_head(m, vm, gfn, level, new)
+        set_head_in_gib(m, g, gfn, level, new)
 
 
 @jit

@@ -177,6 +177,7 @@ CTL_BITMAP_WANT = 27  # words of a dirty bitmap that is to be made
 CTL_LAST_TASK = 30  # row of the task found last
 CTL_HAS_GET_PAGE = 29  # get_page lines are among the events
 CTL_SPLIT_TIME = 28  # ns at which all guest memory is split where VM_SPLIT_DUE
+CTL_ROOM = 31  # events for which rows were found to suffice
 CTL_COUNTERS = 32  # the counters of class Counter begin here
 CTL_SIZE = 160
 
@@ -210,46 +211,76 @@ _ROOM_DESC = 1100
 _ROOM_REGION = 4 * 512
 _ROOM_OUT = 4
 _ROOM_FLUSH = 4
+_ROOM_GIB = _ROOM_REGION // 512
+_ROOM_TASK = 2
+_ROOM_WINDOW = 2
+_ROOM_SLOT = 2
+EVENTS = 32
 
 
 @jit
 def has_room(m: Mmu) -> bool:
     """True if one more event and one more split attempt cannot run out of rows."""
+    m.ctl[CTL_ROOM] = 0  # whoever asks uses up what :func:`has_room_for_event` found for events to come
+    return has_rows(m, 1)
+
+
+@jit
+def has_room_for_event(m: Mmu) -> bool:
+    """As :func:`has_room`, for the next of many events: looked at once for EVENTS of them."""
+    if m.ctl[CTL_ROOM] == 0:
+        if has_rows(m, EVENTS):
+            m.ctl[CTL_ROOM] = EVENTS
+        elif has_rows(m, 1):
+            m.ctl[CTL_ROOM] = 1
+        else:
+            return False
+    m.ctl[CTL_ROOM] -= 1
+    return True
+
+
+@jit
+def has_rows(m: Mmu, n: int) -> bool:
+    """True if ``n`` events, each with a split attempt, cannot run out of rows."""
     ctl = m.ctl
     return (
-        ctl[CTL_SP_TOP] + _ROOM_SP < m.sp.shape[0]
-        and ctl[CTL_SPT_TOP] + _ROOM_SPT < m.spt.shape[0]
-        and ctl[CTL_BLOCK_TOP] + _ROOM_BLOCK < m.block.shape[0]
-        and ctl[CTL_DESC_TOP] + _ROOM_DESC < m.desc.shape[0]
-        and ctl[CTL_REGION_TOP] + _ROOM_REGION < m.region.shape[0]
-        and 2 * (ctl[CTL_GIB_TOP] + 4) < m.gib.shape[0]
-        and 2 * (ctl[CTL_TASKS] + 2) < m.task.shape[0]
-        and ctl[CTL_OUT_TOP] + _ROOM_OUT < m.out.shape[0]
-        and ctl[CTL_FLUSH_TOP] + _ROOM_FLUSH < m.flush.shape[0]
-        and ctl[CTL_WINDOW_TOP] + 2 < m.window.shape[0]
-        and ctl[CTL_SLOT_TOP] + 2 < m.slot.shape[0]
+        ctl[CTL_SP_TOP] + n * _ROOM_SP < m.sp.shape[0]
+        and ctl[CTL_SPT_TOP] + n * _ROOM_SPT < m.spt.shape[0]
+        and ctl[CTL_BLOCK_TOP] + n * _ROOM_BLOCK < m.block.shape[0]
+        and ctl[CTL_DESC_TOP] + n * _ROOM_DESC < m.desc.shape[0]
+        and ctl[CTL_REGION_TOP] + n * _ROOM_REGION < m.region.shape[0]
+        and 2 * (ctl[CTL_GIB_TOP] + n * _ROOM_GIB) < m.gib.shape[0]
+        and 2 * (ctl[CTL_TASKS] + n * _ROOM_TASK) < m.task.shape[0]
+        and ctl[CTL_OUT_TOP] + n * _ROOM_OUT < m.out.shape[0]
+        and ctl[CTL_FLUSH_TOP] + n * _ROOM_FLUSH < m.flush.shape[0]
+        and ctl[CTL_WINDOW_TOP] + n * _ROOM_WINDOW < m.window.shape[0]
+        and ctl[CTL_SLOT_TOP] + n * _ROOM_SLOT < m.slot.shape[0]
         and ctl[CTL_BITMAP_TOP] + ctl[CTL_BITMAP_WANT] <= m.bitmap.shape[0]
     )
 
 
 def make(vms: int, out_columns: int, flush_columns: int, window_columns: int) -> Mmu:
-    """A state without pages or memslots for ``vms`` virtual machines."""
+    """A state without pages or memslots for ``vms`` virtual machines.
+
+    Rows that are not used yet take no memory: zeroed pages are mapped when they are first written.
+    """
+    pages = 4096
     m = Mmu(
-        sp=np.zeros((1024, SP_COLUMNS), np.int64),
-        spt=np.zeros((1024, 512), np.int64),
-        hash=np.full(2048, -1, np.int64),
-        pages=np.full(2048, -1, np.int64),
-        block=np.zeros((256, 512), np.int64),
-        region=np.zeros((16 * 512, REGION_COLUMNS), np.int64),
-        gib=np.full((64, GIB_COLUMNS), -1, np.int64),
-        desc=np.zeros((8192, DESC_COLUMNS), np.int64),
-        slot=np.zeros((16, SLOT_COLUMNS), np.int64),
+        sp=np.zeros((pages, SP_COLUMNS), np.int64),
+        spt=np.zeros((pages, 512), np.int64),
+        hash=np.full(2 * pages, -1, np.int64),
+        pages=np.full(2 * pages, -1, np.int64),
+        block=np.zeros((pages, 512), np.int64),
+        region=np.zeros((256 * 512, REGION_COLUMNS), np.int64),
+        gib=np.full((512, GIB_COLUMNS), -1, np.int64),
+        desc=np.zeros((1 << 16, DESC_COLUMNS), np.int64),
+        slot=np.zeros((128, SLOT_COLUMNS), np.int64),
         vm=np.zeros((max(vms, 1), VM_COLUMNS), np.int64),
-        task=np.zeros((64, TASK_COLUMNS), np.int64),
+        task=np.zeros((256, TASK_COLUMNS), np.int64),
         bitmap=np.zeros(0, np.int64),
-        window=np.zeros((64, window_columns), np.int64),
-        out=np.zeros((4096, out_columns), np.int64),
-        flush=np.zeros((1024, flush_columns), np.int64),
+        window=np.zeros((128, window_columns), np.int64),
+        out=np.zeros((1 << 16, out_columns), np.int64),
+        flush=np.zeros((1 << 14, flush_columns), np.int64),
         ctl=np.zeros(CTL_SIZE, np.int64),
     )
     for free_list in (CTL_SP_FREE, CTL_SPT_FREE, CTL_BLOCK_FREE, CTL_DESC_FREE, CTL_LAST_GIB, CTL_LAST_TDP):
@@ -281,8 +312,8 @@ def grow(m: Mmu) -> Mmu:
         ("region", CTL_REGION_TOP, _ROOM_REGION),
         ("out", CTL_OUT_TOP, _ROOM_OUT),
         ("flush", CTL_FLUSH_TOP, _ROOM_FLUSH),
-        ("window", CTL_WINDOW_TOP, 2),
-        ("slot", CTL_SLOT_TOP, 2),
+        ("window", CTL_WINDOW_TOP, _ROOM_WINDOW),
+        ("slot", CTL_SLOT_TOP, _ROOM_SLOT),
     ):
         if ctl[top] + room >= getattr(m, name).shape[0]:
             new[name] = _doubled(getattr(m, name))
@@ -290,7 +321,7 @@ def grow(m: Mmu) -> Mmu:
         new["hash"] = np.full(2 * new["sp"].shape[0], -1, np.int64)
         new["pages"] = np.full(2 * new["sp"].shape[0], -1, np.int64)
         _rehash_pages(new["sp"], ctl[CTL_SP_TOP], new["hash"], new["pages"])
-    if 2 * (ctl[CTL_GIB_TOP] + 4) >= m.gib.shape[0]:
+    if 2 * (ctl[CTL_GIB_TOP] + _ROOM_GIB) >= m.gib.shape[0]:
         new["gib"] = np.full((2 * m.gib.shape[0], GIB_COLUMNS), -1, np.int64)
         _rehash_rows(m.gib, new["gib"])
         ctl[CTL_LAST_GIB] = -1
@@ -298,7 +329,7 @@ def grow(m: Mmu) -> Mmu:
     if words > m.bitmap.shape[0]:
         new["bitmap"] = np.zeros(max(words, 2 * m.bitmap.shape[0]), np.int64)
         new["bitmap"][: m.bitmap.shape[0]] = m.bitmap
-    if 2 * (ctl[CTL_TASKS] + 2) >= m.task.shape[0]:
+    if 2 * (ctl[CTL_TASKS] + _ROOM_TASK) >= m.task.shape[0]:
         new["task"] = np.zeros((2 * m.task.shape[0], TASK_COLUMNS), np.int64)
         _rehash_rows(m.task, new["task"])
         ctl[CTL_LAST_TASK] = 0
@@ -383,10 +414,10 @@ def alloc_table(m: Mmu) -> int:
     i = m.ctl[CTL_SPT_FREE]
     if i >= 0:
         m.ctl[CTL_SPT_FREE] = m.spt[i, 0]
+        m.spt[i] = 0
     else:
         i = m.ctl[CTL_SPT_TOP]
         m.ctl[CTL_SPT_TOP] += 1
-    m.spt[i] = 0
     return i
 
 
@@ -402,10 +433,10 @@ def alloc_block(m: Mmu) -> int:
     i = m.ctl[CTL_BLOCK_FREE]
     if i >= 0:
         m.ctl[CTL_BLOCK_FREE] = m.block[i, 0]
+        m.block[i] = 0
     else:
         i = m.ctl[CTL_BLOCK_TOP]
         m.ctl[CTL_BLOCK_TOP] += 1
-    m.block[i] = 0
     return i
 
 
