@@ -74,6 +74,7 @@ from replay.mmu.state import (
     TASK_CHAIN,
     TASK_DIRECT_ROOT,
     TASK_FAULT_CODE,
+    TASK_LEAF_ACCESS,
     TASK_REQ_GFN,
     TASK_ROOT,
     TASK_STATE,
@@ -499,6 +500,8 @@ def apply_set_spte(m: Mmu, t: int, vm: int, gfn: int, spte: int, level: int, at:
         count(m, C_UNPLACED, 1)
         return
     if spte & (EPT_SPTE_HOST_WRITABLE | EPT_SPTE_MMU_WRITABLE):
+        if not m.vm[vm, VM_EPT]:
+            m.task[t, TASK_LEAF_ACCESS] = 0  # guest entries are read in another way from now on
         m.vm[vm, VM_EPT] = 1
     sp = locate_table(m, t, vm, gfn, level, page, index, order)
     if sp < 0:

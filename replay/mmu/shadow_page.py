@@ -22,6 +22,7 @@ from replay.mmu.spte import (
 )
 from replay.mmu.state import (
     CTL_BIRTH,
+    CTL_LAST_BOUND,
     CTL_SP_FREE,
     CTL_SP_TOP,
     FLAG_LIVE,
@@ -115,9 +116,13 @@ def free_shadow_page(m: Mmu, sp: int) -> None:
 @jit
 def find_bound(m: Mmu, page: int) -> int:
     """The shadow page whose table is page frame ``page``, or -1."""
+    last = m.ctl[CTL_LAST_BOUND]
+    if page and m.sp[last, SP_PAGE] == page:
+        return last
     i = m.pages[mix(page) & (m.pages.shape[0] - 1)]
     while i >= 0 and m.sp[i, SP_PAGE] != page:
         i = m.sp[i, SP_PAGE_NEXT]
+    m.ctl[CTL_LAST_BOUND] = max(i, 0)
     return i
 
 

@@ -138,7 +138,8 @@ TASK_REGION_NPAGES = 31
 TASK_REGION_FLAGS = 32
 TASK_REGION_HVA = 33
 TASK_SLOT = 34  # row of the slot last committed + 1
-TASK_COLUMNS = 35
+TASK_LEAF_ACCESS = 35  # walk.leaf_access of the walk + 1, 0 not worked out yet
+TASK_COLUMNS = 36
 
 STATE_IDLE = 0
 STATE_FAULT = 1  # kvm_page_fault or pagetable_walk seen
@@ -176,6 +177,7 @@ CTL_HAS_RECORDED = 26  # the trace holds recorded outcomes to compare with
 CTL_BITMAP_WANT = 27  # words of a dirty bitmap that is to be made
 CTL_LAST_TASK = 30  # row of the task found last
 CTL_HAS_GET_PAGE = 29  # get_page lines are among the events
+CTL_LAST_BOUND = 72  # shadow page found last by the page frame of its table
 CTL_SPLIT_TIME = 28  # ns at which all guest memory is split where VM_SPLIT_DUE
 CTL_ROOM = 31  # events for which rows were found to suffice
 CTL_COUNTERS = 32  # the counters of class Counter begin here

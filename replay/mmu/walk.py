@@ -39,6 +39,7 @@ from replay.mmu.state import (
     STATE_REQUESTED,
     TASK_CHAIN,
     TASK_DIRECT_ROOT,
+    TASK_LEAF_ACCESS,
     TASK_PTE,
     TASK_REQ_GFN,
     TASK_ROOT,
@@ -70,6 +71,7 @@ def clear_chain(m: Mmu, t: int) -> None:
 def begin_fault(m: Mmu, t: int) -> None:
     m.task[t, TASK_STATE] = STATE_FAULT
     m.task[t, TASK_WALK_TOP] = 0
+    m.task[t, TASK_LEAF_ACCESS] = 0
     clear_chain(m, t)
 
 
@@ -92,6 +94,7 @@ def add_element(m: Mmu, t: int, pte: int, level: int) -> None:
         task[TASK_WALK_TOP] = level
     task[TASK_WALK_LEAF] = level
     task[TASK_PTE + level] = pte
+    task[TASK_LEAF_ACCESS] = 0
 
 
 @jit
@@ -153,11 +156,14 @@ def walk_access(m: Mmu, t: int, down_to: int, vm: int) -> int:
 def leaf_access(m: Mmu, t: int, vm: int) -> int:
     """walker.pte_access: no write through a clean leaf unless this access dirties it (protect_clean_gpte)."""
     task = m.task[t]
+    if task[TASK_LEAF_ACCESS]:
+        return task[TASK_LEAF_ACCESS] - 1
     access = walk_access(m, t, task[TASK_WALK_LEAF], vm)
     ept = m.vm[vm, VM_EPT] != 0
     clean = not task[TASK_PTE + task[TASK_WALK_LEAF]] & PT_DIRTY
     if clean and not task[TASK_WALK_CODE] & PFERR_WRITE and not ept:
         access &= ~ACC_WRITE
+    task[TASK_LEAF_ACCESS] = access + 1
     return access
 
 
