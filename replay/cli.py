@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -92,6 +93,23 @@ def run(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="DIR", help="Write the result tables there.")
     ] = None,
+    rmap_histogram: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--rmap-histogram",
+            metavar="end|SECONDS|WORDS",
+            help="Print rmap lengths as KVM's mmu_rmaps_stat: at the end, at a time, or behind the marker "
+            "lines that hold these words; repeatable.",
+        ),
+    ] = None,
+    rmap_columns: Annotated[
+        str,
+        typer.Option(
+            "--rmap-columns",
+            metavar="fls|ffs",
+            help="Column of a length: fls as labelled, ffs as kernels up to 6.12 at least.",
+        ),
+    ] = "fls",
     quiet: QuietOption = False,
     strict: StrictOption = False,
     allow_lost: LostOption = False,
@@ -104,7 +122,11 @@ def run(
     """
     from replay.run import run_trace, write_run
 
-    request = _request(policy, settings, split_at, resched, max_mmu_pages, expect, strict, allow_lost)
+    request = replace(
+        _request(policy, settings, split_at, resched, max_mmu_pages, expect, strict, allow_lost),
+        rmap_histogram=tuple(rmap_histogram or ()),
+        rmap_columns=rmap_columns,
+    )
     with _progress(quiet) as progress:
         finished = run_trace(trace, request, progress)
     if output is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -41,6 +40,9 @@ class Request:
     """``recorded``, ``none``, or the path of a golden file; None takes the one beside the trace."""
     strict: bool = False
     allow_lost: bool = False
+    rmap_histogram: tuple[str, ...] = ()
+    """Moments: ``end``, seconds, or words of marker lines."""
+    rmap_columns: str = "fls"
 
 
 @dataclass(frozen=True)
@@ -173,25 +175,27 @@ def _options(request: Request, golden: Golden | None) -> Options:
     for name in OPTION_NAMES:
         if getattr(request, name) is not None:
             chosen[name] = getattr(request, name)
-    return Options(**chosen, compare_recorded=request.expect != "none")
+    return Options(
+        **chosen,
+        compare_recorded=request.expect != "none",
+        rmap_histogram=request.rmap_histogram,
+        rmap_columns=request.rmap_columns,
+    )
 
 
 def check_options(request: Request) -> None:
     """Raises ``UsageError`` where an option has a value that means nothing."""
+    from replay.mmu.moments import is_seconds
+
     at = request.split_at
-    if at is not None and at not in SPLIT_AT_WORDS and not _is_time(at):
+    if at is not None and at not in SPLIT_AT_WORDS and not is_seconds(at):
         raise UsageError(f"--split-at {at}: use {', '.join(SPLIT_AT_WORDS)}, or seconds")
+    if request.rmap_columns not in ("fls", "ffs"):
+        raise UsageError(f"--rmap-columns {request.rmap_columns}: use fls or ffs")
     if request.resched not in (None, "recorded", "never"):
         word, _, count = request.resched.partition("=")
         if word not in ("every", "seed") or not count.isdecimal() or (word == "every" and int(count) == 0):
             raise UsageError(f"--resched {request.resched}: use recorded, never, every=N or seed=S")
-
-
-def _is_time(text: str) -> bool:
-    try:
-        return 0 <= float(text) < math.inf
-    except ValueError:
-        return False
 
 
 def write_run(directory: str | os.PathLike[str], run: Run) -> Path:

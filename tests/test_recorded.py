@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from replay.report.console import rmaps_text
 from replay.run import Request, Run, run_trace
 
 RECORDED = Path(__file__).parents[1] / "traces" / "recorded"
@@ -48,9 +49,20 @@ def splits_nothing(trace: str) -> bool:
     return "/parameters/eager_page_split:Y" not in " ".join(info(trace)["module_params"])
 
 
+def rmaps_stat(trace: str) -> dict[str, str]:
+    """What the kernel's file mmu_rmaps_stat said behind the marker line that begins with the key."""
+    return {f"lab: stat {label}": "\n".join(lines) for label, lines in info(trace)["mmu_rmaps_stat"].items()}
+
+
 @cache
 def replayed(trace: str, policy: str = "auto") -> Run:
-    return run_trace(str(RECORDED / trace), Request(policy=policy, expect="recorded"))
+    request = Request(
+        policy=policy,
+        expect="recorded",
+        rmap_histogram=tuple(rmaps_stat(trace)),
+        rmap_columns="fls" if trace.startswith("linux-7") else "ffs",
+    )
+    return run_trace(str(RECORDED / trace), request)
 
 
 def splits_by_errno(run: Run) -> Counter[str]:
@@ -167,6 +179,12 @@ def test_tdp_mmu_alone(trace: str) -> None:
     assert counters["tdp_split"] == run.comparison.matched == 64 * (1 + ("6.18" in trace))
     assert counters["attempts"] == counters["tdp_failed"] == 0
     assert set(run.replay.outcomes["mmu"].to_pylist()) == {"tdp"}
+
+
+@pytest.mark.parametrize("trace", [trace for trace in TRACES if rmaps_stat(trace)])
+def test_rmaps_are_as_long_as_in_the_kernel(trace: str) -> None:
+    histograms = replayed(trace).document["rmap_histogram"]
+    assert {entry["at"]: rmaps_text(entry["levels"]).rstrip() for entry in histograms} == rmaps_stat(trace)
 
 
 # -- agreement is not vacuous ---------------------------------------------------------------------------

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from replay.mmu import state, window
 from replay.mmu.facts import TraceFacts, scan_facts
+from replay.mmu.histogram import COLUMNS_BY, RmapHistogram, rmap_counts
 from replay.mmu.loop import LOOKAHEAD, ROWS_DONE, replay_rows
+from replay.mmu.moments import Moment, Moments
 from replay.policy import Policy
 from replay.schema import (
     COLUMN_TYPES,
@@ -43,6 +45,9 @@ class Options:
     resched: str = "recorded"
     max_mmu_pages: int | None = None
     compare_recorded: bool = True
+    rmap_histogram: tuple[str, ...] = ()
+    """Moments at which rmaps are counted, see ``Moments``."""
+    rmap_columns: str = COLUMNS_BY[0]
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class Replay:
     divergences: dict[str, int]
     has_recorded: bool
     policy_hint: tuple[str, str]
+    rmap_histograms: tuple[RmapHistogram, ...] = ()
 
 
 def compile_kernels() -> None:
@@ -70,9 +76,14 @@ def trace_facts(trace: Trace) -> TraceFacts:
     return scan_facts(trace.batches(), len(trace.vms))
 
 
-def replay_trace(trace: Trace, policy: Policy, options: Options) -> Replay:
-    """Replay all events of ``trace`` with ``policy``."""
-    facts = trace_facts(trace)
+def replay_trace(trace: Trace, policy: Policy, options: Options, facts: TraceFacts | None = None) -> Replay:
+    """Replay all events of ``trace`` with ``policy``; ``facts`` are those of the trace, if they are known.
+
+    Raises ``UsageError`` for a moment that the trace does not have.
+    """
+    facts = facts or trace_facts(trace)
+    moments = Moments(trace, options.rmap_histogram)
+    histograms: list[RmapHistogram] = []
     m = _new_state(facts, options)
     codes = policy.codes()
     resched = _resched(options.resched)
@@ -80,9 +91,30 @@ def replay_trace(trace: Trace, policy: Policy, options: Options) -> Replay:
     for columns, stop in _with_lookahead(trace.batches()):
         end_cause = int(cause) if stop == len(columns.kind) else -1
         m.ctl[state.CTL_ROW] = 0
+        for moment in moments.of_batch(columns, stop):
+            while replay_rows(m, columns, moment.row, codes, resched, -1) != ROWS_DONE:
+                m = state.grow(m)
+            histograms += _rmap_histograms(m, facts, moment, options.rmap_columns)
         while replay_rows(m, columns, stop, codes, resched, end_cause) != ROWS_DONE:
             m = state.grow(m)
-    return _result(m, facts)
+    for moment in moments.of_end():
+        histograms += _rmap_histograms(m, facts, moment, options.rmap_columns)
+    return replace(_result(m, facts), rmap_histograms=tuple(histograms))
+
+
+def _rmap_histograms(m: state.Mmu, facts: TraceFacts, moment: Moment, columns_by: str) -> list[RmapHistogram]:
+    """One of each VM that ``moment`` is about."""
+    return [
+        RmapHistogram(
+            at=moment.at,
+            vm=vm,
+            ts_ns=moment.ts_ns,
+            line=moment.line,
+            columns_by=columns_by,
+            counts=rmap_counts(m, vm, facts.has(vm, Kind.COMMIT_REGION, Kind.MARK_MEMSLOT), columns_by),
+        )
+        for vm in (range(facts.vms) if moment.vm < 0 else [moment.vm])
+    ]
 
 
 def _resched(text: str) -> tuple[int, int]:

@@ -63,10 +63,33 @@ def print_run(out: Console, document: Mapping[str, Any], differences: Iterable[D
     print_line(out)
     print_table(out, _facts(document))
     print_line(out)
+    print_rmap_histograms(out, document)
     verdict, expected = document["verdict"], _expected(document["expected"])
     out.print(Text.assemble("verdict ", (verdict, _VERDICT_STYLE[verdict]), f": {expected}"), soft_wrap=True)
     if document["expected"]["source"] != "none":
         print_reasons(out, document["verdict_reasons"], differences)
+
+
+def print_rmap_histograms(out: Console, document: Mapping[str, Any]) -> None:
+    """Print each histogram as the kernel prints its file mmu_rmaps_stat, which is empty without rmaps."""
+    for histogram in document["rmap_histogram"]:
+        place = f"behind line {number(histogram['line'])}" if histogram["line"] else "before the first event"
+        vm = document["trace"]["vms"][histogram["vm"]]
+        print_line(out, f"rmaps of VM {vm} at {histogram['at']}, {place}")
+        if histogram["levels"] is None:
+            print_line(out, "none: the TDP MMU alone maps its memory")
+        else:
+            out.file.write(rmaps_text(histogram["levels"]))  # rich would expand the tabs
+        print_line(out)
+
+
+def rmaps_text(levels: Mapping[str, Mapping[str, int | None]]) -> str:
+    """A histogram as kvm_mmu_rmaps_stat_show() prints it; ``?`` for a number that is unknown."""
+    lines = [["Rmap_Count:", *levels["4k"]]]
+    for level, heads in levels.items():
+        counts = ("?" if count is None else str(count) for count in heads.values())
+        lines.append([f"Level={level.upper()}:", *counts])
+    return "".join("\t".join([*words, "\n"]) for words in lines)
 
 
 def print_reasons(out: Console, reasons: Iterable[str], differences: Iterable[Difference]) -> None:

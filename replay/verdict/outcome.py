@@ -12,6 +12,8 @@ from replay.policy import Policy
 from replay.schema import SKIP_WORDS, FlushCause
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from replay.mmu.engine import Replay
     from replay.trace.reader import Trace
     from replay.verdict.compare import Comparison
@@ -88,6 +90,30 @@ def windows(replay: Replay) -> list[dict[str, Any]]:
     ]
 
 
+def rmap_histograms(replay: Replay) -> list[dict[str, Any]]:
+    """``rmap_histogram`` of the document: one entry a VM and moment that was asked for."""
+    return [
+        {
+            "at": histogram.at,
+            "vm": histogram.vm,
+            "ts_ns": histogram.ts_ns,
+            "line": histogram.line,
+            "columns_by": histogram.columns_by,
+            "levels": None if histogram.counts is None else _levels(histogram.counts),
+        }
+        for histogram in replay.rmap_histograms
+    ]
+
+
+def _levels(counts: np.ndarray) -> dict[str, dict[str, int | None]]:
+    """Heads by level and by the kernel's titles of columns; null where their number is unknown."""
+    titles = ["0", "1", *(f"{1 << n}-{(2 << n) - 1}" for n in range(1, counts.shape[1] - 1))]
+    return {
+        level: {title: None if heads < 0 else heads for title, heads in zip(titles, row, strict=True)}
+        for level, row in zip(("4k", "2m", "1g"), counts.tolist(), strict=True)
+    }
+
+
 def run_document(
     trace: Trace,
     policy: Policy,
@@ -124,6 +150,7 @@ def run_document(
             "split": counters["tdp_split"],
             "failed": counters["tdp_failed"],
         },
+        "rmap_histogram": rmap_histograms(replay),
         "divergences": dict(sorted(replay.divergences.items())),
         "verdict": comparison.verdict,
         "verdict_reasons": comparison.reasons,
