@@ -18,6 +18,7 @@ _DEBIAN_PACKAGE = re.compile(r"(?:#\d.*|^\S+) Debian (\d+\.\d+\.\d+)")
 """Behind the build number of a banner, whose beginning names a Debian compiler, or behind the release."""
 _BACKPORTED_KVM = re.compile(r"\.el\d")
 """Kernels of Red Hat have the KVM of a later version than their name says."""
+_FIRST_KVM = (2, 6)
 _FIXED_2026 = {(6, 1): 176, (6, 12): 107}
 """Stable series that have the fix of 2026: the first release that was seen to have it."""
 
@@ -49,9 +50,9 @@ class KernelVersion:
         if first is None:
             return "linux-6.0", "merged code, 6.0 onward"
         if self.patch is None:
-            return "linux-6.0", f"merged code, if it is older than {self.major}.{self.minor}.{first}"
+            return "linux-6.0", "merged code, if it is older than the security fix of 2026"
         if self.patch < first:
-            return "linux-6.0", f"merged code before {self.major}.{self.minor}.{first}"
+            return "linux-6.0", "merged code before the security fix of 2026"
         return "linux-2026", "merged code with the security fix of 2026"
 
     @property
@@ -61,6 +62,21 @@ class KernelVersion:
             "rmap_order": "head" if self.series >= (6, 4) else "append",
             "clear_end": "exclusive" if self.series >= (6, 8) else "inclusive",
         }
+
+
+def choose_policy(kernel: KernelVersion | None, evidence: tuple[str, ...], shown: str) -> tuple[str, str]:
+    """The policy of ``--policy auto``, and why: that of the outcomes, else the kernel's, else ``v2``.
+
+    ``evidence`` are the policies that outcomes speak for, the likeliest first, and ``shown`` says why.
+    """
+    if kernel is None:
+        return (evidence[0] if evidence else "v2"), shown
+    released, reason = kernel.policy
+    if not evidence:
+        return released, f"recorded by Linux {kernel}: {reason}"
+    if released in evidence:
+        return released, f"recorded by Linux {kernel}: {reason}; {shown}"
+    return evidence[0], f"{shown}; recorded by Linux {kernel}, which is {released} as released"
 
 
 def parse_kernel_version(text: str | None) -> KernelVersion | None:
@@ -73,7 +89,7 @@ def parse_kernel_version(text: str | None) -> KernelVersion | None:
     package = _DEBIAN_PACKAGE.search(text)
     release = text.strip().removeprefix("Linux version ")
     version = _VERSION.match(package[1] if package else release)
-    if version is None:
+    if version is None or (int(version[1]), int(version[2])) < _FIRST_KVM:
         return None
     named_by_abi = package is None and _ABI_NAME.match(release)
     patch = None if named_by_abi else int(version[3] or 0)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from replay.mmu.engine import Options, Replay
+    from replay.mmu.facts import TraceFacts
     from replay.trace.reader import Trace
     from replay.verdict.compare import Comparison
     from replay.verdict.golden import Golden
@@ -85,7 +86,7 @@ def run_trace(trace: str | Trace, request: Request, progress: Progress | None = 
     policy, reason = _chosen_policy(request, golden)
 
     from replay.jit import compile_meanwhile
-    from replay.mmu.engine import replay_trace, trace_facts
+    from replay.mmu.engine import replay_trace
     from replay.trace.reader import read_trace
     from replay.verdict.compare import compare_golden, compare_recorded, unchecked
     from replay.verdict.golden import golden_of
@@ -93,13 +94,12 @@ def run_trace(trace: str | Trace, request: Request, progress: Progress | None = 
     if isinstance(trace, str):
         compile_meanwhile("replay.mmu.engine", "compile_kernels")  # while the parser is compiled here
         trace = read_trace(trace, strict=request.strict, progress=progress)
+    facts = None
     if policy is None:
-        facts = trace_facts(trace)
-        name, reason = facts.policy_hint
-        policy = Policy.parse(name).with_knobs(facts.kernel_knobs, "the trace")
+        policy, reason, facts = _policy_of_trace(trace)
     policy = policy.with_settings(request.settings)
     options = _options(request, golden)
-    replay = replay_trace(trace, policy, options)
+    replay = replay_trace(trace, policy, options, facts)
     if request.expect == "none":
         comparison = unchecked()
     elif golden is None:
@@ -165,6 +165,18 @@ def _chosen_policy(request: Request, golden: Golden | None) -> tuple[Policy | No
     if golden is not None:
         return policy_of(golden), "the golden file was made with it"
     return None, ""
+
+
+def _policy_of_trace(trace: Trace) -> tuple[Policy, str, TraceFacts]:
+    """The policy that the trace speaks for, by its outcomes and its kernel, and why."""
+    from replay.kernel import choose_policy, parse_kernel_version
+    from replay.mmu.engine import trace_facts
+
+    facts = trace_facts(trace)
+    kernel = parse_kernel_version(trace.kernel)
+    name, reason = choose_policy(kernel, *facts.policy_evidence)
+    knobs = (kernel.knobs if kernel else {}) | facts.kernel_knobs
+    return Policy.parse(name).with_knobs(knobs, "the trace"), reason, facts
 
 
 def _options(request: Request, golden: Golden | None) -> Options:

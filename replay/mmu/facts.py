@@ -39,6 +39,7 @@ FACTS = 10
 KINDS = 128
 SHADOW_NONPRESENT_VALUE = np.uint64(1 << 63)
 _TASKS = 1024
+_MERGED = ("linux-6.0", "linux-2026")
 
 
 @kernel
@@ -140,27 +141,37 @@ class TraceFacts:
         )
 
     @property
-    def policy_hint(self) -> tuple[str, str]:
-        """The policy that the recorded outcomes speak for, and why; ``v2`` where they say nothing."""
+    def policy_evidence(self) -> tuple[tuple[str, ...], str]:
+        """The policies that the recorded outcomes speak for, the likeliest first, and what they show.
+
+        Empty where they say nothing.
+        """
         v2_probes = int(self.kinds[:, Kind.V2_LOCK_DROPPED : Kind.V2_RESTART + 1].sum())
         shadow = int(self.facts[:, SHADOW_SPLITS].sum())
-        eagain = int(self.facts[:, EAGAIN_SPLITS].sum())
         if v2_probes:
-            return "v2", "the trace has probes of the v2 series"
+            return ("v2",), "the trace has probes of the v2 series"
         if self.facts[:, V2_SPLITS].sum():
-            return "v2", "splits failed with errors that only the v2 series gives"
-        if eagain:
-            flushes = int(self.facts[:, SHADOW_PART_FLUSHES].sum())
-            if flushes >= self.facts[:, SHADOW_PART_SPLITS].sum() > 0:
-                return "linux-2026", "splits ended in -EAGAIN, and every split flushed"
-            return "linux-6.0", "splits ended in -EAGAIN, and not every split flushed"
+            return ("v2",), "splits failed with errors that only the v2 series gives"
+        if self.facts[:, EAGAIN_SPLITS].sum():
+            splits = int(self.facts[:, SHADOW_PART_SPLITS].sum())
+            if not splits or not self.total(Kind.FLUSH_REMOTE_TLBS):
+                return _MERGED, "splits ended in -EAGAIN"
+            if self.facts[:, SHADOW_PART_FLUSHES].sum() >= splits:
+                return ("linux-2026",), "splits ended in -EAGAIN, and every split flushed"
+            return ("linux-6.0",), "splits ended in -EAGAIN, and not every split flushed"
         if shadow:
-            return "v2", "shadow pages were split and no attempt ended in -EAGAIN"
+            return ("v2",), "shadow pages were split and no attempt ended in -EAGAIN"
         if any(self._left_huge(vm) for vm in range(self.vms)):
-            return "linux-6.0", "split functions ran and left the huge pages of a VM without TDP MMU alone"
+            return _MERGED, "split functions ran and left the huge pages of a VM without TDP MMU alone"
         if self.facts[:, LOG_CHANGES].sum() and not self.has_recorded:
-            return "off", "dirty logging was switched on and nothing was split"
-        return "v2", "nothing in the trace speaks against it"
+            return ("off",), "dirty logging was switched on and nothing was split"
+        return (), "nothing in the trace speaks against it"
+
+    @property
+    def policy_hint(self) -> tuple[str, str]:
+        """The policy that the recorded outcomes speak for, and why; ``v2`` where they say nothing."""
+        names, reason = self.policy_evidence
+        return (names[0] if names else "v2"), reason
 
 
 def scan_facts(batches: Iterable[Columns], vms: int) -> TraceFacts:

@@ -38,7 +38,8 @@ _ENTRIES = re.compile(r"entries-in-buffer/entries-written: (\d+)/(\d+)")
 _LATENCY_HEADER = re.compile(r"latency trace v\S+ on (\S+)")
 # print_raw_fmt and print_hex_fmt of kernel/trace/trace.c: pid, CPU and time, and no event has fields
 _RAW_OR_HEX = re.compile(rb"^(?:\d+ \d+ \d+ |(?:[0-9a-f]{8} ){2}[0-9a-f]{16} )?type: \d+$", re.MULTILINE)
-_KERNEL_BANNER = re.compile(r"Linux version (\S+)")
+# a banner, with the package's version of a Debian kernel, or a marker "replay: kernel version=..."
+_KERNEL = re.compile(r"(?:Linux version |^kernel version=)(\S+)(?:.*#\d.*( Debian \d\S*))?")
 
 
 @dataclass
@@ -308,8 +309,8 @@ class _Parser:
         named = zip(decoded(scanner.names), scanner.kinds[:, 1].tolist(), strict=False)
         trace.ignored_events = {name: count for name, count in named if count}
         trace.comms, trace.texts = list(self._comms), decoded(scanner.texts)
-        banners = (banner[1] for text in trace.texts if (banner := _KERNEL_BANNER.search(text)))
-        trace.kernel = trace.kernel or next(banners, None)
+        told = (kernel[1] + (kernel[2] or "") for text in trace.texts if (kernel := _KERNEL.search(text)))
+        trace.kernel = trace.kernel or next(told, None)
         vms = find_vms(self._tasks, scanner.tasks[: len(self._tasks), 1].tolist(), self._created, trace.texts)
         trace.vms = vms.names
 
