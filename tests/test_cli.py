@@ -189,6 +189,7 @@ def test_compare_prints_a_column_for_each_policy(trace: Path) -> None:
     rows = [line.rsplit(maxsplit=3) for line in result.stdout.splitlines()]
     assert ["split", "1", "0", "0"] in rows
     assert ["left huge: no_free_pages", "0", "1", "0"] in rows
+    assert ["page-table bytes of splits", "4,280", "0", "0"] in rows
     assert "retries" not in result.stdout
     document = json.loads(replay("compare", trace, *policies, "--json").stdout)
     assert document["schema"] == "replay.compare/1"
