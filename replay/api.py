@@ -20,6 +20,8 @@ def replay(
     resched: str | None = None,
     strict: bool = False,
     allow_lost: bool = False,
+    rmap_histogram: Sequence[str] = (),
+    rmap_columns: str = "fls",
 ) -> Run:
     """Replay a trace with eager page splitting and compare with what is expected.
 
@@ -36,6 +38,8 @@ def replay(
         resched=resched,
         strict=strict,
         allow_lost=allow_lost,
+        rmap_histogram=tuple(rmap_histogram),
+        rmap_columns=rmap_columns,
     )
     return run_trace(_trace(trace), request)
 

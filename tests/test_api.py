@@ -51,6 +51,12 @@ def test_policy_and_options_count() -> None:
     assert full["totals"]["skipped"]["no_free_pages"] == full["totals"]["attempts"] > 0
 
 
+def test_rmaps_of_a_moment() -> None:
+    found = replay.replay(TRACE, rmap_histogram=["0", "end"], rmap_columns="ffs").document["rmap_histogram"]
+    assert [(entry["at"], entry["columns_by"]) for entry in found] == [("0", "ffs"), ("end", "ffs")]
+    assert found[0]["levels"] != found[1]["levels"]
+
+
 def test_compare_gives_what_single_runs_give() -> None:
     runs = replay.compare(TRACE, ["v2", replay.Policy.parse("v2-alias")])
     assert [run.policy.name for run in runs] == ["v2", "v2-alias"]
