@@ -10,6 +10,7 @@ import pytest
 
 from replay.mmu.engine import Replay
 from replay.schema import SKIP_WORDS, FlushCause, flush_schema, outcome_schema, window_schema
+from replay.verdict.outcome import FAULT_WORDS
 
 ATTEMPT = {
     "window": 0,
@@ -70,6 +71,7 @@ def counters(**changes: int | None) -> dict[str, int | None]:
         "shadow_pages_reused", "flushes_lost", "tdp_failed", "mismatched", "missing", "unexpected",
         "truth_expected", "truth_matched", "env_lock_drops", "env_yields", "env_alloc_failures",
         *(f"skipped_{word}" for word in SKIP_WORDS),
+        *(f"faults_{word}" for word in FAULT_WORDS),
         *(f"flushes_{cause.name.lower()}" for cause in FlushCause),
     ]  # fmt: skip
     figures: dict[str, int | None] = dict.fromkeys(names, 0)

@@ -1,12 +1,10 @@
-"""What one recorded event does to the shadow MMU: one function per tracepoint (mmutrace.h)."""
+"""Shadow pages as recorded events make, link and zap them: one function a tracepoint (mmutrace.h)."""
 
 from __future__ import annotations
 
 from replay.jit import jit
-from replay.mmu.rmap import head_in_gib, pte_list_count, pte_list_get, region_of, rmap_head, rmap_remove
+from replay.mmu.rmap import pte_list_count, pte_list_get, rmap_head
 from replay.mmu.role import (
-    ACC_ALL,
-    ACCESS_SHIFT,
     DIRECT,
     DIRECT_FAMILY,
     INVALID,
@@ -19,72 +17,49 @@ from replay.mmu.role import (
 from replay.mmu.shadow_page import (
     account_shadowed,
     alloc_shadow_page,
-    bind_page,
-    drop_spte,
-    find_bound,
     find_shadow_page,
     free_shadow_page,
     get_spte,
-    install_leaf,
     link_shadow_page,
     same_print,
     set_spte,
-    set_translation,
-    sptep_gfn,
     unlink_shadow_page,
-    zap_children,
 )
 from replay.mmu.split import add_used_pages
 from replay.mmu.spte import (
-    EPT_SPTE_HOST_WRITABLE,
-    EPT_SPTE_MMU_WRITABLE,
-    PFN_MASK,
-    PT_ACCESSED_MASK,
-    PT_DIRTY_MASK,
-    PT_PAGE_SIZE_MASK,
-    PT_WRITABLE_MASK,
-    SPTE_MMU_PRESENT_MASK,
     is_last_spte,
     is_shadow_present_pte,
+    spte_child,
     spte_write_protect,
 )
 from replay.mmu.state import (
     FLAG_ADOPTED,
     FLAG_INVALID,
     FLAG_LIVE,
+    FLAG_RECORDED,
     FLAG_ROOT,
+    FLAG_SPLIT,
     FLAG_UNSYNC,
-    GIB_HOST,
     NO_TABLE,
     REGION_BLOCK,
-    REGION_HOST,
     REGION_SP,
     ROOTS,
     SP_BASE,
     SP_BIRTH,
+    SP_CLEARED,
     SP_FLAGS,
     SP_GFN,
     SP_KEY,
     SP_NEXT,
-    SP_PAGE,
     SP_PARENTS,
     SP_SPT,
-    STATE_DONE,
-    STATE_REQUESTED,
     TASK_CHAIN,
     TASK_DIRECT_ROOT,
-    TASK_FAULT_CODE,
-    TASK_LEAF_ACCESS,
-    TASK_REQ_GFN,
+    TASK_LINKED,
     TASK_ROOT,
     TASK_STATE,
-    TASK_TDP_GFN,
-    TASK_TDP_LEVEL,
-    TASK_TDP_NEW,
     TASK_VARIANT,
-    TASK_WALK_LEAF,
     TASK_WALK_TOP,
-    TDP_KEY,
     UNIFORM,
     VM_EPT,
     VM_HAS_TDP,
@@ -92,25 +67,20 @@ from replay.mmu.state import (
     VM_ROOTS,
     VM_USED,
     Mmu,
-    find_gib,
     find_region,
-    has_room,
     page_bucket,
 )
 from replay.mmu.walk import (
-    PFERR_WRITE,
     chain,
     clear_chain,
     in_fault,
-    leaf_access,
-    template_key,
     top_level,
     walk_index,
 )
 from replay.mmu.window import (
-    C_ADOPTED,
     C_ALREADY_LIVE,
-    C_PFN_CHANGES,
+    C_LAZY_SPLITS,
+    C_SPLIT_ALREADY,
     C_UNKNOWN_EXISTING,
     C_UNKNOWN_ZAPS,
     C_UNPLACED,
@@ -221,6 +191,21 @@ def write_protect_region(m: Mmu, r: int, ept: bool) -> None:
             write_protect_head(m, m.block[b, i], False, ept)
 
 
+@jit
+def write_protect_pages(m: Mmu, vm: int, gfn: int, bits: int) -> None:
+    """kvm_mmu_write_protect_pt_masked(): the 4K SPTEs of gfn + n for each set bit n of a 64-bit mask."""
+    ept = m.vm[vm, VM_EPT] != 0
+    r = find_region(m, vm, gfn, False)
+    if r >= 0 and m.region[r, REGION_BLOCK] == UNIFORM and bits == -1 and gfn & 63 == 0:
+        sp = m.region[r, REGION_SP]
+        if m.sp[sp, SP_SPT] == UNIFORM:
+            m.sp[sp, SP_CLEARED] |= 1 << ((gfn >> 6) & 7)
+            return
+    for n in range(64):
+        if (bits >> n) & 1:
+            write_protect_head(m, rmap_head(m, vm, gfn + n, 1), False, ept)
+
+
 # -- pages -----------------------------------------------------------------------------------------
 
 
@@ -265,6 +250,11 @@ def find_child(m: Mmu, t: int, vm: int, gfn: int, role: int, created: bool, orde
     variant = m.task[t, TASK_VARIANT] if walk else DIRECT_FAMILY
     sp = find_shadow_page(m, gfn, make_key(role, variant, vm))
     if created:
+        if sp >= 0 and m.sp[sp, SP_FLAGS] & (FLAG_SPLIT | FLAG_RECORDED) == FLAG_SPLIT:
+            # what this fault of the recorded kernel makes, the simulated split has made before
+            m.sp[sp, SP_FLAGS] |= FLAG_RECORDED
+            count(m, C_SPLIT_ALREADY, 1)
+            return sp
         if sp >= 0:
             root = m.task[t, TASK_ROOT]
             other = -1
@@ -291,6 +281,21 @@ def find_child(m: Mmu, t: int, vm: int, gfn: int, role: int, created: bool, orde
 
 
 @jit
+def link_in_fault(m: Mmu, t: int, parent: int, sp: int, order: int) -> None:
+    """link_shadow_page() of a fault; a huge page that was there is split lazily."""
+    level = key_level(m.sp[parent, SP_KEY])
+    index = walk_index(m, t, level)
+    old = get_spte(m, parent, index)
+    if is_shadow_present_pte(old):
+        if is_last_spte(old, level):
+            count(m, C_LAZY_SPLITS, 1)
+        elif spte_child(old) == sp:
+            return
+    m.task[t, TASK_LINKED] = 1
+    link_shadow_page(m, parent, index, sp, order)
+
+
+@jit
 def is_passthrough_child(m: Mmu, root: int, gfn: int, level: int) -> bool:
     """A root one level above the guest's own top table shadows the same gfn (role.passthrough)."""
     if root < 0 or not m.sp[root, SP_FLAGS] & FLAG_LIVE:
@@ -312,7 +317,7 @@ def get_page(m: Mmu, t: int, vm: int, gfn: int, role: int, created: bool, order:
     root = m.task[t, TASK_ROOT]
     if level == top and m.task[t, TASK_WALK_TOP] and is_passthrough_child(m, root, gfn, level):
         sp = find_child(m, t, vm, gfn, role, created, order)
-        link_shadow_page(m, root, walk_index(m, t, level + 1), sp, order)
+        link_in_fault(m, t, root, sp, order)
         m.task[t, TASK_CHAIN + level] = sp
         return
     if level >= top and (top or level > 3):
@@ -321,7 +326,7 @@ def get_page(m: Mmu, t: int, vm: int, gfn: int, role: int, created: bool, order:
     sp = find_child(m, t, vm, gfn, role, created, order)
     parent = chain(m, t, vm, level + 1)
     if parent >= 0:
-        link_shadow_page(m, parent, walk_index(m, t, level + 1), sp, order)
+        link_in_fault(m, t, parent, sp, order)
     m.task[t, TASK_CHAIN + level] = sp
 
 
@@ -384,192 +389,3 @@ def zap_all_fast(m: Mmu, vm: int, used_pages: int) -> None:
     if m.vm[vm, VM_USED] != used_pages:
         count(m, C_USED_DIFFER, 1)
         m.vm[vm, VM_USED] = used_pages
-
-
-# -- leaf SPTEs ------------------------------------------------------------------------------------
-
-
-@jit
-def note_host_level(m: Mmu, vm: int, gfn: int, level: int) -> int:
-    """The host maps the memory around ``gfn`` at ``level`` or larger; returns the row of its GiB."""
-    g = find_gib(m, vm, gfn, True)
-    if level == 3:
-        m.gib[g, GIB_HOST] = 3
-    r = region_of(m, g, gfn)
-    if m.region[r, REGION_HOST] < level:
-        m.region[r, REGION_HOST] = level
-    return g
-
-
-@jit
-def zap_head(m: Mmu, vm: int, gfn: int, level: int, order: int) -> None:
-    """kvm_zap_rmap(): every SPTE of one rmap."""
-    while True:
-        sptep = pte_list_get(m, rmap_head(m, vm, gfn, level), 0)
-        if sptep < 0:
-            return
-        drop_spte(m, sptep // 512, sptep % 512, order)
-        rmap_remove(m, vm, gfn, level, sptep, order)
-
-
-@jit
-def zap_moved(m: Mmu, vm: int, g: int, gfn: int, level: int, spte: int, order: int) -> None:
-    """One gfn has one pfn: a new one means that an mmu notifier zapped what mapped the old."""
-    base_pfn = (spte & PFN_MASK) >> 12
-    if level == 2:
-        zap_moved_in_region(m, vm, g, gfn, base_pfn, order)
-    for at in range(level, 4):
-        # at a larger level: the page that holds gfn
-        pfn = base_pfn - (gfn & ((1 << (9 * (at - 1))) - 1))
-        if stale_head(m, head_in_gib(m, g, gfn, at), pfn):
-            count(m, C_PFN_CHANGES, 1)
-            zap_head(m, vm, gfn, at, order)
-
-
-@jit
-def zap_moved_in_region(m: Mmu, vm: int, g: int, gfn: int, base_pfn: int, order: int) -> None:
-    b = m.region[region_of(m, g, gfn), REGION_BLOCK]
-    if b == NO_TABLE or (b == UNIFORM and not stale_head(m, head_in_gib(m, g, gfn, 1), base_pfn)):
-        return
-    for i in range(512):
-        if stale_head(m, head_in_gib(m, g, gfn + i, 1), base_pfn + i):
-            count(m, C_PFN_CHANGES, 1)
-            zap_head(m, vm, gfn + i, 1, order)
-
-
-@jit
-def stale_head(m: Mmu, head: int, pfn: int) -> bool:
-    if head == 0:
-        return False
-    sptep = pte_list_get(m, head, 0)
-    return (get_spte(m, sptep // 512, sptep % 512) & PFN_MASK) >> 12 != pfn
-
-
-@jit
-def is_tdp_set_spte(m: Mmu, t: int, gfn: int, spte: int, level: int, page: int) -> bool:
-    """True if a set_spte line is of the TDP MMU: it repeats the change before it, or names a TDP table."""
-    task = m.task[t]
-    if task[TASK_TDP_LEVEL] == level and task[TASK_TDP_GFN] == gfn and task[TASK_TDP_NEW] == spte:
-        return True
-    bound = find_bound(m, page)
-    return bound >= 0 and m.sp[bound, SP_KEY] & TDP_KEY != 0
-
-
-@jit
-def fits(m: Mmu, sp: int, vm: int, gfn: int, level: int, index: int) -> bool:
-    """True if SPTE ``index`` of ``sp`` can map ``gfn`` at ``level``."""
-    key = m.sp[sp, SP_KEY]
-    if key & TDP_KEY or key_vm(key) != vm or key_level(key) != level or not m.sp[sp, SP_FLAGS] & FLAG_LIVE:
-        return False
-    return not key & DIRECT or sptep_gfn(m, sp, index) == gfn
-
-
-@jit
-def locate_table(m: Mmu, t: int, vm: int, gfn: int, level: int, page: int, index: int, order: int) -> int:
-    """The shadow page whose table is page frame ``page``, found or else adopted; -1 if it cannot be."""
-    sp = find_bound(m, page)
-    if sp >= 0 and fits(m, sp, vm, gfn, level, index):
-        return sp
-    if m.task[t, TASK_STATE] == STATE_REQUESTED:
-        sp = chain(m, t, vm, level)
-        if sp >= 0 and m.sp[sp, SP_PAGE] == 0 and fits(m, sp, vm, gfn, level, index):
-            return sp
-    base = gfn - (index << (9 * (level - 1)))
-    if base < 0 or base & ((1 << (9 * level)) - 1):
-        return -1
-    direct_fault = m.task[t, TASK_WALK_TOP] == 0
-    key = template_key(m, t, vm, direct_fault)
-    if key < 0:
-        key = make_key(0, DIRECT_FAMILY if direct_fault else 0, vm)
-    role = (key & 0xFFFFFFFF) | level | DIRECT | (ACC_ALL << ACCESS_SHIFT)
-    sp = find_shadow_page(m, base, make_key(role, key_variant(key), vm))
-    if sp >= 0 and m.sp[sp, SP_PAGE] == 0:
-        return sp
-    if sp >= 0:
-        forget_page(m, sp, order)
-    count(m, C_ADOPTED, 1)
-    return make_page(m, vm, base, role, key_variant(key), FLAG_ADOPTED, order)
-
-
-@jit
-def apply_set_spte(m: Mmu, t: int, vm: int, gfn: int, spte: int, level: int, at: int, order: int) -> None:
-    """kvm_mmu_set_spte of the shadow MMU (mmu_set_spte)."""
-    page = (at & PFN_MASK) >> 12
-    index = (at & 0xFFF) >> 3
-    if level < 1 or level > 3 or gfn & ((1 << (9 * (level - 1))) - 1):
-        count(m, C_UNPLACED, 1)
-        return
-    if spte & (EPT_SPTE_HOST_WRITABLE | EPT_SPTE_MMU_WRITABLE):
-        if not m.vm[vm, VM_EPT]:
-            m.task[t, TASK_LEAF_ACCESS] = 0  # guest entries are read in another way from now on
-        m.vm[vm, VM_EPT] = 1
-    sp = locate_table(m, t, vm, gfn, level, page, index, order)
-    if sp < 0:
-        count(m, C_UNPLACED, 1)
-        return
-    bind_page(m, sp, page)
-    g = note_host_level(m, vm, gfn, level)
-    spte |= SPTE_MMU_PRESENT_MASK | (PT_PAGE_SIZE_MASK if level > 1 else 0)
-    if m.task[t, TASK_STATE] == STATE_REQUESTED and (m.task[t, TASK_REQ_GFN] ^ gfn) >> (9 * (level - 1)) == 0:
-        spte = hardware_access(spte, m.task[t, TASK_FAULT_CODE] & PFERR_WRITE != 0, m.vm[vm, VM_EPT] != 0)
-    access = ACC_ALL
-    if m.task[t, TASK_WALK_TOP] and m.task[t, TASK_WALK_LEAF] <= 3:
-        access = leaf_access(m, t, vm)
-    zap_moved(m, vm, g, gfn, level, spte, order)
-    old = get_spte(m, sp, index)
-    if is_shadow_present_pte(old):
-        if is_last_spte(old, level) and sptep_gfn(m, sp, index) == gfn and not (old ^ spte) & PFN_MASK:
-            set_spte(m, sp, index, spte)
-            set_translation(m, sp, index, gfn, access)
-            m.task[t, TASK_STATE] = STATE_DONE
-            return
-        drop_spte(m, sp, index, order)
-    install_leaf(m, sp, index, gfn, spte, access, order)
-    m.task[t, TASK_STATE] = STATE_DONE
-
-
-@jit
-def hardware_access(spte: int, write: bool, ept: bool) -> int:
-    """The SPTE after the guest's retried access: untraced, the CPU sets A, and D on an allowed write."""
-    if ept:
-        return spte
-    spte |= PT_ACCESSED_MASK
-    if write and spte & PT_WRITABLE_MASK:
-        spte |= PT_DIRTY_MASK
-    return spte
-
-
-@jit
-def fast_page_fault(m: Mmu, vm: int, gfn: int, old: int, new: int) -> None:
-    """fast_page_fault of a direct shadow MMU: found by gfn and value, since sptep is printed hashed."""
-    for level in range(1, 4):
-        head = rmap_head(m, vm, gfn, level)
-        for i in range(pte_list_count(m, head)):
-            sptep = pte_list_get(m, head, i)
-            if get_spte(m, sptep // 512, sptep % 512) == old:
-                kept = SPTE_MMU_PRESENT_MASK | PT_PAGE_SIZE_MASK | PFN_MASK
-                set_spte(m, sptep // 512, sptep % 512, (new & ~kept) | (old & kept))
-                return
-
-
-@jit
-def unmap_gfn_range(m: Mmu, vm: int, start: int, end: int, order: int) -> bool:
-    """kvm_unmap_gfn_range(): every SPTE that maps a gfn of [start, end); False if rows run out."""
-    gfn = start
-    while gfn < end:
-        r = find_region(m, vm, gfn, False)
-        if r < 0:
-            gfn = ((gfn >> 18) + 1) << 18
-            continue
-        if not has_room(m):
-            return False
-        zap_head(m, vm, gfn, 3, order)
-        zap_head(m, vm, gfn, 2, order)
-        following = min(((gfn >> 9) + 1) << 9, end)
-        if m.region[r, REGION_BLOCK] == UNIFORM and following - gfn == 512:
-            zap_children(m, m.region[r, REGION_SP], order)
-        elif m.region[r, REGION_BLOCK] != NO_TABLE:
-            for at in range(gfn, following):
-                zap_head(m, vm, at, 1, order)
-        gfn = following
-    return True

@@ -391,7 +391,7 @@ def close_window(m: Mmu, w: int, k: KnobCodes) -> int:
     if log_on and not m.vm[vm, VM_PROBES] & PROBES_PROTECT and write_protect_slot(m, vm, s, 1) == NO_ROOM:
         return NO_ROOM
     if win[WIN_CAUSE] == CLEAR_DIRTY_LOG and not win[WIN_WORDS]:
-        protect_cleared(m, vm, s, win[WIN_START], win[WIN_END])
+        protect_cleared(m, vm, s, win[WIN_START], win[WIN_END], 0)
     win[WIN_PHASE] = PHASE_CLOSED
     m.vm[vm, VM_WINDOW] = -1
     return OK

@@ -7,7 +7,7 @@ a clear processes only the bits that are still set, and a writable 4K SPTE sets 
 from __future__ import annotations
 
 from replay.jit import jit
-from replay.mmu.apply import write_protect_gfn
+from replay.mmu.apply import write_protect_gfn, write_protect_pages
 from replay.mmu.state import (
     CTL_BITMAP_TOP,
     CTL_BITMAP_WANT,
@@ -18,6 +18,7 @@ from replay.mmu.state import (
     Mmu,
 )
 from replay.mmu.window import (
+    WIN_BITS,
     WIN_END,
     WIN_FIRST_PAGE,
     WIN_FIRST_WORD,
@@ -89,8 +90,10 @@ def highest_bit(bits: int) -> int:
 
 
 @jit
-def protect_cleared(m: Mmu, vm: int, s: int, start: int, end: int) -> None:
-    """What follows the split of one range: huge pages at the first and the last gfn are write-protected.
+def protect_cleared(m: Mmu, vm: int, s: int, start: int, end: int, bits: int) -> None:
+    """What follows the split of one range: its pages are write-protected, huge ones at both ends first.
+
+    ``bits`` tells which gfns, counted from ``start``, are cleared; 0 where no marker told: all of them.
 
     Before 6.8 the range ends with the last gfn, since then one behind it; an end on a 64-page
     boundary of the slot tells the latter.
@@ -102,6 +105,9 @@ def protect_cleared(m: Mmu, vm: int, s: int, start: int, end: int) -> None:
     write_protect_gfn(m, vm, start, 2, True)
     if last >> 9 != start >> 9:
         write_protect_gfn(m, vm, last, 2, True)
+    if bits == 0:
+        bits = -1 if last - start >= 63 else (2 << (last - start)) - 1
+    write_protect_pages(m, vm, start, bits)
 
 
 @jit
@@ -114,7 +120,7 @@ def next_word(m: Mmu, w: int, k: KnobCodes) -> bool:
     s = win[WIN_SLOT]
     base = m.slot[s, SLOT_BASE]
     if win[WIN_TDP_GFN] < 1 << 41:
-        protect_cleared(m, win[WIN_VM], s, win[WIN_START], win[WIN_END])
+        protect_cleared(m, win[WIN_VM], s, win[WIN_START], win[WIN_END], win[WIN_BITS])
     while win[WIN_WORD] < win[WIN_WORDS]:
         word = win[WIN_FIRST_WORD] + win[WIN_WORD]
         win[WIN_WORD] += 1
@@ -131,6 +137,8 @@ def next_word(m: Mmu, w: int, k: KnobCodes) -> bool:
         start = base + (word << 6) + lowest_bit(bits)
         end = base + (word << 6) + highest_bit(bits)
         win[WIN_START] = start
+        lowest = lowest_bit(bits)
+        win[WIN_BITS] = (bits >> lowest) & ((1 << (64 - lowest)) - 1) if lowest else bits
         win[WIN_END] = end if k.clear_end == CLEAR_END_INCLUSIVE else end + 1
         win[WIN_LEVEL] = 3
         win[WIN_GFN] = -1

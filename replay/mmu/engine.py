@@ -152,6 +152,7 @@ def _new_state(facts: TraceFacts, options: Options) -> state.Mmu:
     _split_at(m, facts, options.split_at)
     for vm in range(facts.vms):
         m.vm[vm, state.VM_HAS_TDP] = facts.has(vm, Kind.TDP_MMU_SPTE_CHANGED)
+        m.vm[vm, state.VM_HAS_FAULTS] = facts.has(vm, Kind.PAGE_FAULT)
         m.vm[vm, state.VM_PROBES] = (
             state.PROBES_REGION * facts.has(vm, Kind.COMMIT_REGION)
             + state.PROBES_SPLIT * facts.split_probes(vm)
@@ -343,6 +344,8 @@ def _result(m: state.Mmu, facts: TraceFacts) -> Replay:
         int(aligned[:, window.WIN_FLUSHES_RECORDED].sum()) if flush_probes else None
     )
     counters["flushes_simulated"] = total
+    if facts.total(Kind.SET_SPTE) == 0:
+        counters |= {name: None for name in counters if name.startswith("faults_")}
     out = m.out[: m.ctl[state.CTL_OUT_TOP]]
     for match in Match:
         if match != Match.UNCHECKED:

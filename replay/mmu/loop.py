@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from replay.jit import by_reference, jit, kernel
-from replay.mmu import align, apply, control, tdp, walk
+from replay.mmu import align, apply, control, leaf, tdp, walk
 from replay.mmu.align import truth
 from replay.mmu.dirty_log import NO_ROOM, OK, mark_page_dirty, next_word
 from replay.mmu.role import DIRECT, LEVEL
@@ -274,7 +274,7 @@ def tdp_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool, k:
             if align.tdp_split_change(m, w, k) == NO_ROOM:
                 return NO_ROOM
     if level <= 3 and is_shadow_present_pte(new) and is_last_spte(new, level):
-        apply.note_host_level(m, vm, gfn, level)
+        leaf.note_host_level(m, vm, gfn, level)
     tdp.spte_changed(m, vm, c.num[i] & 1, gfn, level, old, new)
     task = m.task[t]
     task[TASK_TDP_OLD] = old
@@ -305,10 +305,10 @@ def kvmmmu_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool,
         return tdp_event(m, c, i, t, vm, w, own, k)
     if kind == SET_SPTE:
         spte, level, at = np.int64(c.spte[i]), np.int64(c.level[i]), np.int64(c.sptep[i])
-        if m.vm[vm, VM_HAS_TDP] and apply.is_tdp_set_spte(m, t, gfn, spte, level, at >> 12):
+        if m.vm[vm, VM_HAS_TDP] and leaf.is_tdp_set_spte(m, t, gfn, spte, level, at >> 12):
             walk.finish_fault(m, t)
         else:
-            apply.apply_set_spte(m, t, vm, gfn, spte, level, at, order)
+            leaf.apply_set_spte(m, t, vm, gfn, spte, level, at, order)
         if level == 1:
             dirtied(m, vm, gfn, spte)
     elif kind == PAGING_ELEMENT:
@@ -317,7 +317,7 @@ def kvmmmu_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool,
         walk.begin_walk(m, t, np.int64(c.addr[i]), np.int64(c.code[i]))
     elif kind == SPTE_REQUESTED:
         walk.spte_requested(m, t, gfn, np.int64(c.level[i]))
-        apply.note_host_level(m, vm, gfn, np.int64(c.level[i]))
+        leaf.note_host_level(m, vm, gfn, np.int64(c.level[i]))
     elif kind == GET_PAGE:
         result = get_page_event(m, c, i, t, vm, w, own, k)
         if result != OK:
@@ -341,7 +341,7 @@ def kvmmmu_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool,
             old, new = np.int64(c.old_spte[i]), np.int64(c.spte[i])
             dirtied(m, vm, fault_gfn, new)
             if not m.vm[vm, VM_HAS_TDP] or not tdp.fast_fix(m, vm, fault_gfn, old, new):
-                apply.fast_page_fault(m, vm, fault_gfn, old, new)
+                leaf.fast_page_fault(m, vm, fault_gfn, old, new)
     elif kind == ZAP_ALL_FAST:
         apply.zap_all_fast(m, vm, c.num[i])
     m.task[t, TASK_TDP_LEVEL] = 0
@@ -492,7 +492,7 @@ def unmap_hva_range(m: Mmu, vm: int, start: int, end: int, order: int) -> int:
         last = min(end, hva + (m.slot[s, SLOT_NPAGES] << 12))
         if first < last:
             base = m.slot[s, SLOT_BASE]
-            if not apply.unmap_gfn_range(
+            if not leaf.unmap_gfn_range(
                 m, vm, base + ((first - hva) >> 12), base + ((last - 1 - hva) >> 12) + 1, order
             ):
                 return NO_ROOM

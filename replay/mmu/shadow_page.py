@@ -14,6 +14,7 @@ from replay.mmu.rmap import (
 )
 from replay.mmu.role import ACC_EXEC, DIRECT, ROLE_MASK, key_access, key_level, key_vm
 from replay.mmu.spte import (
+    PT_WRITABLE_MASK,
     is_last_spte,
     is_shadow_present_pte,
     make_huge_page_split_spte,
@@ -33,6 +34,7 @@ from replay.mmu.state import (
     REGION_TABLES,
     SP_BASE,
     SP_BIRTH,
+    SP_CLEARED,
     SP_FLAGS,
     SP_GFN,
     SP_KEY,
@@ -82,6 +84,7 @@ def alloc_shadow_page(m: Mmu, gfn: int, key: int, flags: int) -> int:
     m.sp[i, SP_FLAGS] = FLAG_LIVE | flags
     m.sp[i, SP_SPT] = NO_TABLE
     m.sp[i, SP_BASE] = 0
+    m.sp[i, SP_CLEARED] = 0
     m.sp[i, SP_PARENTS] = 0
     m.sp[i, SP_PAGE] = 0
     m.sp[i, SP_TRANSLATION] = NO_TABLE
@@ -166,13 +169,16 @@ def get_spte(m: Mmu, sp: int, index: int) -> int:
         return m.spt[t, index]
     if t == NO_TABLE:
         return 0
-    return uniform_spte(m.sp[sp, SP_BASE], index, key_level(m.sp[sp, SP_KEY]))
+    return uniform_spte(m, sp, index)
 
 
 @jit
-def uniform_spte(base: int, index: int, level: int) -> int:
+def uniform_spte(m: Mmu, sp: int, index: int) -> int:
     """SPTE ``index`` of a table that one split filled: SPTE 0 moved on by whole pages."""
-    return base + (index << (12 + 9 * (level - 1)))
+    spte = m.sp[sp, SP_BASE] + (index << (12 + 9 * (key_level(m.sp[sp, SP_KEY]) - 1)))
+    if (m.sp[sp, SP_CLEARED] >> (index >> 6)) & 1:
+        spte &= ~PT_WRITABLE_MASK
+    return spte
 
 
 @jit
@@ -182,9 +188,8 @@ def set_spte(m: Mmu, sp: int, index: int, spte: int) -> None:
     if t < 0:
         t = alloc_table(m)
         if m.sp[sp, SP_SPT] == UNIFORM:
-            level = key_level(m.sp[sp, SP_KEY])
             for i in range(512):
-                m.spt[t, i] = uniform_spte(m.sp[sp, SP_BASE], i, level)
+                m.spt[t, i] = uniform_spte(m, sp, i)
         m.sp[sp, SP_SPT] = t
     m.spt[t, index] = spte
 
@@ -274,6 +279,7 @@ def fill_uniform(m: Mmu, sp: int, huge_spte: int) -> bool:
         return False
     ept = m.vm[key_vm(key), VM_EPT] != 0
     m.sp[sp, SP_BASE] = make_huge_page_split_spte(huge_spte, 0, 1, key_access(key) & ACC_EXEC != 0, ept)
+    m.sp[sp, SP_CLEARED] = 0
     m.sp[sp, SP_SPT] = UNIFORM
     rmap_region_set_uniform(m, r, sp)
     return True

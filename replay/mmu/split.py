@@ -19,17 +19,19 @@ from replay.mmu.shadow_page import (
     get_spte,
     install_leaf,
     link_shadow_page,
+    set_spte,
     sptep_access,
     sptep_gfn,
     unlink_shadow_page,
 )
-from replay.mmu.spte import is_last_spte, is_shadow_present_pte, make_huge_page_split_spte
+from replay.mmu.spte import LEFT_NONPRESENT, is_last_spte, is_shadow_present_pte, make_huge_page_split_spte
 from replay.mmu.state import (
     CTL_ATTEMPTS_SEEN,
     CTL_DESC_USED,
     CTL_RNG,
     FLAG_INVALID,
     FLAG_LIVE,
+    FLAG_SPLIT,
     FLAG_UNSYNC,
     GIB_HEAD,
     GIB_REGION,
@@ -370,6 +372,7 @@ def fill_child(m: Mmu, child: int, huge_spte: int, o: int, k: KnobCodes) -> bool
         gfn = m.sp[child, SP_GFN] + (index << (9 * (level - 1)))
         if k.occupied_rmap == RMAP_LEAVE and rmap_head(m, vm, gfn, level):
             m.out[o, OUT_NONPRESENT] += 1
+            set_spte(m, child, index, LEFT_NONPRESENT)
             continue
         spte = make_huge_page_split_spte(huge_spte, index, level, exec_allowed, ept)
         install_leaf(m, child, index, gfn, spte, key_access(key), k.rmap_order)
@@ -395,7 +398,7 @@ def split_huge_page(m: Mmu, w: int, sptep: int, o: int, k: KnobCodes) -> bool:
     if child >= 0 and k.existing_child == CHILD_SKIP:
         return False
     if child < 0:
-        child = alloc_shadow_page(m, gfn, key, 0)
+        child = alloc_shadow_page(m, gfn, key, FLAG_SPLIT)
         add_used_pages(m, vm, 1)
         m.out[o, OUT_CREATED] = 1
         count(m, C_PAGES_CREATED, 1)

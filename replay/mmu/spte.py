@@ -19,6 +19,9 @@ EPT_SPTE_MMU_WRITABLE = 1 << 58
 VMX_EPT_EXECUTABLE_MASK = 1 << 2
 PFN_MASK = (1 << 52) - (1 << 12)
 
+LEFT_NONPRESENT = 1 << 60
+"""Value of a non-present SPTE that a split did not fill; a zapped SPTE is 0."""
+
 NONLEAF_BITS = SPTE_MMU_PRESENT_MASK | 0x27
 
 

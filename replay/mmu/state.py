@@ -30,13 +30,16 @@ SP_TRANSLATION = (
     9  # row of Mmu.spt with shadowed_translation (gfn << 4 | access) of an indirect page, else NO_TABLE
 )
 SP_BIRTH = 10
-SP_COLUMNS = 11
+SP_CLEARED = 11  # UNIFORM: bit n is set where the SPTEs from 64 * n on, 64 of them, are write-protected
+SP_COLUMNS = 12
 
 FLAG_LIVE = 1
 FLAG_UNSYNC = 2
 FLAG_INVALID = 4  # role.invalid: zapped while it is a root in use
 FLAG_ROOT = 8
 FLAG_ADOPTED = 16  # older than the trace, or its creation was lost
+FLAG_SPLIT = 32  # made by a simulated split; SP_TRANSLATION marks the SPTEs that faults have set since
+FLAG_RECORDED = 64  # of those: the recording has the page, too
 
 NO_TABLE = -1
 UNIFORM = -2
@@ -104,7 +107,8 @@ ROOTS = 32
 VM_BY_CONTROL = VM_ROOTS + ROOTS  # windows are opened by probes and markers
 VM_BY_RECORD = VM_BY_CONTROL + 1  # windows are opened by recorded split lines
 VM_SPLIT_DUE = VM_BY_RECORD + 1  # all of its memory is to be split at CTL_SPLIT_TIME
-VM_COLUMNS = VM_SPLIT_DUE + 1
+VM_HAS_FAULTS = VM_SPLIT_DUE + 1  # kvm_page_fault lines tell the access of its faults
+VM_COLUMNS = VM_HAS_FAULTS + 1
 PROBES_REGION = 1  # set_region and commit_region: memslot markers are not needed
 PROBES_SPLIT = 2  # the split functions: windows open and close by them
 PROBES_LIMIT = 4  # change_mmu_pages
@@ -139,7 +143,8 @@ TASK_REGION_FLAGS = 32
 TASK_REGION_HVA = 33
 TASK_SLOT = 34  # row of the slot last committed + 1
 TASK_LEAF_ACCESS = 35  # walk.leaf_access of the walk + 1, 0 not worked out yet
-TASK_COLUMNS = 36
+TASK_LINKED = 36  # this fault had to link a table into the tree
+TASK_COLUMNS = 37
 
 STATE_IDLE = 0
 STATE_FAULT = 1  # kvm_page_fault or pagetable_walk seen
@@ -177,7 +182,7 @@ CTL_HAS_RECORDED = 26  # the trace holds recorded outcomes to compare with
 CTL_BITMAP_WANT = 27  # words of a dirty bitmap that is to be made
 CTL_LAST_TASK = 30  # row of the task found last
 CTL_HAS_GET_PAGE = 29  # get_page lines are among the events
-CTL_LAST_BOUND = 72  # shadow page found last by the page frame of its table
+CTL_LAST_BOUND = 150  # shadow page found last by the page frame of its table
 CTL_SPLIT_TIME = 28  # ns at which all guest memory is split where VM_SPLIT_DUE
 CTL_ROOM = 31  # events for which rows were found to suffice
 CTL_COUNTERS = 32  # the counters of class Counter begin here

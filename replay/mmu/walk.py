@@ -40,6 +40,7 @@ from replay.mmu.state import (
     TASK_CHAIN,
     TASK_DIRECT_ROOT,
     TASK_LEAF_ACCESS,
+    TASK_LINKED,
     TASK_PTE,
     TASK_REQ_GFN,
     TASK_ROOT,
@@ -56,6 +57,7 @@ from replay.mmu.state import (
 
 NOT_LOOKED_UP = -2
 PFERR_WRITE = 2
+PFERR_FETCH = 16
 PT_WRITABLE = 2
 PT_USER = 4
 PT_DIRTY = 1 << 6
@@ -72,6 +74,7 @@ def begin_fault(m: Mmu, t: int) -> None:
     m.task[t, TASK_STATE] = STATE_FAULT
     m.task[t, TASK_WALK_TOP] = 0
     m.task[t, TASK_LEAF_ACCESS] = 0
+    m.task[t, TASK_LINKED] = 0
     clear_chain(m, t)
 
 

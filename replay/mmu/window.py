@@ -64,7 +64,7 @@ WIN_FLUSHES_LOST = 47
 WIN_TDP_ATTEMPTS = 48
 WIN_TDP_SPLIT = 49
 WIN_FLUSHES_RECORDED = 50
-WIN_HAS_FLUSH_PROBE = 51
+WIN_BITS = 51  # which gfns of the word's range are cleared, counted from its first
 WIN_LEAKED = 52
 WIN_LEAKED_RECORDED = 53
 WIN_FREED = 54
@@ -168,8 +168,14 @@ COUNTERS = (
     "env_lock_drops",
     "env_yields",
     "env_alloc_failures",
+    "faults_avoided",
+    "faults_write_protected",
+    "faults_nonpresent",
+    "faults_lazy_splits",
     # divergences
     "adopted_pages",
+    "pages_split_already",
+    "pages_not_split",
     "unknown_zaps",
     "unknown_pages_existing",
     "already_live_pages_new",
@@ -210,6 +216,12 @@ C_TRUTH_MATCHED = COUNTERS.index("truth_matched")
 C_ENV_DROPS = COUNTERS.index("env_lock_drops")
 C_ENV_YIELDS = COUNTERS.index("env_yields")
 C_ENV_ALLOC = COUNTERS.index("env_alloc_failures")
+C_FAULTS_AVOIDED = COUNTERS.index("faults_avoided")
+C_FAULTS_PROTECTED = COUNTERS.index("faults_write_protected")
+C_FAULTS_NONPRESENT = COUNTERS.index("faults_nonpresent")
+C_LAZY_SPLITS = COUNTERS.index("faults_lazy_splits")
+C_SPLIT_ALREADY = COUNTERS.index("pages_split_already")
+C_NOT_SPLIT = COUNTERS.index("pages_not_split")
 C_ADOPTED = COUNTERS.index("adopted_pages")
 C_UNKNOWN_ZAPS = COUNTERS.index("unknown_zaps")
 C_UNKNOWN_EXISTING = COUNTERS.index("unknown_pages_existing")

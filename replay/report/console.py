@@ -21,6 +21,14 @@ SHADOW_PAGE_BYTES = 4096
 ALL_GFNS = 1 << 40
 """The end of a window over all of guest memory: the gfns of 52 physical address bits."""
 
+FAULT_TITLES = {
+    "avoided": "avoided by splits",
+    "write_protected": "for write protection of split pages",
+    "nonpresent": "for SPTEs left non-present",
+    "lazy_splits": "that split a huge page",
+}
+"""The words of ``faults`` in the document."""
+
 _VERDICT_STYLE = {"match": "bold green", "mismatch": "bold red", "unchecked": "bold yellow"}
 _WINDOW_COLUMNS = ("#", "vm", "cause", "slot", "gfns", "attempts", "split", "skipped", "retries", "flushes")
 
@@ -203,6 +211,10 @@ def _facts(document: Mapping[str, Any]) -> Table:
             "resched or contention": totals["retries_resched"],
         }
         facts.add_row("retries", f"{number(totals['retries'])}: {_words(reasons)}")
+    if any(document["faults"].values()):
+        facts.add_row("later faults", _later_faults(document["faults"]))
+    if document["verdict"] == "mismatch" and document["recorded"]:
+        facts.add_row("recorded", _recorded(document["recorded"]))
     if tdp["huge_sptes"] or tdp["attempts"]:
         facts.add_row(
             "TDP MMU",
@@ -257,6 +269,16 @@ def _flushes(flushes: Mapping[str, int | None]) -> str:
     if flushes["lost"]:
         text += f"; lock drops at which one was still owed: {flushes['lost']:,}"
     return text
+
+
+def _later_faults(faults: Mapping[str, int | None]) -> str:
+    return _words({title: faults[word] for word, title in FAULT_TITLES.items()})
+
+
+def _recorded(recorded: Mapping[str, Any]) -> str:
+    text = f"{number(recorded['split'])} of {number(recorded['attempts'])} attempts split"
+    skipped = _words(recorded["skipped"] | {"retries": recorded["retries"]})
+    return f"{text}; {skipped}" if skipped else text
 
 
 def _expected(expected: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from replay.report.console import SHADOW_PAGE_BYTES, number, print_line, print_table, trace_line
+from replay.report.console import FAULT_TITLES, SHADOW_PAGE_BYTES, number, print_line, print_table, trace_line
 
 _SPLITS = {"attempts": "attempts", "split": "split", "partial": "split in part"}
 _PAGES = {
@@ -55,6 +55,8 @@ def _rows(documents: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[in
     yield "retries", [each["retries"] for each in totals]
     for word in totals[0]["flushes"]:
         yield _FLUSHES.get(word, f"flushes: {word}"), [each["flushes"][word] for each in totals]
+    for word, title in FAULT_TITLES.items():
+        yield f"faults {title}", [document["faults"][word] for document in documents]
     yield "TDP MMU: split", [document["tdp"]["split"] for document in documents]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from replay.policy import Policy
-from replay.schema import SKIP_WORDS, FlushCause
+from replay.schema import EAGAIN, EINVAL, ENOMEM, ENOSPC, EOPNOTSUPP, SKIP_WORDS, FlushCause
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 
 RUN_SCHEMA = "replay.run/1"
 FLUSH_WORDS = tuple(cause.name.lower() for cause in FlushCause)
+FAULT_WORDS = ("avoided", "write_protected", "nonpresent", "lazy_splits")
+ERRNO_WORDS = {
+    -ENOSPC: "no_free_pages",
+    -ENOMEM: "no_memory",
+    -EOPNOTSUPP: "existing_child",
+    -EINVAL: "stale_parent",
+}
 Counters = Mapping[str, int | None]
 
 _TOTALS = (
@@ -90,6 +97,24 @@ def windows(replay: Replay) -> list[dict[str, Any]]:
     ]
 
 
+def recorded(replay: Replay) -> dict[str, Any] | None:
+    """``recorded`` of the document: what the recorded kernel came to in the shadow MMU, if recorded."""
+    import pyarrow.compute as pc
+
+    if not replay.has_recorded:
+        return None
+    outcomes = replay.outcomes
+    errnos = outcomes.filter(pc.equal(outcomes["mmu"], "shadow"))["recorded_errno"].drop_null()
+    counts = {row["values"]: row["counts"] for row in errnos.value_counts().to_pylist()}
+    retries = counts.pop(-EAGAIN, 0)
+    return {
+        "attempts": sum(counts.values()),
+        "split": counts.pop(0, 0),
+        "skipped": {ERRNO_WORDS.get(errno, str(errno)): count for errno, count in sorted(counts.items())},
+        "retries": retries,
+    }
+
+
 def rmap_histograms(replay: Replay) -> list[dict[str, Any]]:
     """``rmap_histogram`` of the document: one entry a VM and moment that was asked for."""
     return [
@@ -150,6 +175,8 @@ def run_document(
             "split": counters["tdp_split"],
             "failed": counters["tdp_failed"],
         },
+        "recorded": recorded(replay),
+        "faults": {word: counters[f"faults_{word}"] for word in FAULT_WORDS},
         "rmap_histogram": rmap_histograms(replay),
         "divergences": dict(sorted(replay.divergences.items())),
         "verdict": comparison.verdict,

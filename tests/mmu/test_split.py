@@ -6,6 +6,7 @@ import pytest
 
 from replay.mmu import rmap, shadow_page, split, state, window
 from replay.mmu.role import ACC_ALL, ACC_EXEC, ACCESS_SHIFT, DIRECT, child_key, make_key
+from replay.mmu.spte import LEFT_NONPRESENT, is_shadow_present_pte
 from replay.policy import KnobCodes, Policy
 from replay.schema import FlushCause, Outcome
 from tests.mmu.test_rmap import entries
@@ -75,7 +76,9 @@ def test_occupied_rmap_leaves_its_spte_nonpresent_and_owes_a_flush(m: state.Mmu)
     w = opened(m)
     assert run(m, w) == [(GFN, Outcome.SPLIT, 3)]
     child = shadow_page.find_shadow_page(m, GFN, make_key(DIRECT | ALL | 1, 0, 0))
-    assert [i for i in range(512) if not shadow_page.get_spte(m, child, i)] == [3, 4, 500]
+    values = [shadow_page.get_spte(m, child, i) for i in range(512)]
+    assert [i for i in range(512) if values[i] == LEFT_NONPRESENT] == [3, 4, 500]
+    assert not is_shadow_present_pte(LEFT_NONPRESENT)
     assert entries(m, rmap.rmap_head(m, 0, GFN + 3, 1)) == [90 * 512 + 3]
     assert flushes(m, w) == {"WINDOW_END": 1}
 
