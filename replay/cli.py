@@ -178,6 +178,44 @@ def compare(
 
 
 @app.command()
+def review(
+    trace: TraceArgument,
+    questions: Annotated[
+        list[str] | None, typer.Argument(metavar="[QUESTION]...", help="A2, B7 ...; all if none is given.")
+    ] = None,
+    policy: PolicyOption = None,
+    settings: SetOption = None,
+    split_at: SplitAtOption = None,
+    max_mmu_pages: MaxPagesOption = None,
+    resched: ReschedOption = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the answers as JSON, and nothing else.")
+    ] = False,
+    quiet: QuietOption = False,
+    strict: StrictOption = False,
+) -> None:
+    """Answer questions of the patch review from a trace, with numbers.
+
+    The policy is the one under review, v2 if none is given; other policies are run beside it where a question
+    compares them, with the same --set.
+
+    Exit code 0, whatever the answers are. 2: cannot be used.
+    """
+    from replay.review.questions import review_trace
+
+    request = _request(policy, settings, split_at, resched, max_mmu_pages, "recorded", strict, False)
+    with _progress(quiet) as progress:
+        document = review_trace(trace, questions or (), request, progress)
+    if as_json:
+        print(json.dumps(document, indent=1))
+    elif not quiet:
+        from replay.report.console import console
+        from replay.report.review import print_review
+
+        print_review(console(sys.stdout), document)
+
+
+@app.command()
 def parse(
     trace: TraceArgument,
     output: Annotated[

@@ -44,6 +44,8 @@ class Request:
     rmap_histogram: tuple[str, ...] = ()
     """Moments: ``end``, seconds, or words of marker lines."""
     rmap_columns: str = "fls"
+    census: bool = False
+    """Keep the facts that ``replay review`` asks for."""
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,7 @@ def _options(request: Request, golden: Golden | None) -> Options:
         compare_recorded=request.expect != "none",
         rmap_histogram=request.rmap_histogram,
         rmap_columns=request.rmap_columns,
+        census=request.census,
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from replay.mmu import state, window
+from replay.mmu.census import OUT_CENSUS_COLUMNS, WIN_CENSUS_COLUMNS, Census, collect
 from replay.mmu.facts import TraceFacts, scan_facts
 from replay.mmu.histogram import COLUMNS_BY, RmapHistogram, rmap_counts
 from replay.mmu.loop import LOOKAHEAD, ROWS_DONE, replay_rows
@@ -48,6 +49,7 @@ class Options:
     rmap_histogram: tuple[str, ...] = ()
     """Moments at which rmaps are counted, see ``Moments``."""
     rmap_columns: str = COLUMNS_BY[0]
+    census: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Replay:
     has_recorded: bool
     policy_hint: tuple[str, str]
     rmap_histograms: tuple[RmapHistogram, ...] = ()
+    census: Census | None = None
 
 
 def compile_kernels() -> None:
@@ -99,7 +102,8 @@ def replay_trace(trace: Trace, policy: Policy, options: Options, facts: TraceFac
             m = state.grow(m)
     for moment in moments.of_end():
         histograms += _rmap_histograms(m, facts, moment, options.rmap_columns)
-    return replace(_result(m, facts), rmap_histograms=tuple(histograms))
+    census = collect(m) if options.census else None
+    return replace(_result(m, facts), rmap_histograms=tuple(histograms), census=census)
 
 
 def _rmap_histograms(m: state.Mmu, facts: TraceFacts, moment: Moment, columns_by: str) -> list[RmapHistogram]:
@@ -146,7 +150,12 @@ def _split_at(m: state.Mmu, facts: TraceFacts, split_at: str) -> None:
 
 
 def _new_state(facts: TraceFacts, options: Options) -> state.Mmu:
-    m = state.make(facts.vms, window.OUT_COLUMNS, window.FLUSH_COLUMNS, window.WIN_COLUMNS)
+    m = state.make(
+        facts.vms,
+        OUT_CENSUS_COLUMNS if options.census else window.OUT_COLUMNS,
+        window.FLUSH_COLUMNS,
+        WIN_CENSUS_COLUMNS if options.census else window.WIN_COLUMNS,
+    )
     compared = options.split_at in ("auto", "control", "recorded") and options.compare_recorded
     m.ctl[state.CTL_HAS_RECORDED] = facts.has_recorded and compared
     _split_at(m, facts, options.split_at)

@@ -8,6 +8,7 @@ walked from its start again after every split and lock drop.
 from __future__ import annotations
 
 from replay.jit import jit
+from replay.mmu.census import census_attempt, census_head
 from replay.mmu.rmap import pte_list_get, rmap_head
 from replay.mmu.role import ACC_EXEC, GEN, GUEST_MODE, ROLE_MASK, child_key, key_access, key_level
 from replay.mmu.shadow_page import (
@@ -83,6 +84,7 @@ from replay.mmu.window import (
     OUT_CHILD_GFN,
     OUT_CHILD_ROLE,
     OUT_CREATED,
+    OUT_DESCRIPTORS,
     OUT_ERRNO,
     OUT_FLUSH,
     OUT_GFN,
@@ -97,6 +99,7 @@ from replay.mmu.window import (
     OUT_SPTEP,
     WIN_ATTEMPTS,
     WIN_DROP_FLUSHED,
+    WIN_DROP_IDLE,
     WIN_DROPPED,
     WIN_END,
     WIN_ENV_DROP,
@@ -225,6 +228,8 @@ def enter_next_head(m: Mmu, w: int) -> bool:
             win[WIN_SPARE] = 0
             win[WIN_HEAD_FLUSH] = 0
             win[WIN_RETRIES] = 0
+            win[WIN_DROP_IDLE] = 0
+            census_head(m, w)
             return True
         win[WIN_LEVEL] -= 1
         win[WIN_GFN] = -1
@@ -300,6 +305,7 @@ def begin_attempt(m: Mmu, w: int, sptep: int, spte: int) -> int:
     if m.sp[sp, SP_PAGE]:
         m.out[o, OUT_SPTEP] = (m.sp[sp, SP_PAGE] << 12) + 8 * (sptep % 512)
     m.out[o, OUT_RETRIES] = win[WIN_RETRIES]
+    census_attempt(m, w, sptep, spte, o)
     return o
 
 
@@ -319,6 +325,7 @@ def end_attempt(m: Mmu, w: int, o: int, outcome: int, errno: int) -> None:
     count(m, C_ATTEMPTS, 1)
     count(m, C_ATTEMPTS_2M + level_counter, 1)
     if outcome == SPLIT:
+        win[WIN_DROP_IDLE] = 0
         win[WIN_SPLIT] += 1
         count(m, C_SPLIT, 1)
         count(m, C_SPLIT_2M + level_counter, 1)
@@ -415,8 +422,9 @@ def split_huge_page(m: Mmu, w: int, sptep: int, o: int, k: KnobCodes) -> bool:
     drop_spte(m, sp, index, k.rmap_order)
     descriptors = m.ctl[CTL_DESC_USED]
     link_shadow_page(m, sp, index, child, k.rmap_order)
+    m.out[o, OUT_DESCRIPTORS] = used + m.ctl[CTL_DESC_USED] - descriptors
     if k.split_caches == CACHES_MERGED:
-        m.vm[vm, VM_DESC] -= used + m.ctl[CTL_DESC_USED] - descriptors
+        m.vm[vm, VM_DESC] -= m.out[o, OUT_DESCRIPTORS]
     flush_after_split(m, w, o, nonleaf, k)
     return True
 
@@ -461,6 +469,7 @@ def drop_lock(m: Mmu, w: int, sptep: int, spte: int) -> None:
     elif win[WIN_OWED]:
         win[WIN_FLUSHES_LOST] += 1  # the debt of an earlier head is not paid here
     win[WIN_DROPPED] = 1
+    win[WIN_DROP_IDLE] = 1
     win[WIN_SNAP_SPTEP] = sptep
     win[WIN_SNAP_SPTE] = spte
     win[WIN_RETRIES] += 1
@@ -482,8 +491,8 @@ def need_resched(m: Mmu, w: int, resched_every: int, resched_seed: int) -> bool:
         m.vm[win[WIN_VM], VM_RESCHED] = 0
         return True
     m.ctl[CTL_ATTEMPTS_SEEN] += 1
-    if win[WIN_RETRIES]:
-        return False  # a lock drop is no progress: one in a row is enough
+    if win[WIN_RETRIES] or win[WIN_DROP_IDLE]:
+        return False  # a lock drop is no progress: v2 begins the head anew, and could do so forever
     if resched_every:
         return m.ctl[CTL_ATTEMPTS_SEEN] % resched_every == 0
     if resched_seed >= 0:

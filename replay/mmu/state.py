@@ -108,7 +108,8 @@ VM_BY_CONTROL = VM_ROOTS + ROOTS  # windows are opened by probes and markers
 VM_BY_RECORD = VM_BY_CONTROL + 1  # windows are opened by recorded split lines
 VM_SPLIT_DUE = VM_BY_RECORD + 1  # all of its memory is to be split at CTL_SPLIT_TIME
 VM_HAS_FAULTS = VM_SPLIT_DUE + 1  # kvm_page_fault lines tell the access of its faults
-VM_COLUMNS = VM_HAS_FAULTS + 1
+VM_SEEN = VM_HAS_FAULTS + 1  # the census has counted its rmaps
+VM_COLUMNS = VM_SEEN + 1
 PROBES_REGION = 1  # set_region and commit_region: memslot markers are not needed
 PROBES_SPLIT = 2  # the split functions: windows open and close by them
 PROBES_LIMIT = 4  # change_mmu_pages
@@ -185,6 +186,7 @@ CTL_HAS_GET_PAGE = 29  # get_page lines are among the events
 CTL_LAST_BOUND = 150  # shadow page found last by the page frame of its table
 CTL_SPLIT_TIME = 28  # ns at which all guest memory is split where VM_SPLIT_DUE
 CTL_ROOM = 31  # events for which rows were found to suffice
+CTL_SCANNED = 151  # shadow pages that the census looked at
 CTL_COUNTERS = 32  # the counters of class Counter begin here
 CTL_SIZE = 160
 

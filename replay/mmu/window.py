@@ -82,7 +82,8 @@ WIN_FIRST_PAGE = 64  # of the slot
 WIN_LAST_PAGE = 65  # exclusive
 WIN_MASK = 66
 WIN_OWED = 67  # SPTEs that earlier heads took away may still be in TLBs
-WIN_COLUMNS = 68
+WIN_DROP_IDLE = 68  # the lock was dropped and nothing of this head has been split since
+WIN_COLUMNS = 69
 
 ANY_PLACE = 1 << 62
 
@@ -121,7 +122,8 @@ OUT_CHILD = 24  # child page of a split, -1
 OUT_CHILD_GFN = 25
 OUT_CHILD_ROLE = 26
 OUT_GOT_PAGE = 27  # the recorded get_page line of the child agreed
-OUT_COLUMNS = 28
+OUT_DESCRIPTORS = 28  # pte_list_desc that the split took
+OUT_COLUMNS = 29
 
 # -- flushes, Mmu.flush ---------------------------------------------------------------------------------
 FLUSH_WINDOW = 0

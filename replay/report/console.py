@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -50,8 +50,8 @@ def print_line(out: Console, text: str = "") -> None:
     out.print(text, soft_wrap=True)
 
 
-def print_table(out: Console, table: Table) -> None:
-    """Print a table without the blanks that rich puts at the end of lines."""
+def print_table(out: Console, table: RenderableType) -> None:
+    """Print a table, or wrapped text, without the blanks that rich puts at the end of lines."""
     with out.capture() as rendered:
         out.print(table)
     for line in rendered.get().splitlines():

@@ -1,0 +1,150 @@
+"""What the child of a split may be: its permissions, whether it exists, whether its page is unsync."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from replay.mmu.role import ACC_EXEC, ACC_USER, ACC_WRITE
+from replay.review.answer import Answer, Table, many, percent, share
+from replay.review.runs import Arrays, Result, Runs
+from replay.schema import Kind, Role
+
+SPTE_TDP_AD_MASK = 3 << 52
+SPTE_TDP_AD_DISABLED = 1 << 52
+EPT_RWX = 7
+
+
+def permissions(runs: Runs) -> Answer:
+    """A3."""
+    found = runs.reviewed.looked_up
+    guest, granted = found["guest_access"], found["spte_access"]
+    differ = guest != granted
+    tracked = (found["ept"] != 0) & (found["spte"] & (SPTE_TDP_AD_MASK | EPT_RWX) == SPTE_TDP_AD_DISABLED)
+    gains = _gain_exec(runs.reviewed.splits)
+    exists, other = found["child_exists"] != 0, found["other_exists"] != 0
+    figures = {
+        "lookups": len(differ),
+        "differ": int(differ.sum()),
+        "not_writable": int((guest & ~granted & ACC_WRITE != 0).sum()),
+        "not_executable": int((guest & ~granted & ACC_EXEC != 0).sum()),
+        "not_user": int((guest & ~granted & ACC_USER != 0).sum()),
+        "access_tracked": int(tracked.sum()),
+        "children_that_gain_exec": gains,
+        "existing_children": int(exists.sum()),
+        "existing_children_missed": int((differ & exists).sum()),
+        "other_children_found": int((differ & other).sum()),
+        "children_of_another_role": int((differ & ~other).sum()),
+    }
+    rows = [
+        ("W", figures["not_writable"]),
+        ("X (NX huge pages)", figures["not_executable"]),
+        ("U", figures["not_user"]),
+        ("access-tracked", figures["access_tracked"]),
+    ]
+    return Answer(
+        f"{many(figures['differ'], 'huge SPTE')} of {len(differ):,} looked at differ from the guest's "
+        f"access; {many(gains, 'child SPTE')} gain X by the split. With the role taken from the SPTE, "
+        f"{figures['existing_children_missed']:,} of {figures['existing_children']:,} existing children "
+        "would be missed.",
+        figures,
+        "guest access (role of a direct page, shadowed translation of an indirect one) against the W, X and "
+        "U bits of each huge SPTE whose child was looked for; then the child's role looked up with either",
+        [Table("what the guest allows and the huge SPTE does not", ("permission", "huge SPTEs"), rows)],
+        [
+            "what a run with the other roles would have come to after its first attempt: "
+            "children_of_another_role counts tables that no fault would find",
+            "host read-only and write protection by dirty logging look alike in the SPTE",
+        ],
+    )
+
+
+def _gain_exec(splits: Arrays) -> int:
+    """4K children that are executable where the huge page was not."""
+    gain = (splits["level"] == 2) & (splits["guest_access"] & ~splits["spte_access"] & ACC_EXEC != 0)
+    return int(splits["installed"][gain].sum())
+
+
+def existing_child_check(runs: Runs) -> Answer:
+    """A4."""
+    found = runs.reviewed.looked_up
+    exists, occupied = found["child_exists"] != 0, found["occupied"]
+    parts = {"0": occupied == 0, "1..511": (occupied > 0) & (occupied < 512), "512": occupied == 512}
+    counts = {
+        (word, part): int((mask & (exists == there)).sum())
+        for word, there in (("exists", True), ("does not exist", False))
+        for part, mask in parts.items()
+    }
+    rows = [
+        (word, *(counts[word, part] for part in parts), sum(counts[word, part] for part in parts))
+        for word in ("exists", "does not exist")
+    ]
+    any_occupied = int((occupied > 0).sum())
+    both = int((exists & (occupied > 0)).sum())
+    has_parent = int((exists & (found["child_parents"] > 0)).sum())
+    has_sptes = int((exists & (found["child_parents"] == 0) & (found["child_present"] > 0)).sum())
+    free = int((exists & (occupied < 512)).sum())
+    figures = {
+        "lookups": len(exists),
+        "huge_sptes": len(np.unique(found["huge_spte"])),
+        "child_exists": int(exists.sum()),
+        "rmap_occupied": any_occupied,
+        "both": both,
+        "p_exists_given_occupied": share(both, any_occupied),
+        "p_occupied_given_exists": share(both, int(exists.sum())),
+        "exists_with_a_free_rmap": free,
+        "exists_with_a_parent": has_parent,
+        "exists_without_parent_with_sptes": has_sptes,
+        "occupied_without_child": any_occupied - both,
+        "children_left_nonpresent": runs.reviewed["sptes_left_nonpresent"],
+    }
+    return Answer(
+        _redundant(int(exists.sum()), free, has_parent, has_sptes),
+        figures,
+        "at each attempt that came as far as the look-up: is there a page of the child's gfn and role, and "
+        "how many of its 512 gfns have a non-empty rmap. Without the first check an existing child with a "
+        "parent returns -EINVAL, and one without, but with present SPTEs, meets BUG_ON",
+        [Table("child table, by child gfns with a non-empty rmap", ("child", *parts, "all"), rows)],
+        [] if len(exists) else ["no attempt came as far as the check"],
+    )
+
+
+def _redundant(exists: int, free: int, has_parent: int, has_sptes: int) -> str:
+    if not exists:
+        return "The trace cannot tell: no existing child was met."
+    if not free and not has_parent and not has_sptes:
+        return (
+            f"Redundant here: all {many(exists, 'existing child', 'existing children')} were empty, "
+            "had no parent, and all rmaps below were occupied."
+        )
+    return (
+        f"Not redundant: of {many(exists, 'existing child', 'existing children')}, {free:,} had a child gfn "
+        f"with an empty rmap, which the rmap check lets pass, {has_parent:,} had a parent SPTE, which it "
+        f"does not see, and {has_sptes:,} had none but present SPTEs."
+    )
+
+
+def unsync(runs: Runs) -> Answer:
+    """A7."""
+    result: Result = runs.varied("unsync=skip")
+    lines = runs.events(lambda batch: batch.kind == Kind.UNSYNC_PAGE)
+    above = int((lines["role"] & Role.LEVEL > 1).sum())
+    figures = {
+        "huge_sptes_in_unsync_pages": result["skipped_unsync"],
+        "attempts": result["attempts"],
+        "unsync_pages": len(lines["line"]),
+        "unsync_pages_above_4k": above,
+    }
+    skipped = figures["huge_sptes_in_unsync_pages"]
+    verdict = (
+        "No" if not skipped and not above else "Yes, which the kernel rules out: model or trace is wrong"
+    )
+    return Answer(
+        f"{verdict}: {many(skipped, 'huge SPTE')} in an unsync page, beside "
+        f"{many(figures['attempts'], 'attempt')}; {many(len(lines['line']), 'page')} became unsync, "
+        f"{above:,} of them above the 4K level ({percent(above, len(lines['line']))}).",
+        figures,
+        "huge SPTEs that the walk skipped for the unsync flag of their page, and kvm_mmu_unsync_page lines "
+        "by level",
+        [],
+        ["pages that became unsync before the trace began"],
+    )
