@@ -234,3 +234,18 @@ def test_range_ends_with_its_last_page(m: state.Mmu) -> None:
     for number in range(3):
         huge_page(m, number, GFN + 512 * number)
     assert [gfn for gfn, _, _ in run(m, opened(m, 513))] == [GFN, GFN + 512]
+
+
+def test_lock_drop_at_every_attempt_comes_to_an_end(m: state.Mmu) -> None:
+    """After a drop the head begins anew: aliases that cannot be split are passed before the next drop."""
+    for number in (1, 2, 3):
+        huge_page(m, number)
+    w = opened(m)
+    for _ in range(32):
+        if split.advance(m, w, V2, (1, -1), False) == split.STOP_DONE:
+            break
+    else:
+        pytest.fail("the walk does not end")
+    outcomes = m.out[: m.ctl[state.CTL_OUT_TOP], window.OUT_OUTCOME].tolist()
+    assert outcomes == [Outcome.SPLIT, Outcome.EXISTING_CHILD, Outcome.EXISTING_CHILD]
+    assert m.ctl[state.CTL_COUNTERS + window.C_RETRIES] == 2

@@ -53,7 +53,14 @@ def trace_of(tmp_path: Path) -> Any:
         slots = [{"id": 0, "base_gfn": 0, "npages": 0x400}, data]
         vm = {"name": "vm0", "pid": 100, "vcpu_pids": [101], "slot": slots}
         vm["root"] = [{"name": "l1", "kind": "tdp"}, *roots]
-        first = {"do": "touch", "root": "l1", "start": 0x10000, "size": PAGE, "stride": PAGE, "access": "write"}
+        first = {
+            "do": "touch",
+            "root": "l1",
+            "start": 0x10000,
+            "size": PAGE,
+            "stride": PAGE,
+            "access": "write",
+        }
         table = {"name": "review", "description": "", "vm": [vm], "step": [first, *steps]}
         return make_trace(table, tmp_path)
 
@@ -140,7 +147,7 @@ def test_a5_a_second_parent_takes_one_descriptor() -> None:
 
 
 def test_a6_flushes_by_rule_and_attempts_with_a_flush_owed() -> None:
-    """Two partial splits: behind the first, a drop at either of the next two attempts would lose its flush."""
+    """Two partial splits: behind the first, a drop at either of the next two attempts loses its flush."""
     found = figures(synthetic("rule4-occupied-rmap"), "A6")
     assert (found["flushes_deferred"], found["flushes_at_once"], found["flushes_always"]) == (1, 2, 3)
     assert (found["partial_splits"], found["attempts_with_a_flush_owed"]) == (2, 2)
