@@ -113,7 +113,7 @@ CEN_COLLISIONS = (
 CEN_HOLD = CEN_HUGE_SPTE + 11  # lock drops and yields so far: attempts of one number share a hold
 CEN_LEAKED = CEN_HUGE_SPTE + 12  # pages that the window has leaked so far
 CEN_USED = CEN_HUGE_SPTE + 13  # n_used_mmu_pages
-CEN_AVAILABLE = CEN_HUGE_SPTE + 14
+CEN_LIMIT = CEN_HUGE_SPTE + 14  # n_max_mmu_pages
 CEN_EPT = CEN_HUGE_SPTE + 15  # SPTEs are EPT entries
 CEN_RANGE = CEN_HUGE_SPTE + 16  # which range of the window, 1..
 CEN_OWED = CEN_HUGE_SPTE + 17  # a lock drop here would find an earlier head's flush owed
@@ -255,7 +255,7 @@ def census_attempt(m: Mmu, w: int, sptep: int, spte: int, o: int) -> None:
         row[CEN_HOLD] += m.ctl[CTL_COUNTERS + counter]
     row[CEN_LEAKED] = win[WIN_LEAKED]
     row[CEN_USED] = m.vm[vm, VM_USED]
-    row[CEN_AVAILABLE] = max(m.vm[vm, VM_MAX] - m.vm[vm, VM_USED], 0)
+    row[CEN_LIMIT] = m.vm[vm, VM_MAX]
     row[CEN_EPT] = ept
     row[CEN_RANGE] = win[WIN_RANGES]
     row[CEN_OWED] = win[WIN_OWED] and not win[WIN_HEAD_FLUSH]
@@ -319,7 +319,7 @@ _ATTEMPTS = {
     "hold": CEN_HOLD,
     "leaked": CEN_LEAKED,
     "used": CEN_USED,
-    "available": CEN_AVAILABLE,
+    "limit": CEN_LIMIT,
     "ept": CEN_EPT,
     "range": CEN_RANGE,
     "owed": CEN_OWED,

@@ -42,14 +42,16 @@ def permissions(runs: Runs) -> Answer:
         ("access-tracked", figures["access_tracked"]),
     ]
     return Answer(
-        f"{many(figures['differ'], 'huge SPTE')} of {len(differ):,} looked at differ from the guest's "
-        f"access; {many(gains, 'child SPTE')} gain X by the split. With the role taken from the SPTE, "
+        f"Yes: at {figures['differ']:,} of {many(len(differ), 'look-up')} the huge SPTE allows less than "
+        f"the guest; {many(gains, 'child SPTE')} gain X by the split. With the role taken from the SPTE, "
         f"{figures['existing_children_missed']:,} of {figures['existing_children']:,} existing children "
-        "would be missed.",
+        "would be missed."
+        if figures["differ"]
+        else f"Not in this trace: at {many(len(differ), 'look-up')} SPTE and guest allow the same.",
         figures,
         "guest access (role of a direct page, shadowed translation of an indirect one) against the W, X and "
         "U bits of each huge SPTE whose child was looked for; then the child's role looked up with either",
-        [Table("what the guest allows and the huge SPTE does not", ("permission", "huge SPTEs"), rows)],
+        [Table("what the guest allows and the huge SPTE does not", ("permission", "look-ups"), rows)],
         [
             "what a run with the other roles would have come to after its first attempt: "
             "children_of_another_role counts tables that no fault would find",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from replay.mmu.spte import PT_WRITABLE_MASK
+from replay.mmu.state import UNLIMITED
 from replay.review.answer import Answer, Cell, Table, many, percent, share
 from replay.review.flushes import DROP_RATES
 from replay.review.memory import HEADER_BYTES, PAGE_BYTES
@@ -80,14 +81,15 @@ def limit(runs: Runs) -> Answer:
     used = free.attempts["used"]
     needed = int(used.max() + run.policy.min_free_pages + 1) if len(used) else None
     refused = rows_of(run.attempts, run.attempts["outcome"] == Outcome.NO_FREE_PAGES)
-    huge, left = _huge_pages(run.attempts)
+    huge, tried, left = _huge_pages(run.attempts)
     by_level = {
         level: int((free.splits["created"] * (free.splits["level"] == level)).sum()) for level in (2, 3)
     }
     figures: dict[str, Cell] = {
-        "limit": run.run.replay.counters["max_mmu_pages"],
+        "limit": _smallest_limit(run),
         "refused": len(refused["gfn"]),
         "first_refused_gfn": f"{refused['gfn'][0]:x}" if len(refused["gfn"]) else None,
+        "refused_share": share(tried, huge),
         "left_huge_share": share(left, huge),
         "pages_needed": free["shadow_pages_created"],
         "pages_needed_for_2m": by_level[2],
@@ -101,47 +103,58 @@ def limit(runs: Runs) -> Answer:
             "as needed": runs.varied(max_mmu_pages=needed),
             "one less": runs.varied(max_mmu_pages=needed - 1),
         }
-    known = run.run.replay.counters["max_mmu_pages"] is not None
     return Answer(
         f"{many(len(refused['gfn']), 'attempt')} of {run['attempts']:,} refused with -ENOSPC"
         + (f", first at gfn {figures['first_refused_gfn']}; " if figures["refused"] else "; ")
-        + f"{percent(left, huge)} of the huge memory tried stays huge for it. All splits need "
+        + f"{percent(tried, huge)} of the huge memory tried was refused, "
+        f"{percent(left, huge)} still is when it is last tried. All splits need "
         f"{free['shadow_pages_created']:,} pages, a limit of {'?' if needed is None else f'{needed:,}'}.",
         figures,
-        "splits are refused at min_free_pages or fewer available; memory left huge: 2M regions of rmap "
-        "heads whose last attempt was refused; needed: the same run without a limit, a page for each new "
-        "(gfn, role)",
+        "splits are refused at min_free_pages or fewer available; huge memory: 2M regions of rmap heads, of "
+        "which any, or the last, attempt was refused; needed: the same run without a limit, a page for each "
+        "new (gfn, role). Limits are of each VM",
         [
             Table(
                 "by limit",
-                ("limit", "n_max_mmu_pages", "attempts", "split", "refused", "left huge"),
+                ("limit", "smallest met", "attempts", "split", "refused", "memory refused", "at last"),
                 [_limit_row(name, result) for name, result in results.items()],
             )
         ],
-        [] if known else ["the limit: neither probe, marker, memslot nor --max-mmu-pages tells it"],
+        []
+        if _smallest_limit(run) is not None
+        else ["the limit: neither probe, marker, memslot nor --max-mmu-pages tells it"],
     )
 
 
+def _smallest_limit(result: Result) -> int | None:
+    """n_max_mmu_pages as the attempts met it, the smallest of all; at the end if there was no attempt."""
+    limits = result.attempts["limit"]
+    if not len(limits):
+        return result.run.replay.counters["max_mmu_pages"]
+    return int(limits.min()) if limits.min() < UNLIMITED else None
+
+
 def _limit_row(name: str, result: Result) -> tuple[Cell, ...]:
-    huge, left = _huge_pages(result.attempts)
-    counters = result.run.replay.counters
+    huge, tried, left = _huge_pages(result.attempts)
     return (
         name,
-        counters["max_mmu_pages"],
+        _smallest_limit(result),
         result["attempts"],
         result["split"],
         result["skipped_no_free_pages"],
+        percent(tried, huge),
         percent(left, huge),
     )
 
 
-def _huge_pages(attempts: Arrays) -> tuple[int, int]:
-    """4K pages in huge pages that were tried, and in those whose last attempt found too few free pages."""
-    if not len(attempts["gfn"]):
-        return 0, 0
-    final = rows_of(attempts, _mask(last_of(groups(attempts, "vm", "level", "gfn")), len(attempts["gfn"])))
-    refused = rows_of(final, final["outcome"] == Outcome.NO_FREE_PAGES)
-    return len(_regions(final)) * REGION_PAGES, len(_regions(refused)) * REGION_PAGES
+def _huge_pages(attempts: Arrays) -> tuple[int, int, int]:
+    """4K pages in huge pages that were tried, refused for want of free pages, refused when last tried."""
+    refused = attempts["outcome"] == Outcome.NO_FREE_PAGES
+    last = _mask(last_of(groups(attempts, "vm", "level", "gfn")), len(refused))
+    pages = [
+        len(_regions(rows_of(attempts, mask))) * REGION_PAGES for mask in (last, refused, last & refused)
+    ]
+    return pages[0], pages[1], pages[2]
 
 
 def _regions(attempts: Arrays) -> np.ndarray:

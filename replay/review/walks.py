@@ -49,7 +49,14 @@ def lock_holds(runs: Runs) -> Answer:
         "and yields that were simulated; rmap: entries of each 2M or 1G head when it is first tried in a "
         "walk",
         [Table("heads tried, by entries", ("entries", "heads"), rows)],
-        ["how long vCPUs wait: the trace has counts, not the time under the lock"],
+        [
+            "how long vCPUs wait: the trace has counts, not the time under the lock",
+            *(
+                ["which ranges of KVM_CLEAR_DIRTY_LOG share one hold: each counts as its own"]
+                if run.is_clear.any() and runs.has(*SPLIT_PROBES)
+                else []
+            ),
+        ],
     )
 
 

@@ -185,6 +185,7 @@ def test_a8_what_the_limit_refuses() -> None:
         "limit": 64,
         "refused": 2,
         "first_refused_gfn": "1000400",
+        "refused_share": 0.5,
         "left_huge_share": 0.5,
         "pages_needed": 4,
         "pages_needed_for_2m": 4,
@@ -369,3 +370,14 @@ def test_questions_are_answered_once_in_the_order_of_the_review() -> None:
 def test_unknown_question_is_told_before_anything_is_read() -> None:
     with pytest.raises(UsageError, match="unknown question 'B4': use A2, A3"):
         review_trace("no such file", ["A4", "B4"], Request())
+
+
+def test_a8_a_later_window_splits_what_an_earlier_one_was_refused(trace_of: Any) -> None:
+    """Three of 64 pages are used: 56 splits leave five free, the other eight wait for a higher limit."""
+    low, high = ({"do": "limit", "n": n} for n in (64, 200))
+    trace = trace_of(
+        [nested("a", size=64 << 21)], [touch("a", 64), low, ON, OFF, high, ON], npages=64 * REGION
+    )
+    found = figures(trace, "A8")
+    assert (found["limit"], found["refused"], found["refused_share"]) == (64, 8, 8 / 64)
+    assert found["left_huge_share"] == 0

@@ -23,7 +23,8 @@ RECORDED = Path(__file__).parents[2] / "traces" / "recorded"
 V2 = (
     "B-shadow-2m-manual", "B-shadow-2m-spin", "C1-nested-2m-enomem", "C1-nested-manual", "C2-alias-contend",
     "C2-alias-injresched9", "C2-alias8-spin", "C3-mixed4k", "C4-enospc", "C7-npt1g-back1g", "C9-slots",
-    "D-two-vms", "V-1g-alias-ro-injresched50", "V-1g-alias-same", "V-clear-npt2m-back1g", "V-occ4k-injresched",
+    "D-two-vms", "V-1g-alias-ro-injresched50", "V-1g-alias-same", "V-clear-npt2m-back1g",
+    "V-occ4k-injresched",
 )  # fmt: skip
 OF_ALL_KERNELS = (
     "linux-6.1/C4-enospc", "linux-6.12.107/C2-alias", "linux-7.3.4/C2-alias", "linux-7.3.4/C7-npt1g-back1g",
