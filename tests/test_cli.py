@@ -336,6 +336,11 @@ def test_malformed_line(trace: Path) -> None:
         (["run", "/dev/null"], "/dev/null: empty file"),
         (["compare", "TRACE"], "Missing option '--policy'. (replay --help)"),
         (["compare", "none.txt", "--policy", "v2", "--policy", "v9"], "unknown policy 'v9'"),
+        (["review", "TRACE", "A4", "B4"], "unknown question 'B4': use A2, A3, "),
+        (["review", "none.txt", "A9"], "unknown question 'A9'"),
+        (["review", "none.txt"], "none.txt: "),
+        (["review", "TRACE", "--policy", "v9"], "unknown policy 'v9'"),
+        (["review", "TRACE", "--resched", "every=0"], "--resched every=0: use recorded, never, "),
         (["check", "none"], "none: No such file or directory"),
         (["check", "TRACE"], "No such file or directory"),
         (["expect", "-"], "standard input has no golden file beside it: use -o FILE"),
@@ -424,6 +429,42 @@ def test_interrupted_run_leaves_nothing(
     assert process.returncode == 128 + number
     assert (out, err) == (b"", b"")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_review_as_json(trace: Path) -> None:
+    result = replay("review", trace, "B7", "A4", "--json")
+    assert (result.returncode, result.stderr) == (0, "")
+    document = json.loads(result.stdout)
+    assert document["schema"] == "replay.review/1"
+    assert document["policy"]["name"] == "v2"
+    assert document["trace"]["events"] == len(EVENTS)
+    assert [answer["question"] for answer in document["answers"]] == ["A4", "B7"]
+    for answer in document["answers"]:
+        keys = {"question", "asks", "answer", "figures", "tables", "computed", "not_known"}
+        assert answer.keys() == keys
+    assert document["answers"][0]["figures"]["lookups"] == 1
+
+
+def test_review_on_a_terminal(trace: Path) -> None:
+    result = replay("review", trace, "A8", "--max-mmu-pages", "8", "--policy", "linux-6.0")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "under review: policy linux-6.0, as asked for" in result.stdout
+    assert "A8  What does the limit of shadow pages leave huge?" in result.stdout
+    assert "A4" not in result.stdout
+    assert "    computed: splits are refused at min_free_pages or fewer" in result.stdout
+    assert all(line == line.rstrip() for line in result.stdout.splitlines())
+    assert replay("review", trace, "A8", "--quiet").stdout == ""
+
+
+def test_review_answers_every_question(trace: Path) -> None:
+    with trace.open() as text:
+        result = replay("review", "-", stdin=text)
+    assert (result.returncode, result.stderr) == (0, "")
+    asked = [line.split()[0] for line in result.stdout.splitlines() if line[:1] in ("A", "B")]
+    assert asked == [
+        "A2", "A3", "A4", "A5", "A6", "A7", "A8", "B1", "B5", "B7", "B9", "B11", "B12", "B13", "B18", "B19",
+        "B20", "B21", "B22",
+    ]  # fmt: skip
 
 
 def test_policies() -> None:

@@ -162,7 +162,7 @@ def _recorded_end(runs: Runs) -> Answer:
     run = runs.reviewed
     start, end = (run.windows(name)[name][run.is_clear] for name in ("start_gfn", "end_gfn"))
     bases = runs.events(lambda batch: np.isin(batch.kind, (Kind.SET_REGION, Kind.MARK_MEMSLOT)))["gfn"]
-    word = None if (bases & 63).any() else _end_word(start, end)
+    word = None if (bases & 63).any() else end_word(start, end)
     pages = len(start) if word == "inclusive" else 0
     huge = int(((end > start) & (end & 511 == 0)).sum()) if word == "inclusive" else 0
     figures = {
@@ -186,7 +186,8 @@ def _recorded_end(runs: Runs) -> Answer:
     )
 
 
-def _end_word(start: np.ndarray, end: np.ndarray) -> str | None:
+def end_word(start: np.ndarray, end: np.ndarray) -> str | None:
+    """Whether a range ends with its last gfn or one past it; slots begin on a 64-page boundary."""
     if ((end & 63 == 0) & (end > start)).any():
         return "exclusive"
     return "inclusive" if ((end & 63 == 63) | (end == start)).any() else None

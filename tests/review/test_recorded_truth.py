@@ -12,12 +12,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from replay.mmu.census import LENGTHS
 from replay.review.questions import review_trace
 from replay.review.runs import Runs
+from replay.review.walks import end_word
 from replay.run import Request
+from replay.schema import Kind
 
 RECORDED = Path(__file__).parents[2] / "traces" / "recorded"
 V2 = (
@@ -120,3 +123,26 @@ def test_a3_children_gain_exec_with_nx_huge_pages() -> None:
     (answer,) = review_trace(str(trace), ["A3"], Request())["answers"]
     assert answer["figures"]["children_that_gain_exec"] == counted("v2/C2-alias-nxhp", "splits_L2_full") * 512
     assert answer["figures"]["not_executable"] == answer["figures"]["lookups"]
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "word"),
+    [
+        ([0x40000, 0x40040], [0x4003F, 0x4007F], "inclusive"),
+        ([0x40000, 0x40044], [0x40040, 0x40045], "exclusive"),
+        ([0x40004], [0x40004], "inclusive"),
+        ([0x40004], [0x40008], None),
+    ],
+)
+def test_b19_the_end_of_the_recorded_kernel_is_told_from_its_ranges(
+    start: list[int], end: list[int], word: str | None
+) -> None:
+    assert end_word(np.array(start), np.array(end)) == word
+
+
+def test_b19_a_kernel_before_6_8_misses_one_page_of_each_range() -> None:
+    trace = "linux-6.1.192/V-clear-1g"
+    (answer,) = review_trace(str(RECORDED / f"{trace}.txt.zst"), ["B19"], Request())["answers"]
+    ranges = runs(trace).kinds[Kind.SHADOW_TRY_SPLIT]
+    assert ranges > 100
+    assert (answer["figures"]["ranges"], answer["figures"]["pages_missed"]) == (ranges, ranges)
