@@ -436,7 +436,7 @@ def test_review_as_json(trace: Path) -> None:
     assert (result.returncode, result.stderr) == (0, "")
     document = json.loads(result.stdout)
     assert document["schema"] == "replay.review/1"
-    assert document["policy"]["name"] == "v2"
+    assert (document["policy"]["name"], document["policy"]["reason"]) == ("v2", "the default of a review")
     assert document["trace"]["events"] == len(EVENTS)
     assert [answer["question"] for answer in document["answers"]] == ["A4", "B7"]
     for answer in document["answers"]:

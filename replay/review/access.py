@@ -82,8 +82,10 @@ def existing_child_check(runs: Runs) -> Answer:
     ]
     any_occupied = int((occupied > 0).sum())
     both = int((exists & (occupied > 0)).sum())
-    has_parent = int((exists & (found["child_parents"] > 0)).sum())
-    has_sptes = int((exists & (found["child_parents"] == 0) & (found["child_present"] > 0)).sum())
+    orphan = exists & (found["child_parents"] == 0)
+    has_parent = int((exists & ~orphan).sum())
+    has_sptes = int((orphan & (found["child_present"] > 0)).sum())
+    usable = int((orphan & (found["child_present"] == 0)).sum())
     free = int((exists & (occupied < 512)).sum())
     figures = {
         "lookups": len(exists),
@@ -96,32 +98,41 @@ def existing_child_check(runs: Runs) -> Answer:
         "exists_with_a_free_rmap": free,
         "exists_with_a_parent": has_parent,
         "exists_without_parent_with_sptes": has_sptes,
+        "exists_without_parent_and_empty": usable,
         "occupied_without_child": any_occupied - both,
         "children_left_nonpresent": runs.reviewed["sptes_left_nonpresent"],
     }
     return Answer(
-        _redundant(int(exists.sum()), free, has_parent, has_sptes),
+        _redundant(int(exists.sum()), free, usable),
         figures,
         "at each attempt that came as far as the look-up: is there a page of the child's gfn and role, and "
-        "how many of its 512 gfns have a non-empty rmap. Without the first check an existing child with a "
-        "parent returns -EINVAL, and one without, but with present SPTEs, meets BUG_ON",
-        [Table("child table, by child gfns with a non-empty rmap", ("child", *parts, "all"), rows)],
+        "how many of its 512 gfns have a non-empty rmap",
+        [
+            Table("child table, by child gfns with a non-empty rmap", ("child", *parts, "all"), rows),
+            Table(
+                "existing children, were there no first check",
+                ("what it would come to", "children"),
+                [
+                    ("has a parent SPTE: -EINVAL", has_parent),
+                    ("has none, but present SPTEs: BUG_ON", has_sptes),
+                    ("empty and without parent: could be used", usable),
+                ],
+            ),
+        ],
         [] if len(exists) else ["no attempt came as far as the check"],
     )
 
 
-def _redundant(exists: int, free: int, has_parent: int, has_sptes: int) -> str:
+def _redundant(exists: int, free: int, usable: int) -> str:
     if not exists:
         return "The trace cannot tell: no existing child was met."
-    if not free and not has_parent and not has_sptes:
-        return (
-            f"Redundant here: all {many(exists, 'existing child', 'existing children')} were empty, "
-            "had no parent, and all rmaps below were occupied."
-        )
+    found = many(exists, "existing child", "existing children")
+    if not free and usable == exists:
+        return f"Redundant here: {found}, all empty and without parent, and all rmaps below are occupied."
     return (
-        f"Not redundant: of {many(exists, 'existing child', 'existing children')}, {free:,} had a child gfn "
-        f"with an empty rmap, which the rmap check lets pass, {has_parent:,} had a parent SPTE, which it "
-        f"does not see, and {has_sptes:,} had none but present SPTEs."
+        f"Not redundant: of {found}, {exists - usable:,} have a parent or present SPTEs and would end in an "
+        f"error before any rmap is looked at; {free:,} have a child gfn with an empty rmap, which the rmap "
+        f"check lets pass. {usable:,} could be used as they are."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from replay.policy import Flush
 from replay.review.answer import Answer, Cell, Table, many
 from replay.review.runs import Result, Runs, groups, rows_of
 from replay.schema import FlushCause
@@ -97,6 +98,8 @@ def reuse(runs: Runs) -> Answer:
 
 def _batched(result: Result) -> int:
     """Flushes if those of one hold of the lock were made one; zaps of look-ups are not deferred."""
+    if result.policy.flush == Flush.DEFERRED_IF_PARTIAL:
+        return result["flushes_total"]
     owing = rows_of(result.splits, result.splits["flush"] != 0)
     return len(np.unique(groups(owing, "window", "hold"))) + result["flushes_zap"]
 

@@ -77,7 +77,7 @@ def review_trace(
     return {
         "schema": REVIEW_SCHEMA,
         "trace": document["trace"],
-        "policy": document["policy"],
+        "policy": document["policy"] | ({} if request.policy else {"reason": "the default of a review"}),
         "answers": [
             {"question": name, "asks": QUESTIONS[name].asks, **QUESTIONS[name].answer(runs).document()}
             for name in asked

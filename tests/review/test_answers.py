@@ -115,6 +115,11 @@ def test_a4_the_checks_are_not_equivalent(trace_of: Any) -> None:
     assert found["p_occupied_given_exists"] == 0.5
     assert (found["lookups"], found["huge_sptes"]) == (9, 6)
     assert (found["exists_with_a_parent"], found["exists_with_a_free_rmap"]) == (6, 3)
+    assert rows(trace, "A4", 1) == [
+        ["has a parent SPTE: -EINVAL", 6],
+        ["has none, but present SPTEs: BUG_ON", 0],
+        ["empty and without parent: could be used", 0],
+    ]
 
 
 def test_a4_occupied_rmaps_without_a_child() -> None:
@@ -381,3 +386,9 @@ def test_a8_a_later_window_splits_what_an_earlier_one_was_refused(trace_of: Any)
     found = figures(trace, "A8")
     assert (found["limit"], found["refused"], found["refused_share"]) == (64, 8, 8 / 64)
     assert found["left_huge_share"] == 0
+
+
+def test_every_question_stands_in_the_documentation() -> None:
+    text = (SYNTHETIC.parents[1] / "docs" / "review.md").read_text()
+    listed = [line.split(" | ")[:2] for line in text.splitlines() if line[:3] in ("| A", "| B")]
+    assert listed == [[f"| {name}", question.asks] for name, question in QUESTIONS.items()]
