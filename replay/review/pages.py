@@ -60,19 +60,14 @@ def leaked(runs: Runs) -> Answer:
 
 def _leaks(run: Result) -> tuple[Arrays, np.ndarray]:
     """(one row for each rmap head that leaked, pages that it leaked)."""
-    shown = run.shown
+    # windows of several VMs can interleave
+    shown = rows_of(run.shown, np.argsort(run.shown["window"], kind="stable"))
     new = first_of(shown["window"])
     before = np.concatenate([[0], shown["leaked"][:-1]]) if len(shown["leaked"]) else shown["leaked"]
     before[new] = 0
     lost = rows_of(shown | {"pages": shown["leaked"] - before}, shown["leaked"] > before)
     group = groups(lost, "vm", "level", "gfn")
-    return rows_of(lost, _mask(first_of(group), len(group))), sums(group, lost["pages"])
-
-
-def _mask(rows: np.ndarray, length: int) -> np.ndarray:
-    mask = np.zeros(length, bool)
-    mask[rows] = True
-    return mask
+    return rows_of(lost, first_of(group)), sums(group, lost["pages"])
 
 
 def limit(runs: Runs) -> Answer:
@@ -150,11 +145,12 @@ def _limit_row(name: str, result: Result) -> tuple[Cell, ...]:
 def _huge_pages(attempts: Arrays) -> tuple[int, int, int]:
     """4K pages in huge pages that were tried, refused for want of free pages, refused when last tried."""
     refused = attempts["outcome"] == Outcome.NO_FREE_PAGES
-    last = _mask(last_of(groups(attempts, "vm", "level", "gfn")), len(refused))
-    pages = [
-        len(_regions(rows_of(attempts, mask))) * REGION_PAGES for mask in (last, refused, last & refused)
-    ]
-    return pages[0], pages[1], pages[2]
+    last = last_of(groups(attempts, "vm", "level", "gfn"))
+    tried, any_refused, last_refused = (
+        len(_regions(rows_of(attempts, chosen))) * REGION_PAGES
+        for chosen in (last, refused, last[refused[last]])
+    )
+    return tried, any_refused, last_refused
 
 
 def _regions(attempts: Arrays) -> np.ndarray:

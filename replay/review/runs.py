@@ -148,8 +148,9 @@ class Runs:
         return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 
-def rows_of(arrays: Arrays, mask: np.ndarray) -> Arrays:
-    return {name: column[mask] for name, column in arrays.items()}
+def rows_of(arrays: Arrays, chosen: np.ndarray) -> Arrays:
+    """The rows that a mask marks, or those of an array of row numbers."""
+    return {name: column[chosen] for name, column in arrays.items()}
 
 
 def groups(arrays: Arrays, *names: str) -> np.ndarray:

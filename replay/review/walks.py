@@ -52,12 +52,22 @@ def lock_holds(runs: Runs) -> Answer:
         [
             "how long vCPUs wait: the trace has counts, not the time under the lock",
             *(
+                ["holds of VMs that split at the same time: each cuts the other's"]
+                if _interleave(run)
+                else []
+            ),
+            *(
                 ["which ranges of KVM_CLEAR_DIRTY_LOG share one hold: each counts as its own"]
                 if run.is_clear.any() and runs.has(*SPLIT_PROBES)
                 else []
             ),
         ],
     )
+
+
+def _interleave(run: Result) -> bool:
+    """Attempts of one window stand between those of another."""
+    return bool((np.diff(run.attempts["window"]) < 0).any())
 
 
 def nested_only(runs: Runs) -> Answer:

@@ -82,6 +82,16 @@ def test_a2_all_but_one_of_the_existing_children_of_a_head_leak(trace_of: Any) -
     assert figures(trace, "A2", policy="v2-desc")["leaked"] == 0
 
 
+def test_a2_leaks_are_told_by_gfn_and_level(trace_of: Any) -> None:
+    """Four roots share a 1G page, whose head leaks two; three others a 2M page behind it, which leaks one."""
+    gib = 1 << 18
+    large = [nested(name, "1g", gib, 1 << 30) for name in "abcd"]
+    small = [nested(name, "2m", 2 * gib, 1 << 21) for name in "efg"]
+    steps = [*(touch(name, 1) for name in "abcdefg"), ON]
+    trace = trace_of([*large, *small], steps, base_gfn=gib, npages=2 * gib, backing="1g")
+    assert rows(trace, "A2", 1) == [[f"{gib:x}", 3, 2], [f"{2 * gib:x}", 2, 1]]
+
+
 def test_a2_a_lock_drop_leaks_one_more() -> None:
     by_rate = {row[0]: row[-2:] for row in rows(synthetic("full-split"), "A2")}
     assert by_rate["never"] == [0, 0]
