@@ -43,6 +43,7 @@ NEW_TASK = -2
 TASK, CPU, TIME, COLUMN, START, END, WHOLE, FRACTION = range(8)
 HEADER_STATE = 8
 
+TASK_COMM_LEN = 16
 SLOTS = 16
 # places of a row of the scanner's array ``seen``: where a header stood (-1 nowhere), its length up to the
 # fraction of the time, and what ``state`` became by it
@@ -53,6 +54,8 @@ _OPEN, _CLOSE, _DOT, _PAREN_CLOSE = 91, 93, 46, 41
 _TEN_TO_THE = 10 ** np.arange(10, dtype=np.int64)
 
 _FTRACE_TASK = re.compile(r"\s*(.*?)\s*-(\d{1,9})\s*(?:\(\s*(\d{1,9}|-+)\)\s*)?", re.DOTALL)
+# trace-cmd report of several inputs: the file's name before the task's 16 columns
+_FILE_TASK = re.compile(r"\s*[^\s:]+: (.{16,}-\d.*)", re.DOTALL)
 _PERF_TASK = re.compile(r"\s*(.*\S)\s+(?:(\d{1,9})/)?(\d{1,9})\s*", re.DOTALL)
 
 
@@ -66,13 +69,17 @@ class Task(NamedTuple):
 
 
 def parse_task(text: str) -> Task | None:
-    """What stands left of the CPU column: ``comm-pid``, ``comm-pid (tgid)``, ``comm pid/tid``."""
+    """What stands left of the CPU column: ``comm-pid``, ``comm-pid (tgid)``, ``comm pid/tid`` or ``comm``."""
+    if found := _FILE_TASK.fullmatch(text):
+        text = found[1]
     if found := _FTRACE_TASK.fullmatch(text):
         comm, pid, tgid = found.groups()
         return Task(comm, int(pid), int(tgid) if tgid and tgid[0] != "-" else -1, tgid is not None)
     if found := _PERF_TASK.fullmatch(text):
         comm, tgid, pid = found.groups()
         return Task(comm, int(pid), int(tgid) if tgid else -1, tgid is not None)
+    if len(text.strip()) < TASK_COMM_LEN:  # perf script -F without pid
+        return Task(text.strip(), -1, -1, False)
     return None
 
 

@@ -149,7 +149,7 @@ def _word(text: str) -> np.uint64:
     return np.uint64(words_of(text)[0][0])
 
 
-_SP_BLANK, _GEN_BLANK, _GFN_BLANK = map(_word, ("sp ", "gen ", "gfn "))
+_SP_BLANK, _GEN_BLANK, _GFN_BLANK, _ROLE_BLANK = map(_word, ("sp ", "gen ", "gfn ", "role "))
 _PAE, _ROOT = map(_word, ("pae", "root"))
 _SYNC, _UNSYNC, _NEW, _EXISTING = map(_word, ("sync", "unsync", "new", "existing"))
 _BYTE4, _BYTE8 = map(_word, ("4-byte", "8-byte"))
@@ -161,7 +161,7 @@ for _letter, _bit in _ACCESS_BITS.items():
     _ACCESS_LETTERS[ord(_letter)] = _bit
 _ACCESS_LETTERS[ord("-")] = _IS_ACCESS
 
-_ACC_READ, _ACCESS = np.uint64(Role.ACC_READ), np.uint64(Role.ACCESS)
+_ACC_READ, _ACCESS, _LEVEL = np.uint64(Role.ACC_READ), np.uint64(Role.ACCESS), np.uint64(Role.LEVEL)
 _HAS_4_BYTE_GPTE, _GEN_BIT = np.uint64(Role.HAS_4_BYTE_GPTE), np.uint64(Role.GEN)
 _QUADRANT_SHIFT = np.uint64(ROLE_QUADRANT_SHIFT)
 _CREATED, _UNSYNC_FLAG = np.uint64(Flag.CREATED), np.uint64(Flag.UNSYNC)
@@ -221,7 +221,8 @@ def _read_role(buf, at, fields):
 def _read_page(buf, at, is_get_page, fields):
     """KVM_MMU_PAGE_PRINTK of mmutrace.h: index behind it, -1 if the text is something else.
 
-    ``sp [gen G ]gfn X [l]L ROLE root R sync|unsync[ new|existing]``
+    ``sp [gen G ]gfn X [l]L ROLE root R sync|unsync[ new|existing]``; other forms of text come with the words
+    of ``replay.trace.roles``: ``role WORD`` for level and role.
     """
     if load64(buf, at) & WORD_MASKS[3] != _SP_BLANK:
         return -1
@@ -237,15 +238,22 @@ def _read_page(buf, at, is_get_page, fields):
     fields[GFN], at = read_hex(buf, at + 4)
     if at < 0 or buf[at] != BLANK:
         return -1
-    at += 2 if buf[at + 1] == 108 else 1  # "l" before the level, since 5.1
-    level, at = read_decimal(buf, at)
-    if at < 0 or buf[at] != BLANK or not 1 <= level <= 15:
+    at += 1
+    if load64(buf, at) & WORD_MASKS[5] == _ROLE_BLANK:
+        word, at = read_hex(buf, at + 5)
+        level = np.int64(word & _LEVEL)
+        fields[ROLE] |= word
+        if at >= 0:
+            at = skip_blanks(buf, at)
+    else:
+        at += buf[at] == 108  # "l" before the level, since 5.1
+        level, at = read_decimal(buf, at)
+        fields[ROLE] |= np.uint64(level) & _LEVEL
+        if at >= 0:
+            at = _read_role(buf, at, fields) if buf[at] == BLANK else -1
+    if at < 0 or not 1 <= level <= 15:
         return -1
     fields[LEVEL] = np.uint64(level)
-    fields[ROLE] |= np.uint64(level)
-    at = _read_role(buf, at, fields)
-    if at < 0:
-        return -1
     root_count, at = read_decimal(buf, skip_blanks(buf, at + 4))
     if at < 0:
         return -1

@@ -13,13 +13,16 @@ from replay.errors import MalformedLine, TraceError
 from replay.schema import Columns
 from replay.trace import scan as scanning
 from replay.trace.dialect import END, SEEN, SLOTS, START, Task, parse_task
+from replay.trace.forms import WITHOUT, Forms, has_prefix
 from replay.trace.lex import NEWLINE, PADDING, added, decoded, grown, new_strings
 from replay.trace.payload import FIELDS, WIDE
+from replay.trace.roles import RoleWords
 from replay.trace.scan import Rows, Scanner, scan
 from replay.trace.source import Source, TruncatedInput
 from replay.trace.store import BatchStore
 from replay.trace.table import read_table, trace_table, write_table
 from replay.trace.vms import VmCreated, find_vms, vm_created
+from replay.trace.wrapped import joined
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,6 +31,10 @@ __all__ = ["Trace", "read_trace", "write_table"]
 
 CHUNK_BYTES = 4 << 20
 BATCH_ROWS = 1 << 20
+MAX_LINE = 1 << 14
+"""A malformed line is looked at again in so many bytes."""
+MAX_DOUBTS = 1000
+"""After so many malformed lines that no other form explains, the rest is only counted."""
 MEMORY_BYTES = 1 << 30
 """Columns kept in memory; a trace that needs more continues in a temporary file."""
 
@@ -57,6 +64,7 @@ class Trace:
     malformed: list[tuple[int, str]] = field(default_factory=list)  # the first 100: line number, text
     ignored_events: dict[str, int] = field(default_factory=dict)  # name of another event: lines
     lost_events: int = 0
+    losses: dict[str, int] = field(default_factory=dict)  # what the form of text lacks: events without it
     first_ts_ns: int | None = None
     last_ts_ns: int | None = None
     vms: list[str] = field(default_factory=list)  # the column vm indexes this
@@ -123,13 +131,24 @@ class _Parser:
         self._batch_rows = batch_rows
         self._store = store
         self._trace = Trace(source.path, "ftrace")
+        self._forms = Forms()
+        self._useless_doubts = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        """Forget what has been read so far; only while there is no batch."""
         self._created: list[VmCreated] = []
         self._tasks = [Task("", -1, -1, False)]
         self._comms: dict[str, int] = {}
         self._comm_of_task = [-1]
         self._saw_header = False
+        self._role_words = RoleWords()
+        self._trace.malformed.clear()
+        self._trace.lost_events = 0
         self._scanner = _new_scanner()
-        self._rows = _new_rows(batch_rows)
+        self._scanner.state[[scanning.DOUBTS, scanning.GIVEN_UP]] = 1, -1
+        self._rows = _new_rows(self._batch_rows)
+        self._at_beginning = True  # the first lines are being scanned, and can be again
 
     def parse(self, chunk_bytes: int) -> Trace:
         """Read the source to its end."""
@@ -190,9 +209,11 @@ class _Parser:
 
     def _scan(self, buf: np.ndarray, at: int, stop: int) -> None:
         """Scan the whole lines of ``buf[at:stop]``."""
-        state = self._scanner.state
-        text = buf[at:stop]
+        if self._forms.used:
+            buf, at, stop = self._rewritten(buf, at, stop)
+        first, self._scanner.state[scanning.GIVEN_UP] = at, -1
         while True:
+            state = self._scanner.state
             malformed = int(state[scanning.MALFORMED])
             with np.errstate(over="ignore"):  # hashes wrap around, which numpy tells without compilation
                 at = scan(buf, at, stop, self._rows, self._scanner)
@@ -203,11 +224,61 @@ class _Parser:
             if reason == scanning.ROWS_FULL:
                 self._end_batch()
             elif reason == scanning.TEXTS_FULL:
-                self._scanner = self._scanner._replace(texts=grown(self._scanner.texts, len(text)))
+                self._scanner = self._scanner._replace(texts=grown(self._scanner.texts, stop - first))
+            elif reason == scanning.COMMENT:
+                self._take_comment(buf)
+            elif self._is_other_form(buf, stop):
+                if self._at_beginning:
+                    self._begin()
+                    at = first
+                buf, at, stop = self._rewritten(buf, at, stop)
+                first, self._scanner.state[scanning.GIVEN_UP] = at, -1
             elif reason == scanning.TASK_IS_NEW:
                 self._add_task(buf)
-            else:
-                self._take_comment(buf)
+            elif not self._join_lines(buf, stop):
+                self._give_up_line()
+        self._at_beginning = False
+        self._check_is_trace(buf[first:stop])
+
+    def _rewritten(self, buf: np.ndarray, at: int, stop: int) -> tuple[np.ndarray, int, int]:
+        """The lines of ``buf[at:stop]`` in a buffer of their own, as the scanner reads them."""
+        text = self._forms.rewrite(buf[at:stop].tobytes())
+        padded = np.frombuffer(bytearray(text + b"\n" * PADDING), np.uint8)
+        return padded, 0, len(text)
+
+    def _is_other_form(self, buf: np.ndarray, stop: int) -> bool:
+        """The line at START, malformed or of a new task, needs a stage that has not been used so far."""
+        state = self._scanner.state
+        start, end = int(state[START]), int(state[END])
+        if state[scanning.STOP] == scanning.TASK_IS_NEW:
+            if not has_prefix(buf[start:end].tobytes()):
+                return False
+            end = min(stop, start + MAX_LINE)
+        return self._forms.learn(buf[start:end].tobytes().partition(b"\n")[0])
+
+    def _join_lines(self, buf: np.ndarray, stop: int) -> bool:
+        """Put the malformed line at START together in ``buf`` if it was wrapped; False if it was not."""
+        start = int(self._scanner.state[START])
+        text = buf[start : min(stop, start + MAX_LINE)].tobytes()
+        whole = joined(text)
+        if whole is None:
+            return False
+        line, count = self._forms.rewrite(whole[0]), whole[1]
+        size = len(b"\n".join(text.split(b"\n")[:count]))
+        if len(line) + count - 1 > size:
+            return False
+        line = line.ljust(size - count + 1) + b"\n" * (count - 1)
+        buf[start : start + size] = np.frombuffer(line, np.uint8)
+        return True
+
+    def _give_up_line(self) -> None:
+        """The line at START is malformed; after many of them no other is looked at again."""
+        self._useless_doubts += 1
+        self._scanner.state[scanning.GIVEN_UP] = self._scanner.state[START]
+        self._scanner.state[scanning.DOUBTS] = self._useless_doubts < MAX_DOUBTS
+
+    def _check_is_trace(self, text: np.ndarray) -> None:
+        state = self._scanner.state
         has_events = state[scanning.ROWS] or self._trace.events or self._scanner.kinds[:, 1].any()
         if has_events or state[scanning.MALFORMED]:
             return
@@ -258,6 +329,8 @@ class _Parser:
             return
         batch = self._columns(count)
         self._created += vm_created(batch)
+        self._role_words.note(batch)
+        self._at_beginning = False
         trace = self._trace
         trace.events += count
         timed = batch.ts_ns if batch.ts_ns.min() > 0 else batch.ts_ns[batch.ts_ns > 0]
@@ -308,15 +381,22 @@ class _Parser:
         trace.lost_events += int(state[scanning.LOST])
         named = zip(decoded(scanner.names), scanner.kinds[:, 1].tolist(), strict=False)
         trace.ignored_events = {name: count for name, count in named if count}
+        for name in [name for name in trace.ignored_events if WITHOUT in name]:
+            trace.losses[name.replace(WITHOUT, WITHOUT.replace("_", " "))] = trace.ignored_events.pop(name)
         trace.comms, trace.texts = list(self._comms), decoded(scanner.texts)
         told = (kernel[1] + (kernel[2] or "") for text in trace.texts if (kernel := _KERNEL.search(text)))
         trace.kernel = trace.kernel or next(told, None)
         vms = find_vms(self._tasks, scanner.tasks[: len(self._tasks), 1].tolist(), self._created, trace.texts)
         trace.vms = vms.names
+        words = self._role_words
+        words.settle(trace.kernel)
 
         def batches() -> Iterator[Columns]:
+            words.begin()
             for batch in store:
                 vms.assign(batch)
+                if words.seen:
+                    words.convert(batch)
                 yield batch
 
         trace._batches = batches

@@ -56,11 +56,14 @@ MAX_NAMES, MAX_NAME = 2048, 64
 
 # places of the array ``state`` behind those of ``replay.trace.dialect``
 # (DONE: the line has been read up to there)
-LINES, ROWS, KVMMMU, IGNORED, MALFORMED, LOST, STOP, DONE = range(HEADER_STATE, HEADER_STATE + 8)
-STATE = HEADER_STATE + 8
+# (DOUBTS: ask at malformed lines, by stopping; GIVEN_UP: but not at the one that begins there)
+LINES, ROWS, KVMMMU, IGNORED, MALFORMED, LOST, STOP, DONE, DOUBTS, GIVEN_UP = range(
+    HEADER_STATE, HEADER_STATE + 10
+)
+STATE = HEADER_STATE + 10
 
 # why ``scan`` stopped: ``state[STOP]``; ``buf[state[START]:state[END]]`` is what is new
-AT_END, ROWS_FULL, TEXTS_FULL, TASK_IS_NEW, COMMENT = range(5)
+AT_END, ROWS_FULL, TEXTS_FULL, TASK_IS_NEW, COMMENT, DOUBTFUL = range(6)
 
 NO_TASK = 0
 """Number of the task of a line that names none."""
@@ -121,6 +124,7 @@ _LOST_EVENTS, _FIRST_CONTROL = int(Kind.LOST_EVENTS), int(Kind.SET_REGION)
 _LAST_KVMMMU = int(Kind.SPLIT_HUGE_PAGE)
 _ZERO, _MINUS_ONE = np.uint64(0), np.uint64(2**64 - 1)
 _REPLAY, _CPU = words_of("replay:")[0][0], words_of("CPU:")[0][0]
+_IP, _LOST_WORD, _PERF_RECORD = (words_of(text)[0][0] for text in ("ip=", "[LOST", "PERF_REC"))
 _SEEN_NUMBER, _SEEN_GROUP = 2, 3
 _HASH, _OPEN, _UPPER_E, _UPPER_L, _UPPER_V = 35, 91, 69, 76, 86
 
@@ -177,14 +181,33 @@ def _look_up_name(buf, at, names, arena, seen):
 
 
 @jit
+def _find_event(buf, at, end, names, arena, kinds):
+    """Index of the first word of ``buf[at:end]`` that tells of one of our events or of lost ones; -1 if none."""
+    at = skip_blanks(buf, at)
+    while at < end:
+        word = load64(buf, at)
+        if word == _PERF_RECORD or word & WORD_MASKS[5] == _LOST_WORD:
+            return at
+        number, _, _ = _find_name(buf, at, names, arena)
+        if number >= 0 and kinds[number, 0] != OTHER:
+            return at
+        word_end = token_end(buf, at)
+        at = skip_blanks(buf, word_end if word_end > at else at + 1)
+    return -1
+
+
+@jit
 def _read_event(buf, at, names, names_arena, kinds, seen, texts, texts_arena, fields, state):
     """The event whose name is at ``at``: (kind, _IGNORED, _MALFORMED or _TEXTS_FULL; text number).
 
     The payload is left in ``fields``.
     """
     number, name, end = _look_up_name(buf, at, names, names_arena, seen)
-    if end < 0:
-        return np.int64(_IGNORED), np.int64(-1)
+    if end < 0 and buf[at] == BLANK:  # perf script pads names
+        number, name, end = _look_up_name(buf, skip_blanks(buf, at), names, names_arena, seen)
+    if end < 0:  # a line of another form may have something before the name
+        event = _find_event(buf, at, line_end(buf, at), names, names_arena, kinds)
+        return np.int64(_IGNORED if event < 0 else _MALFORMED), np.int64(-1)
     text = skip_blanks(buf, end + 1)
     kind = kinds[number, 0] if number >= 0 else np.int64(OTHER)
     if kind == OTHER:
@@ -196,6 +219,8 @@ def _read_event(buf, at, names, names_arena, kinds, seen, texts, texts_arena, fi
             return np.int64(_IGNORED), np.int64(-1)
         # else trace_printk: the name is the calling function's
     elif kind == PRINT:
+        if load64(buf, text) & WORD_MASKS[3] == _IP:  # raw fields
+            return np.int64(_MALFORMED), np.int64(-1)
         place = token_end(buf, text)
         if buf[place - 1] == COLON:
             text = place + 1 if buf[place] == BLANK else place
@@ -232,19 +257,6 @@ def _read_lost(buf, at, fields, state):
     state[CPU] = cpu
     state[LOST] += lost if end >= 0 else 1
     return True
-
-
-@jit
-def _find_event(buf, at, end, names, arena, kinds):
-    """Index of the first word of ``buf[at:end]`` that names one of our events; -1 if there is none."""
-    at = skip_blanks(buf, at)
-    while at < end:
-        number, _, _ = _find_name(buf, at, names, arena)
-        if number >= 0 and kinds[number, 0] != OTHER:
-            return at
-        word_end = token_end(buf, at)
-        at = skip_blanks(buf, word_end if word_end > at else at + 1)
-    return -1
 
 
 @jit
@@ -316,7 +328,7 @@ def scan(buf, at, stop, rows, scanner):
                 event = _find_event(buf, at, end, names, names_arena, kinds)
                 if event >= 0 and event != skip_blanks(buf, at):  # a known event behind a broken header
                     event, kind = np.int64(-1), np.int64(_MALFORMED)
-                elif event >= 0:  # option nocontext-info
+                elif event >= 0:  # option nocontext-info, or copied without
                     state[TIME] = 0
         if event >= 0:
             kind, text = _read_event(
@@ -324,6 +336,9 @@ def scan(buf, at, stop, rows, scanner):
             )
         if kind == _TEXTS_FULL:
             state[STOP] = TEXTS_FULL
+            break
+        if kind == _MALFORMED and state[DOUBTS] and state[GIVEN_UP] != at:
+            state[STOP], state[START], state[END] = DOUBTFUL, at, line_end(buf, at)
             break
         state[LINES] += 1
         end = line_end(buf, state[DONE] if state[DONE] > at else at)
