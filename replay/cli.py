@@ -32,7 +32,8 @@ MATCHED, DIFFERED = 0, 1
 TraceArgument = Annotated[
     str,
     typer.Argument(
-        metavar="TRACE", help="Trace text (also .gz .zst .xz), an event table, or - for standard input."
+        metavar="TRACE",
+        help="Trace text (also .gz .zst .xz), perf.data, an event table, or - for standard input.",
     ),
 ]
 PolicyOption = Annotated[
@@ -75,6 +76,14 @@ ExpectOption = Annotated[
         help="What to compare with. Default: the golden file beside the trace, else the recorded outcomes.",
     ),
 ]
+FormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        metavar="auto|ftrace|trace-cmd|perf-script|dmesg|perf-data|table",
+        help="What the trace is. Default auto: its content tells.",
+    ),
+]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Malformed lines are an error.")]
 LostOption = Annotated[bool, typer.Option("--allow-lost", help="A trace with lost events may match.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
@@ -113,6 +122,7 @@ def run(
     quiet: QuietOption = False,
     strict: StrictOption = False,
     allow_lost: LostOption = False,
+    file_format: FormatOption = None,
 ) -> None:
     """Replay a trace and compare with what is expected.
 
@@ -123,7 +133,7 @@ def run(
     from replay.run import run_trace, write_run
 
     request = replace(
-        _request(policy, settings, split_at, resched, max_mmu_pages, expect, strict, allow_lost),
+        _request(policy, settings, split_at, resched, max_mmu_pages, expect, strict, allow_lost, file_format),
         rmap_histogram=tuple(rmap_histogram or ()),
         rmap_columns=rmap_columns,
     )
@@ -158,6 +168,7 @@ def compare(
     ] = False,
     quiet: QuietOption = False,
     strict: StrictOption = False,
+    file_format: FormatOption = None,
 ) -> None:
     """Replay a trace under several policies, side by side.
 
@@ -165,7 +176,9 @@ def compare(
     """
     from replay.run import run_policies
 
-    request = _request(None, settings, split_at, resched, max_mmu_pages, "recorded", strict, False)
+    request = _request(
+        None, settings, split_at, resched, max_mmu_pages, "recorded", strict, False, file_format
+    )
     with _progress(quiet) as progress:
         documents = [run.document for run in run_policies(trace, policies, request, progress)]
     if as_json:
@@ -223,6 +236,7 @@ def parse(
     ],
     quiet: QuietOption = False,
     strict: StrictOption = False,
+    file_format: FormatOption = None,
 ) -> None:
     """Write the events of a trace as an Arrow table."""
     from replay.errors import UsageError
@@ -232,13 +246,35 @@ def parse(
     from replay.trace.reader import read_trace, write_table
 
     with _progress(quiet) as progress:
-        events = read_trace(trace, strict=strict, progress=progress)
+        events = read_trace(trace, file_format=file_format, strict=strict, progress=progress)
     write_table(events, output)
     if not quiet:
         print(
             f"{output}: {events.events} events of {events.lines} lines, "
             f"{events.malformed_lines} malformed, {events.ignored_lines} ignored"
         )
+
+
+@app.command()
+def info(
+    trace: TraceArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON, and nothing else.")] = False,
+    quiet: QuietOption = False,
+    file_format: FormatOption = None,
+) -> None:
+    """Say what a trace holds, and what can be replayed from it."""
+    from replay.info import info_document
+    from replay.trace.reader import read_trace
+
+    with _progress(quiet) as progress:
+        document = info_document(read_trace(trace, file_format=file_format, progress=progress))
+    if as_json:
+        print(json.dumps(document, indent=1))
+    elif not quiet:
+        from replay.report.console import console
+        from replay.report.info import print_info
+
+        print_info(console(sys.stdout), document)
 
 
 @app.command()
@@ -254,6 +290,7 @@ def expect(
     resched: ReschedOption = None,
     quiet: QuietOption = False,
     strict: StrictOption = False,
+    file_format: FormatOption = None,
 ) -> None:
     """Write the golden file of a trace from a run."""
     from replay.errors import UsageError
@@ -262,7 +299,9 @@ def expect(
 
     if trace == "-" and output is None:
         raise UsageError("standard input has no golden file beside it: use -o FILE")
-    request = _request(policy, settings, split_at, resched, max_mmu_pages, "recorded", strict, False)
+    request = _request(
+        policy, settings, split_at, resched, max_mmu_pages, "recorded", strict, False, file_format
+    )
     with _progress(quiet) as progress:
         golden = run_trace(trace, request, progress).golden
     path = output or golden_path(trace)
@@ -336,6 +375,7 @@ def _request(
     expect: str | None,
     strict: bool,
     allow_lost: bool,
+    file_format: str | None,
 ) -> Request:
     from replay.run import Request
 
@@ -348,6 +388,7 @@ def _request(
         expect=expect,
         strict=strict,
         allow_lost=allow_lost,
+        file_format=file_format,
     )
 
 

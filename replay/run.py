@@ -46,6 +46,8 @@ class Request:
     rmap_columns: str = "fls"
     census: bool = False
     """Keep the facts that ``replay review`` asks for."""
+    file_format: str | None = None
+    """What the input is, a word of ``replay.trace.formats.FORMATS``; None lets its content tell."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +91,12 @@ def run_trace(trace: str | Trace, request: Request, progress: Progress | None = 
 
     from replay.jit import compile_meanwhile
     from replay.mmu.engine import replay_trace
-    from replay.trace.reader import read_trace
     from replay.verdict.compare import compare_golden, compare_recorded, unchecked
     from replay.verdict.golden import golden_of
 
     if isinstance(trace, str):
         compile_meanwhile("replay.mmu.engine", "compile_kernels")  # while the parser is compiled here
-        trace = read_trace(trace, strict=request.strict, progress=progress)
+        trace = _read(trace, request, progress)
     facts = None
     if policy is None:
         policy, reason, facts = _policy_of_trace(trace)
@@ -105,7 +106,8 @@ def run_trace(trace: str | Trace, request: Request, progress: Progress | None = 
     if request.expect == "none":
         comparison = unchecked()
     elif golden is None:
-        comparison = compare_recorded(replay, [*_lost(trace, request), *_malformed(trace)])
+        doubts = [*_lost(trace, request), *_malformed(trace)]
+        comparison = compare_recorded(replay, doubts, _unknown(trace))
     else:
         # malformed lines are the same in every run of this text
         comparison = compare_golden(golden, golden_of(policy, options, replay), _lost(trace, request))
@@ -124,10 +126,14 @@ def run_policies(
         check_options(each)
         _chosen_policy(each, None)
     if isinstance(trace, str):
-        from replay.trace.reader import read_trace
-
-        trace = read_trace(trace, strict=request.strict, progress=progress)
+        trace = _read(trace, request, progress)
     return [run_trace(trace, each) for each in requests]
+
+
+def _read(path: str, request: Request, progress: Progress | None) -> Trace:
+    from replay.trace.reader import read_trace
+
+    return read_trace(path, file_format=request.file_format, strict=request.strict, progress=progress)
 
 
 def _lost(trace: Trace, request: Request) -> list[str]:
@@ -143,6 +149,14 @@ def _malformed(trace: Trace) -> list[str]:
         return []
     first, _ = trace.malformed[0]
     return [f"malformed lines: {trace.malformed_lines:,}, first line {first}: what they said is unknown"]
+
+
+def _unknown(trace: Trace) -> list[str]:
+    """What the form of the trace leaves out, so that a difference proves nothing either."""
+    from replay.trace.formats import better_form
+
+    lines = [f"{what}: {count:,} lines" for what, count in trace.losses.items()]
+    return [f"{', '.join(lines)}; {better_form(trace.format)}"] if lines else []
 
 
 def _golden(path: str, request: Request) -> Golden | None:
@@ -201,7 +215,9 @@ def _options(request: Request, golden: Golden | None) -> Options:
 def check_options(request: Request) -> None:
     """Raises ``UsageError`` where an option has a value that means nothing."""
     from replay.mmu.moments import is_seconds
+    from replay.trace.formats import check_format
 
+    check_format(request.file_format)
     at = request.split_at
     if at is not None and at not in SPLIT_AT_WORDS and not is_seconds(at):
         raise UsageError(f"--split-at {at}: use {', '.join(SPLIT_AT_WORDS)}, or seconds")

@@ -145,6 +145,8 @@ def trace_line(trace: Mapping[str, Any]) -> str:
     ]
     if trace["malformed_lines"]:
         parts.append(f"{number(trace['malformed_lines'])} MALFORMED LINES")
+    for what, count in trace["losses"].items():
+        parts.append(f"{number(count)} {what}")
     parts.append(f"{trace['lost_events']} EVENTS LOST" if trace["lost_events"] else "nothing lost")
     return ", ".join(parts)
 

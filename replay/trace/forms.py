@@ -31,7 +31,8 @@ WITHOUT = "_without_"
 # plugin_kvm.c: kvm_mmu_print_role; the levels of guest tables and "pge" are those of its first version
 _PLUGIN_PAGE = re.compile(
     rb"(?:(?P<created>new|existing) sp gfn (?P<gfn>[0-9a-f]+) )?"
-    rb"(?:(?P<level>\d+)(?:/\d+)? q(?P<quadrant>\d)(?P<direct> direct)? (?P<access>[-wux]{3})(?P<invalid> invalid)?"
+    rb"(?:(?P<level>\d+)(?:/\d+)? q(?P<quadrant>\d)(?P<direct> direct)?"
+    rb" (?P<access>[-wux]{3})(?P<invalid> invalid)?"
     rb" (?P<pae>!?)p[ag]e (?P<nxe>!?)nxe(?: (?P<wp>!?)wp)?(?P<smep> smep)?(?P<smap> smap)?(?P<smm> smm)?"
     rb" root (?P<root>-?\d+) (?P<sync>un)?sync|WORD: (?P<word>[0-9a-f]+))[\0\s]*"
 )
@@ -71,7 +72,11 @@ def _page_text(match: re.Match[bytes]) -> bytes:
     page = _PLUGIN_PAGE.fullmatch(text)
     if page:
         gfn = page["gfn"]
-        tail = b"role %x root %s %s" % (_plugin_word(page), page["root"] or b"0", (page["sync"] or b"") + b"sync")
+        tail = b"role %x root %s %s" % (
+            _plugin_word(page),
+            page["root"] or b"0",
+            (page["sync"] or b"") + b"sync",
+        )
         created = page["created"] or b""
     else:
         fields = dict(_PAIR.findall(text))
@@ -112,7 +117,8 @@ _RAW_TEXTS = {
     "kvm_tdp_mmu_spte_changed": "as id {as_id:d} gfn {gfn:x} level {level:d} old_spte {old_spte:x} "
     "new_spte {new_spte:x}",
     "kvm_mmu_split_huge_page": "gfn {gfn:x} spte {spte:x} level {level:d} errno {errno:d}",
-    "kvm_page_fault": "vcpu {vcpu_id:d} rip {guest_rip:p} address {fault_address:x} error_code {error_code:x}",
+    "kvm_page_fault": "vcpu {vcpu_id:d} rip {guest_rip:p} address {fault_address:x} "
+    "error_code {error_code:x}",
     "kvm_unmap_hva_range": "mmu notifier unmap range: {start:x} -- {end:x}",
 }
 _SPEC = re.compile(r"\{(\w+):(\w)\}")
@@ -272,7 +278,7 @@ class Forms:
         self.used = set(self._stages)
 
     def learn(self, line: bytes) -> bool:
-        """Take in the stages that change ``line``, a line that cannot be read; False if there is no new one."""
+        """Take in the stages that change ``line``, a line that cannot be read; False if there is none."""
         found = set()
         for name, stage in _stages().items():
             changed = stage(line)

@@ -13,12 +13,22 @@ from replay.errors import MalformedLine, TraceError
 from replay.schema import Columns
 from replay.trace import scan as scanning
 from replay.trace.dialect import END, SEEN, SLOTS, START, Task, parse_task
+from replay.trace.formats import (
+    AUTO,
+    BINARY_FORMATS,
+    TEXT_FORMATS,
+    check_format,
+    is_of_format,
+    text_format,
+    text_kernel,
+)
 from replay.trace.forms import WITHOUT, Forms, has_prefix
 from replay.trace.lex import NEWLINE, PADDING, added, decoded, grown, new_strings
 from replay.trace.payload import FIELDS, WIDE
+from replay.trace.perf import PerfScript
 from replay.trace.roles import RoleWords
 from replay.trace.scan import Rows, Scanner, scan
-from replay.trace.source import Source, TruncatedInput
+from replay.trace.source import PERF_DATA, Source, TruncatedInput
 from replay.trace.store import BatchStore
 from replay.trace.table import read_table, trace_table, write_table
 from replay.trace.vms import VmCreated, find_vms, vm_created
@@ -31,6 +41,8 @@ __all__ = ["Trace", "read_trace", "write_table"]
 
 CHUNK_BYTES = 4 << 20
 BATCH_ROWS = 1 << 20
+SAMPLE_BYTES = 1 << 14
+"""The beginning of a trace, by which its form is told."""
 MAX_LINE = 1 << 14
 """A malformed line is looked at again in so many bytes."""
 MAX_DOUBTS = 1000
@@ -47,6 +59,7 @@ _LATENCY_HEADER = re.compile(r"latency trace v\S+ on (\S+)")
 _RAW_OR_HEX = re.compile(rb"^(?:\d+ \d+ \d+ |(?:[0-9a-f]{8} ){2}[0-9a-f]{16} )?type: \d+$", re.MULTILINE)
 # a banner, with the package's version of a Debian kernel, or a marker "replay: kernel version=..."
 _KERNEL = re.compile(r"(?:Linux version |^kernel version=)(\S+)(?:.*#\d.*( Debian \d\S*))?")
+_PERF_KERNEL = re.compile(r"# os release : (\S+)")
 
 
 @dataclass
@@ -54,7 +67,7 @@ class Trace:
     """One trace: what it holds, and its events by ``batches`` or ``table``."""
 
     path: str  # as given, "-" for standard input
-    format: str  # "ftrace", "arrow" or "parquet"
+    format: str  # "ftrace", "trace-cmd", "perf-script", "dmesg", "perf.data", "arrow" or "parquet"
     bytes: int = 0  # of the text, decompressed
     lines: int = 0  # = events + ignored_lines + malformed_lines
     events: int = 0  # rows of the table
@@ -86,6 +99,7 @@ class Trace:
 def read_trace(
     path: str,
     *,
+    file_format: str | None = None,
     strict: bool = False,
     tolerate_truncation: bool = False,
     progress: Progress | None = None,
@@ -93,19 +107,26 @@ def read_trace(
     batch_rows: int = BATCH_ROWS,
     memory_bytes: int = MEMORY_BYTES,
 ) -> Trace:
-    """Read a trace: text as ftrace prints it, plain or compressed, or a table of ``replay parse``.
+    """Read a trace: text in any of its forms, plain or compressed, perf.data, or a table of ``replay parse``.
 
-    ``path`` may be "-" for standard input.  ``strict`` makes the first malformed line an error;
+    ``path`` may be "-" for standard input.  ``file_format``, one of ``replay.trace.formats.FORMATS``,
+    says what it is where its content does not tell.  ``strict`` makes the first malformed line an error;
     ``tolerate_truncation`` takes what there is of a compressed file that was cut off.
     Raises TraceError where the input is no trace or cannot be read, MalformedLine under ``strict``.
     """
     path = str(path)
-    source = Source(path)
+    check_format(file_format)
+    source: Source | PerfScript = Source(path)
     store = BatchStore(memory_bytes)
     try:
-        if source.format != "text":
+        if not is_of_format(file_format, source.format):
+            raise TraceError(path, 0, f"--format {file_format}, but this is {source.format}")
+        if source.format in ("parquet", "arrow"):
             return read_table(path, source.format)
-        parser = _Parser(source, strict, tolerate_truncation, progress, batch_rows, store)
+        if source.format == "perf.data":
+            source.close()
+            source = PerfScript(path)
+        parser = _Parser(source, file_format, strict, tolerate_truncation, progress, batch_rows, store)
         return parser.parse(chunk_bytes)
     finally:
         store.finish()
@@ -117,7 +138,8 @@ class _Parser:
 
     def __init__(
         self,
-        source: Source,
+        source: Source | PerfScript,
+        file_format: str | None,
         strict: bool,
         tolerate_truncation: bool,
         progress: Progress | None,
@@ -130,8 +152,10 @@ class _Parser:
         self._progress = progress
         self._batch_rows = batch_rows
         self._store = store
-        self._trace = Trace(source.path, "ftrace")
+        self._trace = Trace(source.path, source.format)
         self._forms = Forms()
+        self._file_format = None if file_format in BINARY_FORMATS or file_format == AUTO else file_format
+        self._forms.used.update(TEXT_FORMATS.get(self._file_format or "", ()))
         self._useless_doubts = 0
         self._begin()
 
@@ -146,7 +170,7 @@ class _Parser:
         self._trace.malformed.clear()
         self._trace.lost_events = 0
         self._scanner = _new_scanner()
-        self._scanner.state[[scanning.DOUBTS, scanning.GIVEN_UP]] = 1, -1
+        self._scanner.state[[scanning.DOUBTS, scanning.GIVEN_UP]] = self._file_format != "ftrace", -1
         self._rows = _new_rows(self._batch_rows)
         self._at_beginning = True  # the first lines are being scanned, and can be again
 
@@ -209,6 +233,8 @@ class _Parser:
 
     def _scan(self, buf: np.ndarray, at: int, stop: int) -> None:
         """Scan the whole lines of ``buf[at:stop]``."""
+        if self._at_beginning:
+            self._look_at(buf[at : min(stop, at + SAMPLE_BYTES)].tobytes())
         if self._forms.used:
             buf, at, stop = self._rewritten(buf, at, stop)
         first, self._scanner.state[scanning.GIVEN_UP] = at, -1
@@ -239,6 +265,15 @@ class _Parser:
                 self._give_up_line()
         self._at_beginning = False
         self._check_is_trace(buf[first:stop])
+
+    def _look_at(self, sample: bytes) -> None:
+        """Tell the format of text, and the kernel, by the beginning of the trace."""
+        trace = self._trace
+        trace.kernel = text_kernel(sample)
+        if self._file_format:
+            trace.format = self._file_format
+        elif trace.format == "text":
+            trace.format = text_format(sample)
 
     def _rewritten(self, buf: np.ndarray, at: int, stop: int) -> tuple[np.ndarray, int, int]:
         """The lines of ``buf[at:stop]`` in a buffer of their own, as the scanner reads them."""
@@ -284,6 +319,8 @@ class _Parser:
             return
         if _RAW_OR_HEX.search(text[: 1 << 16].tobytes()):
             raise TraceError(self._source.path, 0, "recorded with option raw or hex: record without it")
+        if text[:8].tobytes() in PERF_DATA:
+            raise TraceError(self._source.path, 0, "a compressed perf.data file: decompress it first")
         if not self._saw_header:
             what = "a binary file" if 0 in text else "no line is an ftrace event or header"
             raise TraceError(self._source.path, 0, f"not a trace: {what}")
@@ -319,7 +356,9 @@ class _Parser:
         if entries := _ENTRIES.search(text):
             self._saw_header = True
             self._trace.lost_events += max(0, int(entries[2]) - int(entries[1]))
-        if kernel := _LATENCY_HEADER.search(text):
+        if text.startswith("# cmdline :"):  # perf script --header
+            self._saw_header = True
+        if kernel := _LATENCY_HEADER.search(text) or _PERF_KERNEL.match(text):
             self._trace.kernel = self._trace.kernel or kernel[1]
 
     def _end_batch(self) -> None:
@@ -379,6 +418,8 @@ class _Parser:
         trace.ignored_lines = int(state[scanning.IGNORED])
         trace.malformed_lines = int(state[scanning.MALFORMED])
         trace.lost_events += int(state[scanning.LOST])
+        if isinstance(self._source, PerfScript):
+            trace.lost_events = max(trace.lost_events, self._source.lost_events())
         named = zip(decoded(scanner.names), scanner.kinds[:, 1].tolist(), strict=False)
         trace.ignored_events = {name: count for name, count in named if count}
         for name in [name for name in trace.ignored_events if WITHOUT in name]:

@@ -23,7 +23,7 @@ import numpy as np
 from replay.schema import Columns, Kind, Role
 
 RAW_WORD, PLUGIN_WORD = 1 << 31, 1 << 30
-"""Marks of a word in the column ``role`` until ``RoleWords.convert`` has been there: all bits, the lower 16."""
+"""Marks of a word in the column ``role`` until ``RoleWords.convert`` was there: all bits, the lower 16."""
 
 _MARKS = RAW_WORD | PLUGIN_WORD
 _PAGE_KINDS = (Kind.GET_PAGE, Kind.SYNC_PAGE, Kind.UNSYNC_PAGE, Kind.PREPARE_ZAP_PAGE)
@@ -94,8 +94,9 @@ class RoleWords:
         batch.role[rows] = self.roles(batch.role[rows])
         toggles = np.flatnonzero(batch.kind == Kind.ZAP_ALL_FAST).tolist()
         without_gen = rows[marks[rows] == PLUGIN_WORD]
-        starts = [(-1, vm, gen) for vm, gen in self._valid_gen.items()]
-        for row, vm, gen in [*starts, *((row, int(batch.vm[row]), int(~batch.code[row] & 1)) for row in toggles)]:
+        changes = [(-1, vm, gen) for vm, gen in self._valid_gen.items()]
+        changes += [(row, int(batch.vm[row]), int(~batch.code[row] & np.uint64(1))) for row in toggles]
+        for row, vm, gen in changes:
             later = without_gen[(without_gen > row) & (batch.vm[without_gen] == vm)]
             batch.role[later] &= ~np.uint32(Role.GEN)
             batch.role[later] |= np.uint32(Role.GEN if gen else 0)

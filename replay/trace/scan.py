@@ -182,7 +182,7 @@ def _look_up_name(buf, at, names, arena, seen):
 
 @jit
 def _find_event(buf, at, end, names, arena, kinds):
-    """Index of the first word of ``buf[at:end]`` that tells of one of our events or of lost ones; -1 if none."""
+    """Index of the first word of ``buf[at:end]`` that names one of our events or tells of lost ones; -1."""
     at = skip_blanks(buf, at)
     while at < end:
         word = load64(buf, at)

@@ -22,6 +22,7 @@ from replay.errors import TraceError
 
 _GZIP, _ZSTD, _XZ = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\x00"
 _PARQUET, _ARROW = b"PAR1", b"ARROW1"
+PERF_DATA = (b"PERFILE2", b"2ELIFREP")
 _READ_SIZE = 1 << 20
 
 
@@ -62,7 +63,7 @@ class _ZstdFrames(io.RawIOBase):
 class Source:
     """An open input: decompressed bytes with ``read_into``, and how far the reading has come.
 
-    ``format`` is "text", "parquet" or "arrow"; a source of the last two is only looked at.
+    ``format`` is "text", "parquet", "arrow" or "perf.data"; only a source of text is read.
     ``size`` is that of the file in bytes, None for a pipe.  Errors are TraceError.
     """
 
@@ -88,6 +89,8 @@ class Source:
             self.format = "parquet"
         elif magic.startswith(_ARROW):
             self.format = "arrow"
+        elif magic.startswith(PERF_DATA):
+            self.format = "perf.data"
         elif magic.startswith(_GZIP):
             self._compression = "gzip"
             self._data = gzip.GzipFile(fileobj=buffered)

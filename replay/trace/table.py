@@ -34,6 +34,7 @@ _FACTS = (
     "malformed",
     "ignored_events",
     "lost_events",
+    "losses",
     "first_ts_ns",
     "last_ts_ns",
     "vms",
@@ -123,7 +124,7 @@ def read_table(path: str, file_format: str) -> Trace:
         raise TraceError(path, 0, f"corrupt {file_format} file: {str(error).splitlines()[0]}") from error
     if facts.get("schema") != TABLE_SCHEMA or schema.remove_metadata() != event_schema():
         raise TraceError(path, 0, f"a {file_format} file, but no table of events ({TABLE_SCHEMA})")
-    facts = {name: facts[name] for name in _FACTS}
+    facts = {name: facts[name] for name in _FACTS if name in facts}
     facts["malformed"] = [(line, text) for line, text in facts["malformed"]]
     places = {name: {text: n for n, text in enumerate(facts[name + "s"])} for name in ("comm", "text")}
 

@@ -12,7 +12,9 @@ MAX_LINES, MAX_BYTES = 4, 1200
 _QUOTE = re.compile(rb"^[\s>|]+")
 _NAMES = "|".join(name for kind, name in EVENT_NAMES.items() if kind < Kind.MARK_VM_CREATE)
 _BEGINS = re.compile(
-    rb"(?:\w+:)?(?:" + _NAMES.encode() + rb"):|CPU:\d+ \[|#|=>|<stack|-{3}|.*?(?:\[-?\d+\]\s.*?\d:(?:\s|$)|\dus.:)"
+    rb"(?:\w+:)?(?:"
+    + _NAMES.encode()
+    + rb"):|CPU:\d+ \[|#|=>|<stack|-{3}|.*?(?:\[-?\d+\]\s.*?\d:(?:\s|$)|\dus.:)"
 )
 
 

@@ -67,10 +67,11 @@ def unchecked() -> Comparison:
     return Comparison(reasons=["nothing to compare with"])
 
 
-def compare_recorded(replay: Replay, doubts: Sequence[str] = ()) -> Comparison:
+def compare_recorded(replay: Replay, doubts: Sequence[str] = (), unknown: Sequence[str] = ()) -> Comparison:
     """Compare a replay with what its own trace recorded: split lines, flushes, get_page lines and probes.
 
-    ``doubts`` are reasons why the trace may not tell all: with one of them nothing can match.
+    ``doubts`` are reasons why the trace may not tell all: with one of them nothing can match.  ``unknown``
+    is what it does not tell for certain: with that in it, a difference is no mismatch either.
     """
     counters = replay.counters
     if not _has_expectations(replay):
@@ -80,7 +81,7 @@ def compare_recorded(replay: Replay, doubts: Sequence[str] = ()) -> Comparison:
         expected, matched = counters[f"{what}_expected"] or 0, counters[f"{what}_matched"] or 0
         if matched != expected:
             reasons.append(f"{expected - matched:,} of {expected:,} {name} differ")
-    verdict, reasons = _verdict(reasons, doubts)
+    verdict, reasons = _verdict(reasons, [*doubts, *unknown])
     return Comparison(
         source="recorded",
         attempts=counters["expected_attempts"],
@@ -89,7 +90,7 @@ def compare_recorded(replay: Replay, doubts: Sequence[str] = ()) -> Comparison:
         missing=counters["missing"],
         unexpected=counters["unexpected"],
         flushes_expected=counters["flushes_expected"],
-        verdict=verdict,
+        verdict="unchecked" if unknown else verdict,
         reasons=reasons,
         differences=_recorded_differences(replay),
     )

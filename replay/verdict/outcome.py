@@ -53,6 +53,7 @@ _TRACE = (
     "ignored_lines",
     "malformed_lines",
     "lost_events",
+    "losses",
     "first_ts_ns",
     "last_ts_ns",
     "vms",

@@ -28,6 +28,7 @@ class FakeTrace:
     lost_events: int = 0
     first_ts_ns: int = 0
     last_ts_ns: int = 9
+    losses: dict[str, int] = field(default_factory=dict)
     vms: list[str] = field(default_factory=lambda: ["157"])
 
 

@@ -1,0 +1,137 @@
+"""What a trace holds, and what can be replayed from it: the document ``replay.info/1``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from replay.mmu.engine import Options, replay_trace, trace_facts
+from replay.mmu.facts import TraceFacts
+from replay.policy import Policy
+from replay.schema import EVENT_NAMES, Kind
+from replay.trace.formats import better_form
+from replay.trace.reader import Trace
+
+INFO_SCHEMA = "replay.info/1"
+SHOWN_MALFORMED = 10
+
+_FACTS = (
+    "path",
+    "format",
+    "kernel",
+    "bytes",
+    "lines",
+    "events",
+    "kvmmmu_events",
+    "ignored_lines",
+    "first_ts_ns",
+    "last_ts_ns",
+    "lost_events",
+    "losses",
+    "malformed_lines",
+)
+_FLUSH_PROBES = (Kind.FLUSH_REMOTE_TLBS,)
+_SOURCES = {
+    "probes": range(Kind.SET_REGION, Kind.MARK_VM_CREATE),
+    "markers": range(Kind.MARK_VM_CREATE, Kind.MARK_UNKNOWN + 1),
+    "recorded_splits": range(Kind.SPLIT_HUGE_PAGE, Kind.SPLIT_HUGE_PAGE + 1),
+}
+
+
+def info_document(trace: Trace) -> dict[str, Any]:
+    """The whole document, ready for ``json.dumps``.
+
+    The windows are those that a run with ``--split-at auto`` opens.
+    """
+    facts = trace_facts(trace)
+    counts = _kind_counts(trace)
+    policy = Policy.parse(facts.policy_hint[0])
+    windows = replay_trace(trace, policy, Options()).windows
+    causes = windows["cause"].to_pylist()
+    window_vms = Counter(windows["vm"].to_pylist())
+    control = {name: sum(counts[kind] for kind in kinds) for name, kinds in _SOURCES.items()}
+    told = _told_columns(trace)
+    return {
+        "schema": INFO_SCHEMA,
+        **{name: getattr(trace, name) for name in _FACTS},
+        "malformed": [{"line": line, "text": text} for line, text in trace.malformed[:SHOWN_MALFORMED]],
+        "kinds": {EVENT_NAMES[Kind(kind)]: count for kind, count in sorted(counts.items())},
+        "ignored_events": dict(sorted(trace.ignored_events.items(), key=lambda item: -item[1])),
+        "vms": [
+            {"name": name, "events": int(facts.kinds[vm].sum()), "windows": window_vms[vm]}
+            for vm, name in enumerate(trace.vms)
+        ],
+        "control": control,
+        "windows": {"total": len(causes), "by_cause": dict(Counter(causes))},
+        "columns": told,
+        "policy": dict(zip(("name", "reason"), facts.policy_hint, strict=True)),
+        "can": list(_can(facts, control, causes, counts)),
+        "cannot": list(_cannot(trace, facts, told, causes, counts)),
+    }
+
+
+def _kind_counts(trace: Trace) -> Counter[int]:
+    """Events by kind, those of no VM included."""
+    counts = np.zeros(256, np.int64)
+    for batch in trace.batches():
+        counts += np.bincount(batch.kind, minlength=256)
+    return Counter({kind: int(count) for kind, count in enumerate(counts) if count})
+
+
+def _told_columns(trace: Trace) -> dict[str, bool]:
+    """Which of the columns in front of an event any line has."""
+    told = {"time": bool(trace.last_ts_ns), "task": False, "process": False, "cpu": False}
+    for batch in trace.batches():
+        for name, column in (("task", batch.pid), ("process", batch.tgid), ("cpu", batch.cpu)):
+            told[name] = told[name] or bool((column >= 0).any())
+    return told
+
+
+def _can(
+    facts: TraceFacts, control: dict[str, int], causes: list[str], counts: Counter[int]
+) -> Iterator[str]:
+    if causes and causes[0] not in ("end", "time"):
+        yield f"{_number(len(causes), 'window')}, when dirty logging was turned on"
+    elif causes and counts[Kind.SET_SPTE] + counts[Kind.TDP_MMU_SPTE_CHANGED]:
+        yield "what if dirty logging were turned on at the end of the trace"
+    if facts.has_recorded and control["recorded_splits"]:
+        yield f"comparison with {_number(control['recorded_splits'], 'recorded split line')}"
+    elif facts.has_recorded:
+        yield "comparison: split functions ran, and nothing was split"
+    if facts.has_recorded and facts.total(*_FLUSH_PROBES):
+        yield "comparison of TLB flushes"
+
+
+def _cannot(
+    trace: Trace, facts: TraceFacts, told: dict[str, bool], causes: list[str], counts: Counter[int]
+) -> Iterator[str]:
+    if not trace.kvmmmu_events:
+        yield "anything: there is no event of the system kvmmmu"
+    elif not counts[Kind.SET_SPTE] and not counts[Kind.TDP_MMU_SPTE_CHANGED]:
+        yield "splits: no line installs an SPTE (record every event of the system kvmmmu)"
+    if not counts[Kind.GET_PAGE] and trace.kvmmmu_events:
+        yield "shadow pages: there is no kvm_mmu_get_page line"
+    if trace.losses:
+        lost = ", ".join(f"{what} ({count:,} lines)" for what, count in trace.losses.items())
+        yield f"{lost}, so that the verdict is unchecked; {better_form(trace.format)}"
+    if trace.lost_events:
+        yield f"a match: {trace.lost_events:,} events were lost (a larger buffer_size_kb keeps them)"
+    if trace.malformed_lines:
+        yield f"a match: {_number(trace.malformed_lines, 'line')} cannot be read"
+    if not causes or causes[0] in ("end", "time"):
+        yield "when dirty logging was turned on: no probe, marker or recorded split tells"
+    if not facts.has_recorded:
+        yield "comparison: nothing was recorded to compare with"
+    elif not facts.total(*_FLUSH_PROBES):
+        yield "comparison of TLB flushes: there is no probe of kvm_flush_remote_tlbs"
+    if not told["process"] and not counts[Kind.MARK_VM_CREATE]:
+        yield "VMs apart: neither option record-tgid nor vm_create markers tell the process of a task"
+    if not told["time"]:
+        yield "--split-at SECONDS: there are no times"
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count:,} {what if count == 1 else what + 's'}"

@@ -1,0 +1,60 @@
+"""The forms that a trace can have: the words of ``--format``, and what tells one text from another."""
+
+from __future__ import annotations
+
+import re
+
+from replay.errors import UsageError
+
+AUTO = "auto"
+TEXT_FORMATS: dict[str, tuple[str, ...]] = {
+    "ftrace": (),
+    "trace-cmd": ("lost", "difference", "latency", "pages", "raw"),
+    "perf-script": ("lost", "period", "no_cpu", "pages", "raw"),
+    "dmesg": ("prefix", "lost"),
+}
+"""Forms of text, and the stages of ``replay.trace.forms`` that one needs."""
+BINARY_FORMATS: dict[str, tuple[str, ...]] = {"perf-data": ("perf.data",), "table": ("parquet", "arrow")}
+"""Other forms, and the names of ``Source.format`` that they have."""
+FORMATS = (AUTO, *TEXT_FORMATS, *BINARY_FORMATS)
+
+_PERF_SCRIPT = re.compile(rb"\d\.\d{6,9}: +[\w-]+:\w+: ")
+_TRACE_CMD = re.compile(
+    rb"^cpus=\d+$|^version = \d|^CPU \d+ is empty$|\d\.\d{6,9}: \w+: {2,}\S", re.MULTILINE
+)
+_DMESG = re.compile(rb"^[^\n\[]*\[ *\d+\.\d{6}\][^\n]* \d+us.: ", re.MULTILINE)
+_KERNEL = re.compile(rb"Linux version (\d\S+)|[Tt]ainted(?:: [A-Z ]+?)? +(\d+\.\d+\.\S+) #")
+
+
+def check_format(word: str | None) -> None:
+    """Raises ``UsageError`` for a word that is none of ``FORMATS``; None is ``auto``."""
+    if word is not None and word not in FORMATS:
+        raise UsageError(f"--format {word}: use {', '.join(FORMATS)}")
+
+
+def is_of_format(word: str | None, source_format: str) -> bool:
+    """An input that its first bytes tell to be ``source_format`` may be of the format that was asked for."""
+    if word is None or word == AUTO:
+        return True
+    return source_format in BINARY_FORMATS.get(word, ("text",))
+
+
+def better_form(trace_format: str) -> str:
+    """How to have of a trace of ``trace_format`` what it leaves out."""
+    if trace_format == "trace-cmd":
+        return "trace-cmd report -N tells all"
+    return "the kernel's own text tells all, or trace-cmd record and trace-cmd report -N"
+
+
+def text_format(text: bytes) -> str:
+    """The key of ``TEXT_FORMATS`` that the beginning of a trace looks like."""
+    for word, pattern in (("perf-script", _PERF_SCRIPT), ("trace-cmd", _TRACE_CMD), ("dmesg", _DMESG)):
+        if pattern.search(text):
+            return word
+    return "ftrace"
+
+
+def text_kernel(text: bytes) -> str | None:
+    """The kernel version that a banner or an oops at the beginning of a log tells."""
+    found = _KERNEL.search(text)
+    return (found[1] or found[2]).decode(errors="replace") if found else None

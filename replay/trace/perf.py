@@ -1,0 +1,80 @@
+"""``perf.data`` through the installed ``perf script``."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tempfile
+
+import numpy as np
+
+from replay.errors import TraceError
+
+_FIELDS = "comm,pid,tid,cpu,time,event,trace"
+_LOST = re.compile(r"lost (\d+) (?:events|samples|chunks)")
+
+
+class PerfScript:
+    """The text that ``perf script`` prints of a perf.data file, read as a ``replay.trace.source.Source``.
+
+    Raises TraceError where there is no perf, or where perf cannot read the file.
+    """
+
+    format = "perf.data"
+    size = None
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        program = shutil.which("perf")
+        if path == "-":
+            raise TraceError(path, 0, "a perf.data file cannot be read from standard input: give its path")
+        if program is None:
+            message = "a perf.data file, and there is no perf: install it, or give the text of perf script"
+            raise TraceError(path, 0, message)
+        command = [program, "script", "--header", "--show-lost-events", "--ns", "-F", _FIELDS, "-i", path]
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115, closed by close
+        try:
+            self._perf = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._errors
+            )
+        except OSError as error:
+            self._errors.close()
+            raise TraceError(path, 0, f"{program}: {error.strerror or error}") from error
+
+    def read_into(self, target: memoryview) -> int:
+        """Fill the beginning of ``target``: number of bytes, 0 at the end."""
+        assert self._perf.stdout is not None
+        count = self._perf.stdout.readinto(target)  # type: ignore[attr-defined]
+        if not count and self._perf.wait():
+            said = self._said().splitlines()
+            why = f": {said[-1]}" if said else f", exit code {self._perf.returncode}"
+            raise TraceError(self.path, 0, f"perf script cannot read this perf.data file{why}")
+        return int(count)
+
+    def lost_events(self) -> int:
+        """How many events perf said to be lost; call at the end."""
+        return sum(int(count) for count in _LOST.findall(self._said()))
+
+    def _said(self) -> str:
+        self._errors.seek(0)
+        return self._errors.read().decode(errors="replace").strip()
+
+    def mapped(self) -> np.ndarray | None:
+        """None: there is no file to be mapped."""
+        return None
+
+    def skip(self, count: int) -> None:
+        """Never called: nothing was mapped."""
+
+    def position(self) -> int:
+        """0: nobody knows how far perf is."""
+        return 0
+
+    def close(self) -> None:
+        """End perf if it is still running."""
+        self._perf.kill()
+        assert self._perf.stdout is not None
+        self._perf.stdout.close()
+        self._perf.wait()
+        self._errors.close()
