@@ -8,7 +8,8 @@ A stage is used from the first line on that needs it.  Forms:
   (plugins/plugin_kvm.c), where no plugin does (``[FAILED TO PARSE] field=value ...``), and raw fields of all
   events (``trace-cmd report -R``);
 - headers without CPU or task, with the time since the last event, with latency columns of trace-cmd;
-- a prefix in front of each line: quotes of mail, times of dmesg, syslog.
+- a prefix in front of each line: quotes of mail, times of dmesg, syslog;
+- lines that a mailer has wrapped (see ``replay.trace.wrapped``), or that someone has shortened.
 
 A page's role goes on as the word that the form tells (see ``replay.trace.roles``).  A PAGE event without
 gfn cannot be replayed: it gets a name of its own, with ``WITHOUT`` in it, and is counted as lost.
@@ -22,11 +23,20 @@ from typing import NamedTuple
 
 from replay.schema import EVENT_NAMES
 from replay.trace.roles import PLUGIN_WORD, RAW_WORD
+from replay.trace.wrapped import unwrap
 
 Stage = Callable[[bytes], bytes]
 
 WITHOUT = "_without_"
 """Between the name of an event and the field that its lines lack."""
+INCOMPLETE_NAMES = (
+    "kvm_mmu_sync_page_without_gfn",
+    "kvm_mmu_unsync_page_without_gfn",
+    "kvm_mmu_prepare_zap_page_without_gfn",
+    "kvm_mmu_set_spte_without_sptep",
+)
+WRAPPED = "wrapped"
+"""The stage that no line asks for alone."""
 
 # plugin_kvm.c: kvm_mmu_print_role; the levels of guest tables and "pge" are those of its first version
 _PLUGIN_PAGE = re.compile(
@@ -225,6 +235,8 @@ _NO_CPU = re.compile(rb"(\n[^\n\[]*?)[ \t]+(?=" + _TIME + rb": )")
 _DIFFERENCE = re.compile(rb"(" + _TIME + rb")(?::?[ \t]+\(\+\d+\)[ \t]*:?|[ \t]+:)(?=[ \t])")
 _PERIOD = re.compile(rb"(" + _TIME + rb": +)\d+ +(?:[\w/:-]+:? +)?(?=\w+:\w+: )")
 _NO_SPTEP = re.compile(rb"(kvm_mmu_set_spte)(: +gfn [^\n]*level \d+)[ \t\r]*$", re.MULTILINE)
+_WITHOUT_SPTEP = rb"\1" + WITHOUT.encode() + rb"sptep\2"
+_NO_RIP = re.compile(rb"(kvm_page_fault: +vcpu \d+)(?= address )")
 
 
 def _in_lines(pattern: re.Pattern[bytes], change: bytes | Callable[[re.Match[bytes]], bytes]) -> Stage:
@@ -254,6 +266,7 @@ def _stages() -> dict[str, Stage]:
     bare = _RawFields(_BARE_RAW)
     return {
         "prefix": _in_lines(_LINE_PREFIX, b"\n"),
+        WRAPPED: unwrap,
         "lost": _lost,
         "difference": lambda text: _DIFFERENCE.sub(rb"\1:", text),
         "period": lambda text: _PERIOD.sub(rb"\1", text),
@@ -262,7 +275,7 @@ def _stages() -> dict[str, Stage]:
         "pages": lambda text: _PAGE.sub(_page_text, text),
         "raw": _RawFields(_RAW),
         "bare": lambda text: bare(b"\n" + text)[1:],
-        "no_sptep": lambda text: _NO_SPTEP.sub(rb"\1" + WITHOUT.encode() + rb"sptep\2", text),
+        "shortened": lambda text: _NO_RIP.sub(rb"\1 rip 0", _NO_SPTEP.sub(_WITHOUT_SPTEP, text)),
     }
 
 

@@ -22,7 +22,7 @@ from replay.trace.formats import (
     text_format,
     text_kernel,
 )
-from replay.trace.forms import WITHOUT, Forms, has_prefix
+from replay.trace.forms import INCOMPLETE_NAMES, WITHOUT, WRAPPED, Forms, has_prefix
 from replay.trace.lex import NEWLINE, PADDING, added, decoded, grown, new_strings
 from replay.trace.payload import FIELDS, WIDE
 from replay.trace.perf import PerfScript
@@ -32,7 +32,7 @@ from replay.trace.source import PERF_DATA, Source, TruncatedInput
 from replay.trace.store import BatchStore
 from replay.trace.table import read_table, trace_table, write_table
 from replay.trace.vms import VmCreated, find_vms, vm_created
-from replay.trace.wrapped import joined
+from replay.trace.wrapped import MAX_LINES, goes_on
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -261,7 +261,7 @@ class _Parser:
                 first, self._scanner.state[scanning.GIVEN_UP] = at, -1
             elif reason == scanning.TASK_IS_NEW:
                 self._add_task(buf)
-            elif not self._join_lines(buf, stop):
+            else:
                 self._give_up_line()
         self._at_beginning = False
         self._check_is_trace(buf[first:stop])
@@ -289,22 +289,14 @@ class _Parser:
             if not has_prefix(buf[start:end].tobytes()):
                 return False
             end = min(stop, start + MAX_LINE)
-        return self._forms.learn(buf[start:end].tobytes().partition(b"\n")[0])
-
-    def _join_lines(self, buf: np.ndarray, stop: int) -> bool:
-        """Put the malformed line at START together in ``buf`` if it was wrapped; False if it was not."""
-        start = int(self._scanner.state[START])
         text = buf[start : min(stop, start + MAX_LINE)].tobytes()
-        whole = joined(text)
-        if whole is None:
+        if self._forms.learn(text[: end - start].partition(b"\n")[0]):
+            return True
+        if state[scanning.STOP] == scanning.TASK_IS_NEW or WRAPPED in self._forms.used:
             return False
-        line, count = self._forms.rewrite(whole[0]), whole[1]
-        size = len(b"\n".join(text.split(b"\n")[:count]))
-        if len(line) + count - 1 > size:
-            return False
-        line = line.ljust(size - count + 1) + b"\n" * (count - 1)
-        buf[start : start + size] = np.frombuffer(line, np.uint8)
-        return True
+        if goes_on(text.split(b"\n", MAX_LINES)[:MAX_LINES]):
+            self._forms.used.add(WRAPPED)
+        return WRAPPED in self._forms.used
 
     def _give_up_line(self) -> None:
         """The line at START is malformed; after many of them no other is looked at again."""
@@ -321,7 +313,7 @@ class _Parser:
             raise TraceError(self._source.path, 0, "recorded with option raw or hex: record without it")
         if text[:8].tobytes() in PERF_DATA:
             raise TraceError(self._source.path, 0, "a compressed perf.data file: decompress it first")
-        if not self._saw_header:
+        if not self._saw_header and self._trace.format in ("ftrace", "text"):
             what = "a binary file" if 0 in text else "no line is an ftrace event or header"
             raise TraceError(self._source.path, 0, f"not a trace: {what}")
 
@@ -422,8 +414,8 @@ class _Parser:
             trace.lost_events = max(trace.lost_events, self._source.lost_events())
         named = zip(decoded(scanner.names), scanner.kinds[:, 1].tolist(), strict=False)
         trace.ignored_events = {name: count for name, count in named if count}
-        for name in [name for name in trace.ignored_events if WITHOUT in name]:
-            trace.losses[name.replace(WITHOUT, WITHOUT.replace("_", " "))] = trace.ignored_events.pop(name)
+        for name in [name for name in INCOMPLETE_NAMES if name in trace.ignored_events]:
+            trace.losses[name.replace(WITHOUT, " without ")] = trace.ignored_events.pop(name)
         trace.comms, trace.texts = list(self._comms), decoded(scanner.texts)
         told = (kernel[1] + (kernel[2] or "") for text in trace.texts if (kernel := _KERNEL.search(text)))
         trace.kernel = trace.kernel or next(told, None)

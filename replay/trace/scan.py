@@ -28,6 +28,7 @@ from replay.trace.dialect import (
     read_header,
     search_header,
 )
+from replay.trace.forms import INCOMPLETE_NAMES
 from replay.trace.lex import (
     ADD,
     BLANK,
@@ -70,6 +71,8 @@ NO_TASK = 0
 
 PRINT = 200
 """Stands for the events ``print`` and ``bprint``, whose text begins with a place and a colon."""
+INCOMPLETE = 201
+"""Kind of the names under which lines are counted that lack what a replay needs."""
 OTHER = 0
 """Kind of the names of events of other kinds."""
 
@@ -79,6 +82,7 @@ NAMES: dict[str, int] = {
     "tracing_mark_write": int(Kind.MARK_TEXT),
     "print": PRINT,
     "bprint": PRINT,
+    **dict.fromkeys(INCOMPLETE_NAMES, INCOMPLETE),
     **{f" {word}": int(kind) for word, kind in MARK_WORDS.items()},
 }
 """Kinds by name.  The words of markers stand here with the blank before them, which no event's name has."""
@@ -218,6 +222,9 @@ def _read_event(buf, at, names, names_arena, kinds, seen, texts, texts_arena, fi
                 kinds[number, 1] += 1
             return np.int64(_IGNORED), np.int64(-1)
         # else trace_printk: the name is the calling function's
+    elif kind == INCOMPLETE:
+        kinds[number, 1] += 1
+        return np.int64(_IGNORED), np.int64(-1)
     elif kind == PRINT:
         if load64(buf, text) & WORD_MASKS[3] == _IP:  # raw fields
             return np.int64(_MALFORMED), np.int64(-1)

@@ -6,30 +6,44 @@ import re
 
 from replay.schema import EVENT_NAMES, Kind
 
-MAX_LINES, MAX_BYTES = 4, 1200
-"""An event is looked for in so many lines and bytes."""
+MAX_LINES = 4
+"""An event takes so many lines at most."""
 
 _QUOTE = re.compile(rb"^[\s>|]+")
-_NAMES = "|".join(name for kind, name in EVENT_NAMES.items() if kind < Kind.MARK_VM_CREATE)
+_NAME_LIST = "|".join(name for kind, name in EVENT_NAMES.items() if kind < Kind.MARK_VM_CREATE)
+_NAMES = rb"(?:\w+:)?(?:" + _NAME_LIST.encode() + rb"|tracing_mark_write):"
+_EVENT = re.compile(rb"(?:^|[\s>])" + _NAMES + rb"(?=\s|$)")
 _BEGINS = re.compile(
-    rb"(?:\w+:)?(?:"
-    + _NAMES.encode()
-    + rb"):|CPU:\d+ \[|#|=>|<stack|-{3}|.*?(?:\[-?\d+\]\s.*?\d:(?:\s|$)|\dus.:)"
+    _NAMES + rb"|CPU:\d+ \[|#|=>|<stack|-{3}|.*?(?:\[-?\d+\]\s.*?\d:(?:\s|$)|\d\.\d{6,9}: |\dus.:)"
 )
+_PAIRS = re.compile(rb"(?:\w+=\S+\s*)+$")
 
 
-def joined(text: bytes) -> tuple[bytes, int] | None:
-    """The line at the beginning of ``text`` with what belongs to it of the lines below.
-
-    Gives the line and the number of lines that it took; None where no line below goes on with it.
-    """
-    lines = text[:MAX_BYTES].split(b"\n")
-    if len(text) > MAX_BYTES:
-        lines.pop()
-    parts = [lines[0].rstrip()]
-    for line in lines[1 : MAX_LINES + 1]:
+def goes_on(lines: list[bytes]) -> int:
+    """Number of lines, 0 to ``MAX_LINES - 1``, behind the first one that go on with its event."""
+    is_marker = b"tracing_mark_write:" in lines[0]
+    count = 0
+    for line in lines[1:MAX_LINES]:
         part = _QUOTE.sub(b"", line).rstrip()
-        if not part or _BEGINS.match(part):
+        if not part or _BEGINS.match(part) or _EVENT.search(part):
             break
-        parts.append(part)
-    return (b" ".join(parts), len(parts)) if len(parts) > 1 else None
+        if is_marker and not _PAIRS.match(part):
+            break
+        count += 1
+    return count
+
+
+def unwrap(text: bytes) -> bytes:
+    """``text`` with each wrapped event on one line; the lines that it took besides become blank."""
+    lines = text.split(b"\n")
+    number = 0
+    while number < len(lines):
+        if _EVENT.search(lines[number]):
+            more = goes_on(lines[number : number + MAX_LINES])
+            if more:
+                parts = [_QUOTE.sub(b"", line).rstrip() for line in lines[number + 1 : number + 1 + more]]
+                lines[number] = b" ".join([lines[number].rstrip(), *parts])
+                lines[number + 1 : number + 1 + more] = [b""] * more
+            number += more
+        number += 1
+    return b"\n".join(lines)
