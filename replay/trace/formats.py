@@ -18,7 +18,7 @@ BINARY_FORMATS: dict[str, tuple[str, ...]] = {"perf-data": ("perf.data",), "tabl
 """Other forms, and the names of ``Source.format`` that they have."""
 FORMATS = (AUTO, *TEXT_FORMATS, *BINARY_FORMATS)
 
-_PERF_SCRIPT = re.compile(rb"\d\.\d{6,9}: +[\w-]+:\w+: ")
+_PERF_SCRIPT = re.compile(rb"\d\.\d{6,9}: +(?:\d+ +)?[\w-]+:\w+: ")
 _TRACE_CMD = re.compile(
     rb"^cpus=\d+$|^version = \d|^CPU \d+ is empty$|\d\.\d{6,9}: \w+: {2,}\S", re.MULTILINE
 )

@@ -226,12 +226,14 @@ class _RawFields:
 
 _DMESG = rb"(?:<\d+>)?\[ *\d+\.\d+\](?:\[ *[CT]\d+\])? ?"
 _PREFIX = rb"(?:(?:[ \t|]*>)+[ \t]?|(?:[^\n\[]{1,80} kernel: )?" + _DMESG + rb")"
-_TIME = rb"\d+\.\d{6,9}"
+_TIME = rb"(?<!\d)\d{1,12}\.\d{6,9}"
 _LINE_PREFIX = re.compile(rb"\n" + _PREFIX)
-_LOST = re.compile(rb"\n[^\n\[]*(CPU:\d+ \[[^\n]*EVENTS[^\n]*\])")
-_PERF_LOST = re.compile(rb"\n[^\n]*?(?:\[(\d+)\][^\n]*?)?PERF_RECORD_LOST(?:_SAMPLES)?[^\n\d]*(\d+)[^\n]*")
+_LOST = re.compile(rb"\n[^\n\[]*(CPU:\d+ \[[^\n\]]{0,40}EVENTS[^\n\]]{0,20}\])")
+_PERF_LOST = re.compile(
+    rb"\n(?:[^\n\[]*\[(\d+)\])?[^\n]*?PERF_RECORD_LOST(?:_SAMPLES)?[^\n\d]{0,20}(\d+)[^\n]*"
+)
 _LATENCY = re.compile(rb"(\n[^\n\[]*?-\d+) +(\d{1,4})([.dDbX][^ \n]{3,4}) +(?=" + _TIME + rb":)")
-_NO_CPU = re.compile(rb"(\n[^\n\[]*?)[ \t]+(?=" + _TIME + rb": )")
+_NO_CPU = re.compile(rb"(\n[^\n\[]*?)(?<![ \t])[ \t]++(?=" + _TIME + rb": )")
 _DIFFERENCE = re.compile(rb"(" + _TIME + rb")(?::?[ \t]+\(\+\d+\)[ \t]*:?|[ \t]+:)(?=[ \t])")
 _PERIOD = re.compile(rb"(" + _TIME + rb": +)\d+ +(?:[\w/:-]+:? +)?(?=\w+:\w+: )")
 _NO_SPTEP = re.compile(rb"(kvm_mmu_set_spte)(: +gfn [^\n]*level \d+)[ \t\r]*$", re.MULTILINE)

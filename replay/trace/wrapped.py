@@ -6,16 +6,19 @@ import re
 
 from replay.schema import EVENT_NAMES, Kind
 
-MAX_LINES = 4
-"""An event takes so many lines at most."""
+MAX_LINES = 16
+"""An event takes so many lines at most; the texts of markers can be long."""
+
+_LOOKED_AT = 400
+"""Bytes of a line that tell whether it begins an event."""
 
 _QUOTE = re.compile(rb"^[\s>|]+")
 _NAME_LIST = "|".join(name for kind, name in EVENT_NAMES.items() if kind < Kind.MARK_VM_CREATE)
 _NAMES = rb"(?:\w+:)?(?:" + _NAME_LIST.encode() + rb"|tracing_mark_write):"
-_EVENT = re.compile(rb"(?:^|[\s>])" + _NAMES + rb"(?=\s|$)")
-_BEGINS = re.compile(
-    _NAMES + rb"|CPU:\d+ \[|#|=>|<stack|-{3}|.*?(?:\[-?\d+\]\s.*?\d:(?:\s|$)|\d\.\d{6,9}: |\dus.:)"
-)
+_EVENT = re.compile(rb"(?:^|[\s>])(?:" + _NAMES + rb"|b?print:)(?=\s|$)")
+_HEADER = rb".*?(?:\[-?\d+\]\s.*?\d:(?:\s|$)|\d\.\d{6,9}: |\dus.:)"
+_BEGINS = re.compile(_HEADER + rb"|" + _NAMES + rb"|CPU:\d+ \[|#|=>|<stack|-{3}")
+_BEGINS_WITH_HEADER = re.compile(_HEADER)
 _PAIRS = re.compile(rb"(?:\w+=\S+\s*)+$")
 
 
@@ -24,7 +27,10 @@ def goes_on(lines: list[bytes]) -> int:
     is_marker = b"tracing_mark_write:" in lines[0]
     count = 0
     for line in lines[1:MAX_LINES]:
-        part = _QUOTE.sub(b"", line).rstrip()
+        part = _QUOTE.sub(b"", line[:_LOOKED_AT]).rstrip()
+        if count == 0 and lines[0].rstrip().endswith(b":") and part and not _BEGINS_WITH_HEADER.match(part):
+            count, is_marker = 1, is_marker or b"tracing_mark_write:" in part
+            continue
         if not part or _BEGINS.match(part) or _EVENT.search(part):
             break
         if is_marker and not _PAIRS.match(part):

@@ -1,0 +1,281 @@
+"""One recording in all its forms gives the same rows, up to what a form drops, and the same outcomes."""
+
+# ruff: noqa: E501 (trace lines are long)
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zstandard
+
+from replay.run import Request, run_trace
+from replay.schema import Columns, Kind, Role
+from replay.trace.reader import Trace, read_trace
+from tests import other_forms as forms
+from tests.other_forms import Line
+
+FORMS = Path(__file__).parents[2] / "traces" / "forms"
+UNPRINTED = int(Role.CR0_WP | Role.SMEP | Role.SMAP_ANDNOT_WP | Role.GUEST_MODE | Role.PASSTHROUGH)
+WITHOUT_GFN = (Kind.SYNC_PAGE, Kind.UNSYNC_PAGE, Kind.PREPARE_ZAP_PAGE)
+MARKERS = tuple(kind for kind in Kind if kind >= Kind.MARK_VM_CREATE)
+TASK, TIME, COMM = ("pid", "tgid", "comm", "vm"), ("ts_ns",), ("comm",)
+ALWAYS = ("line", "text", "tgid")
+"""Columns that no form but the native one has, or that are numbered anew."""
+
+
+def text_of(path: Path) -> str:
+    return zstandard.ZstdDecompressor().decompressobj().decompress(path.read_bytes()).decode()
+
+
+@functools.cache
+def native(kernel: str) -> str:
+    return text_of(FORMS / kernel / "trace.txt.zst")
+
+
+@functools.cache
+def lines(kernel: str) -> tuple[Line, ...]:
+    return tuple(forms.native_lines(native(kernel)))
+
+
+def rows(trace: Trace) -> dict[str, np.ndarray]:
+    batches = list(trace.batches())
+    return {name: np.concatenate([getattr(batch, name) for batch in batches]) for name in Columns._fields}
+
+
+def words(trace: Trace, table: dict[str, np.ndarray]) -> list[str | None]:
+    return [trace.texts[number] if number >= 0 else None for number in table["text"].tolist()]
+
+
+def assert_same_rows(
+    expected: Trace, got: Trace, dropped: tuple[str, ...] = (), without: tuple[Kind, ...] = ()
+) -> None:
+    """All rows are the same, but for columns ``dropped`` and kinds ``without``; roles in the bits printed."""
+    ours, theirs = rows(expected), rows(got)
+    kept = ~np.isin(ours["kind"], without)
+    assert kept.sum() == len(theirs["kind"])
+    assert got.malformed == []
+    for name in set(Columns._fields) - {*dropped, *ALWAYS}:
+        left, right = ours[name][kept], theirs[name]
+        if name == "role":
+            left, right = left & ~np.uint32(UNPRINTED), right & ~np.uint32(UNPRINTED)
+        if name == "comm":
+            comms = np.array([*expected.comms, None])[left], np.array([*got.comms, None])[right]
+            np.testing.assert_array_equal(*comms)
+        else:
+            np.testing.assert_array_equal(left, right, err_msg=name)
+    texts = [text for text, is_kept in zip(words(expected, ours), kept.tolist(), strict=True) if is_kept]
+    assert words(got, theirs) == texts
+
+
+def outcomes(path: Path, **request: Any) -> dict[str, Any]:
+    document = run_trace(str(path), Request(**request)).document
+    return {
+        name: document[name] for name in ("policy", "totals", "expected", "environment", "tdp", "verdict")
+    } | {"divergences": document["divergences"]}
+
+
+RECORDED = [
+    *(("linux-6.1", name) for name in ("tc-report", "tc-report-N", "tc-report-R", "perf-script", "perf-script-F")),
+    *(("linux-7.3.4", name) for name in ("tc-report", "tc-report-N", "tc-report-R", "perf-script")),
+    *(
+        ("linux-5.10", name)
+        for name in (
+            "tc-report", "tc331-report", "tc-report-N", "tc-report-R", "perf-script", "perf-script-F",
+            "perf612-script",
+        )
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kernel", "name"), RECORDED)
+def test_recorded_forms(kernel: str, name: str) -> None:
+    """What the tools printed of one recording; perf has a clock and names of its own and no marker lines."""
+    trace = read_trace(str(FORMS / kernel / f"{name}.txt.zst"))
+    is_perf = name.startswith("perf")
+    without = WITHOUT_GFN if ("report" in name and name[-1] not in "NR") or "612" in name else ()
+    reference = read_trace(str(FORMS / kernel / "trace.txt.zst"))
+    assert_same_rows(
+        reference,
+        trace,
+        (*TIME, *COMM, "vm") if is_perf else ("vm",),
+        (*without, *MARKERS) if is_perf else without,
+    )
+    assert trace.format == ("perf-script" if is_perf else "trace-cmd")
+    kinds = rows(reference)["kind"]
+    losses = {f"{name}": int((kinds == kind).sum()) for kind, name in LOSS_NAMES.items()} if without else {}
+    assert trace.losses == {name: count for name, count in losses.items() if count}
+
+
+LOSS_NAMES = {
+    Kind.SYNC_PAGE: "kvm_mmu_sync_page without gfn",
+    Kind.UNSYNC_PAGE: "kvm_mmu_unsync_page without gfn",
+    Kind.PREPARE_ZAP_PAGE: "kvm_mmu_prepare_zap_page without gfn",
+}
+
+
+@pytest.mark.parametrize(("kernel", "name"), [pair for pair in RECORDED if pair[0] != "linux-5.10"])
+def test_recorded_forms_have_the_outcomes_of_native_text(kernel: str, name: str) -> None:
+    reference = outcomes(FORMS / kernel / "trace.txt.zst")
+    got = outcomes(FORMS / kernel / f"{name}.txt.zst")
+    assert reference["verdict"] == "match"
+    if name == "tc-report":  # what was zapped is not told
+        assert got.pop("verdict") == "unchecked"
+        reference.pop("verdict")
+        reference["totals"].pop("shadow_pages_used_end")
+        got["totals"].pop("shadow_pages_used_end")
+    assert got == reference
+
+
+def trace_cmd_with(**options: Any) -> Callable[[str], str]:
+    return lambda kernel: forms.trace_cmd(lines(kernel), **options)
+
+
+def perf_with(**options: Any) -> Callable[[str], str]:
+    return lambda kernel: forms.perf_script(lines(kernel), **options)
+
+
+NO_TASK = ("pid", "cpu", "comm", "vm")
+SYSLOG = "Nov 22 17:00:{:02d} host kernel: [  12.{:06d}] "
+DERIVED: dict[str, tuple[Callable[[str], str], tuple[str, ...], str]] = {
+    "trace-cmd -N": (trace_cmd_with(payload=forms.unparsed()), (), "trace-cmd"),
+    "trace-cmd, flags": (trace_cmd_with(payload=forms.unparsed(), flags=True), (), "trace-cmd"),
+    "trace-cmd -R": (trace_cmd_with(payload=forms.raw), (), "trace-cmd"),
+    "trace-cmd -R of old": (trace_cmd_with(payload=forms.old_raw), (), "trace-cmd"),
+    "trace-cmd -l": (trace_cmd_with(payload=forms.unparsed(), latency=True), (), "trace-cmd"),
+    "trace-cmd --ts-diff": (trace_cmd_with(payload=forms.unparsed(), difference=True), (), "trace-cmd"),
+    "trace-cmd of files": (
+        trace_cmd_with(payload=forms.unparsed(), prefix="  host-1.dat: "), (), "trace-cmd"),
+    "perf": (perf_with(payload=forms.unparsed()), (), "perf-script"),
+    "perf, tid": (perf_with(payload=forms.unparsed(), with_tid=True), (), "perf-script"),
+    "perf without cpu": (perf_with(payload=forms.unparsed(), with_cpu=False), ("cpu",), "perf-script"),
+    "perf -g": (perf_with(payload=forms.unparsed(), callchain=True), (), "perf-script"),
+    "perf -F period": (perf_with(payload=forms.unparsed(), period=True), (), "perf-script"),
+    "dmesg": (
+        lambda kernel: forms.dmesg(lines(kernel), lambda n: f"[   12.{n:06d}] "), ("ts_ns",), "dmesg"),
+    "dmesg of a caller": (
+        lambda kernel: forms.dmesg(lines(kernel), lambda n: f"<4>[   12.{n:06d}][ T152] "),
+        ("ts_ns",), "dmesg"),
+    "syslog": (
+        lambda kernel: forms.dmesg(lines(kernel), lambda n: SYSLOG.format(n % 60, n)), ("ts_ns",), "dmesg"),
+    "mail": (lambda kernel: forms.mailed(native(kernel)), (), "ftrace"),
+    "mail without quotes": (lambda kernel: forms.mailed(native(kernel), quote="", width=64), (), "ftrace"),
+    "mail, twice quoted": (lambda kernel: forms.mailed(native(kernel), quote=">> > "), (), "ftrace"),
+    "mail of trace-cmd": (
+        lambda kernel: forms.mailed(forms.trace_cmd(lines(kernel), forms.unparsed(), flags=True), width=76),
+        (), "trace-cmd"),
+    "payload only": (lambda kernel: forms.payload_only(lines(kernel)), (*NO_TASK, *TIME), "ftrace"),
+}  # fmt: skip
+"""Text of a form by the native one, the columns that it drops, and what it is told to be."""
+
+
+@pytest.mark.parametrize("form", DERIVED)
+def test_derived_forms(form: str, tmp_path: Path) -> None:
+    write, dropped, told = DERIVED[form]
+    path = tmp_path / "trace.txt"
+    path.write_text(write("linux-6.1"))
+    trace = read_trace(str(path))
+    assert_same_rows(read_trace(str(FORMS / "linux-6.1/trace.txt.zst")), trace, (*dropped, "vm"))
+    assert trace.format == told
+    assert trace.lines == path.read_text().count("\n")
+
+
+@pytest.mark.parametrize("form", ["mail", "trace-cmd -R", "dmesg", "payload only"])
+def test_chunks_make_no_difference(form: str, tmp_path: Path) -> None:
+    path = tmp_path / "trace.txt"
+    path.write_text(DERIVED[form][0]("linux-7.3.4"))
+    whole, parts = read_trace(str(path)), read_trace(str(path), chunk_bytes=1 << 16, batch_rows=1000)
+    if form != "mail":  # an event that is wrapped at the end of a chunk is malformed
+        assert_same_rows(whole, parts)
+        np.testing.assert_array_equal(rows(whole)["line"], rows(parts)["line"])
+    assert (whole.lines, whole.events) == (parts.lines, parts.events + parts.malformed_lines)
+
+
+@pytest.mark.parametrize("form", ["trace-cmd -R of old", "trace-cmd -l", "perf without cpu", "mail"])
+def test_derived_forms_have_the_outcomes_of_native_text(form: str, tmp_path: Path) -> None:
+    path = tmp_path / "trace.txt"
+    path.write_text(DERIVED[form][0]("linux-6.1"))
+    assert outcomes(path) == outcomes(FORMS / "linux-6.1/trace.txt.zst")
+
+
+@pytest.mark.parametrize("layout", ["5.1", "5.18", "7.2"])
+@pytest.mark.parametrize("form", ["raw", "plugin"])
+def test_layouts_of_role_words(layout: str, form: str, tmp_path: Path) -> None:
+    """The layout is told by the words; a fourth access bit that is clear is one that is not."""
+    kernel = "linux-7.3.4" if layout == "7.2" else "linux-6.1"
+    path = tmp_path / "trace.txt"
+    payload = forms.unparsed(layout) if form == "raw" else forms.plugin(layout)
+    path.write_text(forms.trace_cmd(lines(kernel), payload))
+    reference = read_trace(str(FORMS / kernel / "trace.txt.zst"))
+    assert_same_rows(reference, read_trace(str(path)), ("vm",), () if form == "raw" else WITHOUT_GFN)
+
+
+def test_all_bits_of_a_role_word_are_kept(tmp_path: Path) -> None:
+    line = "     vmm-7  [000]  1.000001: kvm_mmu_get_page:  mmu_valid_gen=1 gfn=16 role={} root_count=2 unsync=1 created=0\n"
+    word = (
+        2 | 3 << 5 | 1 << 7 | 0b101 << 8 | 1 << 13 | 1 << 15 | 1 << 16 | 1 << 17 | 1 << 18 | 1 << 19 | 1 << 24
+    )
+    (tmp_path / "trace.txt").write_text(line.format(word))
+    table = rows(read_trace(str(tmp_path / "trace.txt")))
+    expected = 2 | 3 << 5 | Role.DIRECT | Role.ACC_READ | Role.ACC_EXEC | Role.ACC_USER | Role.CR0_WP
+    expected |= Role.SMAP_ANDNOT_WP | Role.AD_DISABLED | Role.GUEST_MODE | Role.PASSTHROUGH | Role.IS_MIRROR
+    assert table["role"].tolist() == [int(expected | Role.SMM | Role.GEN)]
+    assert (table["gfn"][0], table["num"][0], table["flags"][0], table["level"][0]) == (16, 2, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "role"),
+    [("5.10.0-46-amd64", Role(0)), ("6.1.0-50-amd64", Role.HAS_4_BYTE_GPTE)],
+)
+def test_the_kernel_decides_what_role_words_leave_open(kernel: str, role: Role, tmp_path: Path) -> None:
+    banner = f"[    0.000000] Linux version {kernel} (builder@host)\n"
+    line = "     vmm-7  [000]  1.000001: kvm_mmu_get_page: mmu_valid_gen=0 gfn=16 role=17 root_count=0 unsync=0 created=0\n"
+    (tmp_path / "trace.txt").write_text(banner + line)
+    trace = read_trace(str(tmp_path / "trace.txt"))
+    assert trace.kernel == kernel
+    assert rows(trace)["role"].tolist() == [1 | int(role | Role.ACC_READ)]
+
+
+def test_the_generation_that_the_plugin_drops_is_that_after_the_last_fast_zap(tmp_path: Path) -> None:
+    page = "  vmm-7  [000]  1.000001: kvm_mmu_get_page:     new sp gfn 10 1 q0 direct wux !pae nxe wp root 0 sync\n"
+    zap = "  vmm-7  [000]  1.000001: kvm_mmu_zap_all_fast: kvm-mmu-valid-gen {} used_pages 1\n"
+    (tmp_path / "trace.txt").write_text(page + zap.format(0) + page + zap.format(1) + page)
+    trace = read_trace(str(tmp_path / "trace.txt"))
+    for _ in range(2):  # batches may be asked for again
+        table = rows(trace)
+        roles = table["role"][table["kind"] == Kind.GET_PAGE]
+        assert (roles & int(Role.GEN) != 0).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("text", "lost"),
+    [
+        ("CPU:1 [LOST 702 EVENTS]\n", 702),
+        ("> CPU:1 [LOST 702 EVENTS]\n", 702),
+        ("CPU:7 [204600 EVENTS DROPPED]\n", 204600),
+        ("CPU:0 [EVENTS DROPPED]\n", 1),
+        ("[   10.000001] CPU:1 [LOST 16 EVENTS]\n", 16),
+        ("   vmm     152 [001]     7.864608: PERF_RECORD_LOST lost 23\n", 23),
+    ],
+)
+def test_lost_events_in_every_form(text: str, lost: int, tmp_path: Path) -> None:
+    event = "             vmm-152   [001]     8.366334: kvm_mmu_set_dirty_bit: gpa 1000\n"
+    (tmp_path / "trace.txt").write_text(event + text + event)
+    trace = read_trace(str(tmp_path / "trace.txt"))
+    assert trace.lost_events == lost
+    assert trace.kvmmmu_events == 2
+    assert trace.malformed == []
+
+
+@pytest.mark.parametrize("word", ["ftrace", "trace-cmd", "perf-script", "dmesg"])
+def test_a_format_that_is_asked_for_is_used(word: str, tmp_path: Path) -> None:
+    path = tmp_path / "trace.txt"
+    path.write_text(forms.trace_cmd(lines("linux-5.10"), forms.unparsed("5.1")))
+    trace = read_trace(str(path), file_format=word)
+    assert trace.format == word
+    pages = sum(forms.is_page(line) for line in lines("linux-5.10"))
+    assert trace.malformed_lines == (pages if word == "ftrace" else 0)
