@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from operator import itemgetter
 from typing import NamedTuple
 
 from replay.schema import EVENT_NAMES
@@ -132,8 +133,8 @@ _RAW_TEXTS = {
     "kvm_unmap_hva_range": "mmu notifier unmap range: {start:x} -- {end:x}",
 }
 _SPEC = re.compile(r"\{(\w+):(\w)\}")
-_RAW = re.compile(rb": +(?:\w+:)?(\w+): +(?=\w+=|\[F)([^\n]*)")
-_BARE_RAW = re.compile(rb"\n *(?:\w+:)?(\w+): +(?=\w+=|\[F)([^\n]*)")
+_RAW = re.compile(rb"(: +(?:\w++:(?! ))?(\w++): +)(?=\w+=|\[F)([^\n]*)")
+_BARE_RAW = re.compile(rb"(\n *(?:\w++:(?! ))?(\w++): +)(?=\w+=|\[F)([^\n]*)")
 _RAW_PRINT = re.compile(rb"ip=(\S+) buf=")
 _RAW_PROBE = re.compile(rb"__probe_ip=(\S+) ?")
 _RAW_RETURN_PROBE = re.compile(rb"__probe_func=(\S+) __probe_ret_ip=(\S+) ?")
@@ -160,6 +161,7 @@ _OLD_PAGE_FAULT = _raw_form("address {fault_address:x} error_code {error_code:x}
 _PROBES = frozenset(name.encode() for kind, name in EVENT_NAMES.items() if 30 <= kind < 90)
 
 
+_TEMPLATE_FIELD = re.compile(rb"%\((\w+)\)b")
 _DERIVED = (b"check_mmio_spte", b"fast_page_fault")
 
 
@@ -177,6 +179,21 @@ def _derived(name: bytes, fields: dict[bytes, bytes]) -> None:
         fields[b"spurious"] = b"%d" % (not is_fixed and int(fields.get(b"ret", b"0")) >= 4)
 
 
+class _Order(NamedTuple):
+    """Raw fields in the order in which the last line of an event had them: no need to look for each."""
+
+    fields: re.Pattern[bytes]
+    template: bytes
+    pick: Callable[[tuple[bytes, ...]], tuple[bytes, ...] | bytes]
+
+
+def _order(form: _RawForm, names: list[bytes]) -> _Order:
+    wanted = _TEMPLATE_FIELD.findall(form.template)
+    fields = rb"\s+".join(name + rb"=(\S+)" for name in names)
+    pick = itemgetter(*(names.index(name) for name in wanted))
+    return _Order(re.compile(rb"\s*" + fields + rb"\s*"), _TEMPLATE_FIELD.sub(b"%b", form.template), pick)
+
+
 class _RawFields:
     """Events as raw fields; ``pattern`` finds name and fields.
 
@@ -187,6 +204,7 @@ class _RawFields:
     def __init__(self, pattern: re.Pattern[bytes]) -> None:
         self._pattern = pattern
         self._hex: bool | None = None
+        self._orders: dict[bytes, _Order] = {}
 
     def __call__(self, text: bytes) -> bytes:
         if self._hex is None and self._pattern.search(text):
@@ -195,9 +213,12 @@ class _RawFields:
         return self._pattern.sub(self._event, text)
 
     def _event(self, match: re.Match[bytes]) -> bytes:
-        name, text = match.groups()
+        head, name, text = match.groups()
         form = _RAW_FORMS.get(name)
-        if form:
+        order = self._orders.get(name)
+        if order and (found := order.fields.fullmatch(text)):
+            changed = order.template % order.pick(found.groups())
+        elif form:
             changed = self._text(name, form, text)
         elif name in _PROBES:
             changed = _RAW_PROBE.sub(rb"(\1) ", text, count=1)
@@ -206,7 +227,7 @@ class _RawFields:
             changed = _RAW_PRINT.sub(rb"\1: ", text, count=1)
         else:
             return match[0]
-        return b"%b%b" % (match[0][: match.start(2) - match.start()], changed)
+        return head + changed
 
     def _text(self, name: bytes, form: _RawForm, text: bytes) -> bytes:
         fields = dict(_PAIR.findall(text))
@@ -219,6 +240,8 @@ class _RawFields:
                 _derived(name, fields)
             if name == b"kvm_page_fault" and b"vcpu_id" not in fields:
                 form = _OLD_PAGE_FAULT
+            if self._hex and name not in _DERIVED and not text.startswith(_FAILED):
+                self._orders[name] = _order(form, list(fields))
             return form.template % fields
         except (KeyError, ValueError):
             return text
