@@ -147,7 +147,8 @@ def trace_line(trace: Mapping[str, Any]) -> str:
         parts.append(f"{number(trace['malformed_lines'])} MALFORMED LINES")
     for what, count in trace["losses"].items():
         parts.append(f"{number(count)} {what}")
-    parts.append(f"{trace['lost_events']} EVENTS LOST" if trace["lost_events"] else "nothing lost")
+    nothing = "no event lost" if trace["losses"] else "nothing lost"
+    parts.append(f"{trace['lost_events']} EVENTS LOST" if trace["lost_events"] else nothing)
     return ", ".join(parts)
 
 

@@ -22,8 +22,9 @@ from replay.trace.formats import (
     text_format,
     text_kernel,
 )
-from replay.trace.forms import INCOMPLETE_NAMES, WITHOUT, WRAPPED, Forms, has_prefix
+from replay.trace.forms import WRAPPED, Forms, has_prefix
 from replay.trace.lex import NEWLINE, PADDING, added, decoded, grown, new_strings
+from replay.trace.pages import INCOMPLETE_NAMES, WITHOUT
 from replay.trace.payload import FIELDS, WIDE
 from replay.trace.perf import PerfScript
 from replay.trace.roles import RoleWords

@@ -28,7 +28,6 @@ from replay.trace.dialect import (
     read_header,
     search_header,
 )
-from replay.trace.forms import INCOMPLETE_NAMES
 from replay.trace.lex import (
     ADD,
     BLANK,
@@ -49,6 +48,7 @@ from replay.trace.lex import (
     token_end,
     words_of,
 )
+from replay.trace.pages import INCOMPLETE_NAMES
 from replay.trace.payload import FIELDS, FLAGS, LEVEL, NUM, ROLE, WIDE, read_payload
 
 MAX_MALFORMED = 100

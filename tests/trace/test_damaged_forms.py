@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from replay.errors import TraceError
-from replay.trace.forms import Forms
+from replay.trace.forms import Forms, stages
 from replay.trace.reader import MAX_LINE, read_trace
 from tests.trace.test_forms import DERIVED
 
@@ -67,7 +67,7 @@ UNKIND = [
 def test_long_lines_take_no_time(text: bytes) -> None:
     """The work on a line grows with its length, not with the square of it: else this does not end."""
     forms = Forms()
-    forms.use_all()
+    forms.used.update(stages())
     line = b"kvm_mmu_get_page: " + text * REPEATED + b" kvm_mmu_set_spte: " + text * REPEATED
     forms.learn(line[:MAX_LINE])
     rewritten = forms.rewrite(line + b"\n" + line)

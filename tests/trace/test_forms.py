@@ -279,3 +279,69 @@ def test_a_format_that_is_asked_for_is_used(word: str, tmp_path: Path) -> None:
     assert trace.format == word
     pages = sum(forms.is_page(line) for line in lines("linux-5.10"))
     assert trace.malformed_lines == (pages if word == "ftrace" else 0)
+
+
+HEAD = "  vmm-7  [000]  1.000001: "
+RAW_LINES = [
+    ("fast_page_fault:  vcpu_id=1 cr2_or_gpa=1000 error_code=6 sptep=0xffff8881 old_spte=61000034d4fe875 new_spte=61000034d4fe877 ret=4",
+     "fast_page_fault: vcpu 1 gva 1000 error_code W|U sptep 00000000ffff8881 old 0x61000034d4fe875 new 61000034d4fe877 spurious 0 fixed 1"),
+    ("fast_page_fault:  vcpu_id=1 cr2_or_gpa=1000 error_code=F sptep=0xffff8881 old_spte=61000034d4fe877 new_spte=61000034d4fe877 ret=5",
+     "fast_page_fault: vcpu 1 gva 1000 error_code F sptep 00000000ffff8881 old 0x61000034d4fe877 new 61000034d4fe877 spurious 1 fixed 0"),
+    ("mark_mmio_spte:  sptep=0xffff8881 gfn=fee00 access=7 gen=8",
+     "mark_mmio_spte: sptep:00000000ffff8881 gfn fee00 access 7 gen 8"),
+    ("handle_mmio_page_fault:  addr=fee000b0 gfn=fee00 access=7",
+     "handle_mmio_page_fault: addr:fee000b0 gfn fee00 access 7"),
+    ("check_mmio_spte:  kvm_gen=8 spte_gen=8 spte=fff8000000008a7",
+     "check_mmio_spte: spte fff8000000008a7 kvm_gen 8 spte-gen 8 valid 1"),
+    ("check_mmio_spte:  kvm_gen=8 spte_gen=9 spte=fff8000000008a7",
+     "check_mmio_spte: spte fff8000000008a7 kvm_gen 8 spte-gen 9 valid 0"),
+    ("kvm_unmap_hva_range:  start=0x007f88db0000 end=0x007f88dc0000",
+     "kvm_unmap_hva_range: mmu notifier unmap range: 0x007f88db0000 -- 0x007f88dc0000"),
+    ("kvm_page_fault:  fault_address=fee00 error_code=14", "kvm_page_fault: address fee00 error_code 14"),
+    ("kvm_mmu_walker_error:  pferr=b", "kvm_mmu_walker_error: pferr b P|W|RSVD"),
+    ("kvm_mmu_set_dirty_bit:  gpa=3a22e128", "kvm_mmu_set_dirty_bit: gpa 3a22e128"),
+    ("set_region:  __probe_ip=ffffffffc0362ad0 slot=1 flags=0x0 gpa=0x1000 size=0x2000 uaddr=0x0",
+     "set_region: (f+0x0/0x10 [kvm]) slot=1 flags=0x0 gpa=0x1000 size=0x2000 uaddr=0x0"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("raw", "native_text"), RAW_LINES)
+@pytest.mark.parametrize("head", [HEAD, ""])
+def test_raw_fields(raw: str, native_text: str, head: str, tmp_path: Path) -> None:
+    paths = tmp_path / "raw.txt", tmp_path / "native.txt"
+    for path, line in zip(paths, (raw, native_text), strict=True):
+        path.write_text(head + line + "\n")
+    assert_same_rows(read_trace(str(paths[1])), read_trace(str(paths[0])))
+
+
+@pytest.mark.parametrize(
+    ("text", "role"),
+    [
+        ("existing sp gfn 3a22e 1/4 q3 direct --x !pge !nxe root 6 sync", 1 | 3 << 5 | Role.DIRECT | Role.ACC_EXEC),
+        ("existing sp gfn 3a22e 1 q3 direct --x pae !nxe !wp root 6 sync\0",
+         1 | 3 << 5 | Role.DIRECT | Role.ACC_EXEC | Role.HAS_4_BYTE_GPTE),
+        ("existing sp gfn 3a22e 2 q0 -u- invalid !pae !nxe wp smep smap smm root 6 sync",
+         2 | Role.ACC_EXEC | Role.ACC_USER | Role.CR0_WP | Role.EFER_NX | Role.SMAP_ANDNOT_WP | Role.SMM),
+        ("existing sp gfn 3a22e WORD: 00020791", 1 | 16 | Role.DIRECT | Role.ACC_USER | Role.ACC_WRITE
+         | Role.ACC_EXEC | Role.GUEST_MODE),
+    ],
+)  # fmt: skip
+def test_plugin_texts(text: str, role: Role, tmp_path: Path) -> None:
+    (tmp_path / "trace.txt").write_text(f"{HEAD}kvm_mmu_get_page:     {text}\n", newline="")
+    trace = read_trace(str(tmp_path / "trace.txt"))
+    table = rows(trace)
+    assert trace.malformed == []
+    assert int(table["gfn"][0]) == 0x3A22E
+    expected = int(role) if "invalid" in text else int(role | Role.ACC_READ)  # bit 11 is an access bit there
+    assert int(table["role"][0]) == expected
+
+
+def test_lines_that_someone_has_shortened(tmp_path: Path) -> None:
+    (tmp_path / "trace.txt").write_text(
+        "kvm_page_fault:       vcpu 1 address 0x3231000 error_code 0xf82\n"
+        "kvm_mmu_set_spte:       gfn 3231 spte 6000001c6e00b77 (rwxu) level 1\n"
+    )
+    trace = read_trace(str(tmp_path / "trace.txt"))
+    assert trace.malformed == []
+    assert rows(trace)["addr"].tolist() == [0x3231000]
+    assert trace.losses == {"kvm_mmu_set_spte without sptep": 1}
