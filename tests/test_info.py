@@ -49,7 +49,7 @@ def test_what_a_form_leaves_out_is_said() -> None:
     assert document["losses"] == {"kvm_mmu_prepare_zap_page without gfn": 74}
     (lost,) = document["cannot"]
     assert lost.startswith("kvm_mmu_prepare_zap_page without gfn (74 lines)")
-    assert lost.endswith("trace-cmd report -N tells all")
+    assert lost.endswith("trace-cmd report -N tells pages, vm_create markers tell VMs")
 
 
 def test_a_trace_that_tells_little(tmp_path: Path) -> None:

@@ -39,11 +39,17 @@ def is_of_format(word: str | None, source_format: str) -> bool:
     return source_format in BINARY_FORMATS.get(word, ("text",))
 
 
+_BETTER_FORMS = {
+    "trace-cmd": "trace-cmd report -N tells pages, vm_create markers tell VMs",
+    "perf-script": "perf without libtraceevent's plugin tells pages, perf script -F +pid,+tid VMs",
+    "perf.data": "perf without libtraceevent's plugin tells pages",
+    "ftrace": "option record-tgid or vm_create markers tell VMs",
+}
+
+
 def better_form(trace_format: str) -> str:
     """How to have of a trace of ``trace_format`` what it leaves out."""
-    if trace_format == "trace-cmd":
-        return "trace-cmd report -N tells all"
-    return "the kernel's own text tells all, or trace-cmd record and trace-cmd report -N"
+    return _BETTER_FORMS.get(trace_format, "the kernel's own text with option record-tgid tells all")
 
 
 def text_format(text: bytes) -> str:

@@ -32,7 +32,7 @@ from replay.trace.scan import Rows, Scanner, scan
 from replay.trace.source import PERF_DATA, Source, TruncatedInput
 from replay.trace.store import BatchStore
 from replay.trace.table import read_table, trace_table, write_table
-from replay.trace.vms import VmCreated, find_vms, vm_created
+from replay.trace.vms import SlotOwners, VmCreated, find_vms, vm_created
 from replay.trace.wrapped import MAX_LINES, goes_on
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ CHUNK_BYTES = 4 << 20
 BATCH_ROWS = 1 << 20
 SAMPLE_BYTES = 1 << 14
 """The beginning of a trace, by which its form is told."""
+WITHOUT_PROCESS = "events of several VMs without process"
 MAX_LINE = 1 << 14
 """A malformed line is looked at again in so many bytes."""
 MAX_DOUBTS = 1000
@@ -168,6 +169,7 @@ class _Parser:
         self._comm_of_task = [-1]
         self._saw_header = False
         self._role_words = RoleWords()
+        self._slot_owners = SlotOwners()
         self._trace.malformed.clear()
         self._trace.lost_events = 0
         self._scanner = _new_scanner()
@@ -362,6 +364,7 @@ class _Parser:
         batch = self._columns(count)
         self._created += vm_created(batch)
         self._role_words.note(batch)
+        self._slot_owners.note(batch)
         self._at_beginning = False
         trace = self._trace
         trace.events += count
@@ -422,6 +425,8 @@ class _Parser:
         trace.kernel = trace.kernel or next(told, None)
         vms = find_vms(self._tasks, scanner.tasks[: len(self._tasks), 1].tolist(), self._created, trace.texts)
         trace.vms = vms.names
+        if self._slot_owners.several_vms and len(trace.vms) == 1:
+            trace.losses[WITHOUT_PROCESS] = trace.events
         words = self._role_words
         words.settle(trace.kernel)
 

@@ -63,6 +63,31 @@ class VmCreated:
     text: int
 
 
+@dataclass
+class SlotOwners:
+    """Tells by the memslots that there are several VMs, where no line tells the process of a task.
+
+    KVM refuses to give a slot another address before it is deleted, and nobody sets one to what it is
+    already: two tasks that seem to have two VMs.
+    """
+
+    several_vms: bool = False
+    # slot: task, region as (address, first gfn, end, flags)
+    _slots: dict[int, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
+
+    def note(self, batch: Columns) -> None:
+        """Take in the memslots of ``batch``."""
+        for row in np.flatnonzero(batch.kind == Kind.SET_REGION).tolist():
+            slot, task = int(batch.num[row]), int(batch.pid[row])
+            region = tuple(int(column[row]) for column in (batch.addr, batch.gfn, batch.end, batch.code))
+            if batch.end[row] == batch.gfn[row]:
+                self._slots.pop(slot, None)
+                continue
+            owner, before = self._slots.get(slot, (task, region))
+            self.several_vms |= owner != task and (before[0] != region[0] or before == region)
+            self._slots[slot] = task, region
+
+
 def vm_created(batch: Columns) -> list[VmCreated]:
     """The ``vm_create`` markers of ``batch``."""
     return [

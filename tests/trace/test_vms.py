@@ -80,3 +80,29 @@ def test_without_tgid_markers_tell(tmp_path: Path) -> None:
         line(30, None, f"{SLOT} vm=east"),
     ]
     assert read(tmp_path, *lines) == (["east", "west"], [0, 0, 0, 1, 1, 0, 0])
+
+
+SET_REGION = "set_region: (f) slot={} flags={} gpa=0x0 size={} uaddr={}"
+
+
+@pytest.mark.parametrize(
+    ("regions", "several"),
+    [
+        ([(7, 0, 0, 4096, 65536), (8, 0, 0, 4096, 131072)], True),
+        ([(7, 0, 0, 4096, 65536), (8, 0, 0, 4096, 65536)], True),
+        ([(7, 0, 0, 4096, 65536), (8, 0, 1, 4096, 65536)], False),
+        ([(7, 0, 0, 4096, 65536), (8, 1, 0, 4096, 131072)], False),
+        ([(7, 0, 0, 4096, 65536), (7, 0, 0, 4096, 131072)], False),
+        ([(7, 0, 0, 4096, 65536), (8, 0, 0, 0, 0), (8, 0, 0, 4096, 131072)], False),
+    ],
+)
+def test_several_vms_without_a_process(regions: list[tuple[int, ...]], several: bool, tmp_path: Path) -> None:
+    """Two tasks that give one slot two addresses, or the same twice, have two VMs."""
+    lines = [
+        f"     vmm-{pid}  [000] .....  1.00000{number}: {SET_REGION.format(*region)}\n"
+        for number, (pid, *region) in enumerate(regions)
+    ]
+    path = tmp_path / "trace.txt"
+    path.write_text("".join(lines))
+    trace = read_trace(str(path))
+    assert trace.losses == ({"events of several VMs without process": len(regions)} if several else {})
