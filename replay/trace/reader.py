@@ -363,7 +363,8 @@ class _Parser:
             return
         batch = self._columns(count)
         self._created += vm_created(batch)
-        self._role_words.note(batch)
+        if self._forms.used:  # native text has no role words
+            self._role_words.note(batch)
         self._slot_owners.note(batch)
         self._at_beginning = False
         trace = self._trace
