@@ -206,6 +206,7 @@ def review(
     ] = False,
     quiet: QuietOption = False,
     strict: StrictOption = False,
+    file_format: FormatOption = None,
 ) -> None:
     """Answer questions of the patch review from a trace, with numbers.
 
@@ -216,7 +217,9 @@ def review(
     """
     from replay.review.questions import review_trace
 
-    request = _request(policy, settings, split_at, resched, max_mmu_pages, "recorded", strict, False)
+    request = _request(
+        policy, settings, split_at, resched, max_mmu_pages, "recorded", strict, False, file_format
+    )
     with _progress(quiet) as progress:
         document = review_trace(trace, questions or (), request, progress)
     if as_json:
