@@ -25,7 +25,7 @@ from replay.trace.payload import ADDR, CODE, END, GFN, LEVEL, NUM, SPTEP
 TEXT = -1
 """Target of a key whose value is a word and stays in the column ``text``."""
 
-_KEYS: dict[Kind, dict[str, int]] = {
+KEYS: dict[Kind, dict[str, int]] = {
     Kind.SET_REGION: {"slot": NUM, "flags": CODE, "gpa": GFN, "size": END, "uaddr?": ADDR},
     Kind.COMMIT_REGION: {"change": NUM},
     Kind.SLOT_TRY_SPLIT: {"target_level": LEVEL},
@@ -81,7 +81,10 @@ _KEYS: dict[Kind, dict[str, int]] = {
     Kind.MARK_NR_MMU_PAGES: {"n": NUM, "vm?": TEXT},
     Kind.MARK_RESCHED: {"vm?": TEXT},
 }
-"""The keys of each kind and what they fill; ``?`` behind a key that may be absent."""
+"""The keys of each kind and what they fill; ``?`` behind a key that may be absent.
+
+Probes of a trace.dat file have them as fields of their records.
+"""
 
 _COUNTED_END = (
     Kind.SET_REGION,
@@ -114,7 +117,7 @@ def _compile_keys() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     targets: list[int] = []
     required = np.zeros(256, np.int64)
     bounds = np.zeros((256, 2), np.int64)
-    for kind, keys in _KEYS.items():
+    for kind, keys in KEYS.items():
         bounds[kind, 0] = len(words)
         for number, (key, target) in enumerate(keys.items()):
             padded = np.zeros(_KEY_WORDS, np.uint64)
@@ -172,6 +175,16 @@ def _read_pair(buf, at, kind, fields, seen):
 
 
 @jit
+def to_frames(kind, fields):
+    """Turn what a control line says of a range into what the table has: gfns, the end instead of a count."""
+    if kind == _SET_REGION:
+        fields[GFN] >>= _PAGE_SHIFT
+        fields[END] >>= _PAGE_SHIFT
+    if _HAS_COUNTED_END[kind]:
+        fields[END] += fields[GFN]
+
+
+@jit
 def read_control(buf, at, kind, fields):
     """Parse the text of a kprobe event, or of a marker behind its word.
 
@@ -197,9 +210,5 @@ def read_control(buf, at, kind, fields):
         at = skip_blanks(buf, at)
     if seen & _REQUIRED[kind] != _REQUIRED[kind]:
         return -1
-    if kind == _SET_REGION:
-        fields[GFN] >>= _PAGE_SHIFT
-        fields[END] >>= _PAGE_SHIFT
-    if _HAS_COUNTED_END[kind]:
-        fields[END] += fields[GFN]
+    to_frames(kind, fields)
     return at

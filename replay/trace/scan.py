@@ -133,10 +133,10 @@ _SEEN_NUMBER, _SEEN_GROUP = 2, 3
 _HASH, _OPEN, _UPPER_E, _UPPER_L, _UPPER_V = 35, 91, 69, 76, 86
 
 # what the readers of a line return beside kinds
-_IGNORED, _MALFORMED, _TEXTS_FULL = 0, -10, -11
+IGNORED_LINE, MALFORMED_LINE, NO_ROOM = 0, -10, -11
 
-_SHOWS_VM = np.zeros(256, np.bool_)
-_SHOWS_VM[[*range(1, _LAST_KVMMMU + 1), Kind.PAGE_FAULT, Kind.SET_REGION, Kind.COMMIT_REGION]] = True
+SHOWS_VM = np.zeros(256, np.bool_)
+SHOWS_VM[[*range(1, _LAST_KVMMMU + 1), Kind.PAGE_FAULT, Kind.SET_REGION, Kind.COMMIT_REGION]] = True
 """Kinds that only a task of a VM's process can cause."""
 
 
@@ -153,8 +153,8 @@ def _find_name(buf, at, names, arena):
 
 
 @jit
-def _read_marker(buf, at, names, names_arena, kinds, texts, texts_arena, fields):
-    """A marker's text at ``at``: (kind, _MALFORMED or _TEXTS_FULL; number of the text)."""
+def read_marker(buf, at, names, names_arena, kinds, texts, texts_arena, fields):
+    """A marker's text at ``at``: (kind, MALFORMED_LINE or NO_ROOM; number of the text)."""
     end = line_end(buf, at)
     if buf[end - 1] == RETURN:
         end -= 1
@@ -165,9 +165,9 @@ def _read_marker(buf, at, names, names_arena, kinds, texts, texts_arena, fields)
         word = intern(buf, at - 1, word_end, LOOK_UP, names, names_arena)
         kind = kinds[word, 0] if word >= 0 else np.int64(_MARK_UNKNOWN)
         if kind != _MARK_UNKNOWN and kind != _SCENARIO and read_control(buf, word_end, kind, fields) < 0:
-            return np.int64(_MALFORMED), np.int64(-1)
+            return np.int64(MALFORMED_LINE), np.int64(-1)
     text = intern(buf, at, end if end > at else at, ADD, texts, texts_arena)
-    return (kind if text >= 0 else np.int64(_TEXTS_FULL)), text
+    return (kind if text >= 0 else np.int64(NO_ROOM)), text
 
 
 @jit
@@ -202,7 +202,7 @@ def _find_event(buf, at, end, names, arena, kinds):
 
 @jit
 def _read_event(buf, at, names, names_arena, kinds, seen, texts, texts_arena, fields, state):
-    """The event whose name is at ``at``: (kind, _IGNORED, _MALFORMED or _TEXTS_FULL; text number).
+    """The event whose name is at ``at``: (kind, IGNORED_LINE, MALFORMED_LINE or NO_ROOM; text number).
 
     The payload is left in ``fields``.
     """
@@ -211,7 +211,7 @@ def _read_event(buf, at, names, names_arena, kinds, seen, texts, texts_arena, fi
         number, name, end = _look_up_name(buf, skip_blanks(buf, at), names, names_arena, seen)
     if end < 0:  # a line of another form may have something before the name
         event = _find_event(buf, at, line_end(buf, at), names, names_arena, kinds)
-        return np.int64(_IGNORED if event < 0 else _MALFORMED), np.int64(-1)
+        return np.int64(IGNORED_LINE if event < 0 else MALFORMED_LINE), np.int64(-1)
     text = skip_blanks(buf, end + 1)
     kind = kinds[number, 0] if number >= 0 else np.int64(OTHER)
     if kind == OTHER:
@@ -220,14 +220,14 @@ def _read_event(buf, at, names, names_arena, kinds, seen, texts, texts_arena, fi
                 number = intern(buf, name, end, ADD, names, names_arena)
             if number >= 0:
                 kinds[number, 1] += 1
-            return np.int64(_IGNORED), np.int64(-1)
+            return np.int64(IGNORED_LINE), np.int64(-1)
         # else trace_printk: the name is the calling function's
     elif kind == INCOMPLETE:
         kinds[number, 1] += 1
-        return np.int64(_IGNORED), np.int64(-1)
+        return np.int64(IGNORED_LINE), np.int64(-1)
     elif kind == PRINT:
         if load64(buf, text) & WORD_MASKS[3] == _IP:  # raw fields
-            return np.int64(_MALFORMED), np.int64(-1)
+            return np.int64(MALFORMED_LINE), np.int64(-1)
         place = token_end(buf, text)
         if buf[place - 1] == COLON:
             text = place + 1 if buf[place] == BLANK else place
@@ -239,8 +239,8 @@ def _read_event(buf, at, names, names_arena, kinds, seen, texts, texts_arena, fi
         else:
             text = read_control(buf, text, kind, fields)
         state[DONE] = text
-        return (kind if text >= 0 else np.int64(_MALFORMED)), np.int64(-1)
-    return _read_marker(buf, text, names, names_arena, kinds, texts, texts_arena, fields)
+        return (kind if text >= 0 else np.int64(MALFORMED_LINE)), np.int64(-1)
+    return read_marker(buf, text, names, names_arena, kinds, texts, texts_arena, fields)
 
 
 @jit
@@ -267,7 +267,7 @@ def _read_lost(buf, at, fields, state):
 
 
 @jit
-def _write_row(kind, text, row, rows, fields, state):
+def write_row(kind, text, row, rows, fields, state):
     """Write what was read of a line into row ``row``."""
     rows.kind[row] = kind
     rows.task[row] = state[TASK]
@@ -326,7 +326,7 @@ def scan(buf, at, stop, rows, scanner):
         if event == NEW_TASK:
             state[STOP] = TASK_IS_NEW
             break
-        kind, text = np.int64(_IGNORED), np.int64(-1)
+        kind, text = np.int64(IGNORED_LINE), np.int64(-1)
         if event == NO_HEADER:
             state[TASK], state[CPU] = NO_TASK, -1
             if _read_lost(buf, at, fields, state):
@@ -334,29 +334,29 @@ def scan(buf, at, stop, rows, scanner):
             else:
                 event = _find_event(buf, at, end, names, names_arena, kinds)
                 if event >= 0 and event != skip_blanks(buf, at):  # a known event behind a broken header
-                    event, kind = np.int64(-1), np.int64(_MALFORMED)
+                    event, kind = np.int64(-1), np.int64(MALFORMED_LINE)
                 elif event >= 0:  # option nocontext-info, or copied without
                     state[TIME] = 0
         if event >= 0:
             kind, text = _read_event(
                 buf, event, names, names_arena, kinds, seen_names, texts, texts_arena, fields, state
             )
-        if kind == _TEXTS_FULL:
+        if kind == NO_ROOM:
             state[STOP] = TEXTS_FULL
             break
-        if kind == _MALFORMED and state[DOUBTS] and state[GIVEN_UP] != at:
+        if kind == MALFORMED_LINE and state[DOUBTS] and state[GIVEN_UP] != at:
             state[STOP], state[START], state[END] = DOUBTFUL, at, line_end(buf, at)
             break
         state[LINES] += 1
         end = line_end(buf, state[DONE] if state[DONE] > at else at)
         if kind > 0:
-            _write_row(kind, text, row, rows, fields, state)
+            write_row(kind, text, row, rows, fields, state)
             state[ROWS] += 1
             if kind <= _LAST_KVMMMU:
                 state[KVMMMU] += 1
-            if _SHOWS_VM[kind] and tasks[state[TASK], 1] == 0:
+            if SHOWS_VM[kind] and tasks[state[TASK], 1] == 0:
                 tasks[state[TASK], 1] = state[LINES]
-        elif kind == _IGNORED:
+        elif kind == IGNORED_LINE:
             state[IGNORED] += 1
         else:
             if state[MALFORMED] < MAX_MALFORMED:
