@@ -14,7 +14,11 @@ TEXT_FORMATS: dict[str, tuple[str, ...]] = {
     "dmesg": ("prefix", "lost"),
 }
 """Forms of text, and the stages of ``replay.trace.forms`` that one needs."""
-BINARY_FORMATS: dict[str, tuple[str, ...]] = {"perf-data": ("perf.data",), "table": ("parquet", "arrow")}
+BINARY_FORMATS: dict[str, tuple[str, ...]] = {
+    "trace-dat": ("trace.dat",),
+    "perf-data": ("perf.data",),
+    "table": ("parquet", "arrow"),
+}
 """Other forms, and the names of ``Source.format`` that they have."""
 FORMATS = (AUTO, *TEXT_FORMATS, *BINARY_FORMATS)
 

@@ -69,7 +69,7 @@ class Trace:
     """One trace: what it holds, and its events by ``batches`` or ``table``."""
 
     path: str  # as given, "-" for standard input
-    format: str  # "ftrace", "trace-cmd", "perf-script", "dmesg", "perf.data", "arrow" or "parquet"
+    format: str  # a key of formats.TEXT_FORMATS, "trace.dat", "perf.data", "arrow" or "parquet"
     bytes: int = 0  # of the text, decompressed
     lines: int = 0  # = events + ignored_lines + malformed_lines
     events: int = 0  # rows of the table
@@ -109,7 +109,7 @@ def read_trace(
     batch_rows: int = BATCH_ROWS,
     memory_bytes: int = MEMORY_BYTES,
 ) -> Trace:
-    """Read a trace: text in any of its forms, plain or compressed, perf.data, or a table of ``replay parse``.
+    """Read a trace: text in any of its forms, trace.dat, perf.data, or a table of ``replay parse``.
 
     ``path`` may be "-" for standard input.  ``file_format``, one of ``replay.trace.formats.FORMATS``,
     says what it is where its content does not tell.  ``strict`` makes the first malformed line an error;
@@ -128,14 +128,19 @@ def read_trace(
         if source.format == "perf.data":
             source.close()
             source = PerfScript(path)
-        parser = _Parser(source, file_format, strict, tolerate_truncation, progress, batch_rows, store)
+        parser_class = Parser
+        if source.format == "trace.dat":
+            from replay.trace.dat.reader import DatParser
+
+            parser_class = DatParser
+        parser = parser_class(source, file_format, strict, tolerate_truncation, progress, batch_rows, store)
         return parser.parse(chunk_bytes)
     finally:
         store.finish()
         source.close()
 
 
-class _Parser:
+class Parser:
     """Feeds chunks of a source to the scanner, adds what is new to its tables, collects its batches."""
 
     def __init__(

@@ -5,6 +5,7 @@ The kind is told by the first bytes, never by the name.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import lzma
@@ -23,6 +24,7 @@ from replay.errors import TraceError
 _GZIP, _ZSTD, _XZ = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\x00"
 _PARQUET, _ARROW = b"PAR1", b"ARROW1"
 PERF_DATA = (b"PERFILE2", b"2ELIFREP")
+_TRACE_DAT = b"\x17\x08\x44tracing"
 _READ_SIZE = 1 << 20
 
 
@@ -63,7 +65,7 @@ class _ZstdFrames(io.RawIOBase):
 class Source:
     """An open input: decompressed bytes with ``read_into``, and how far the reading has come.
 
-    ``format`` is "text", "parquet", "arrow" or "perf.data"; only a source of text is read.
+    ``format`` is "text", "trace.dat", "parquet", "arrow" or "perf.data"; the first two are read from here.
     ``size`` is that of the file in bytes, None for a pipe.  Errors are TraceError.
     """
 
@@ -72,6 +74,7 @@ class Source:
         self.format = "text"
         self.size: int | None = None
         self._compression = ""
+        self._head = b""  # read already, to be read again
         try:
             self._file = _open(path)
             self._detect()  # a directory shows up when it is opened, a disk error here
@@ -100,6 +103,8 @@ class Source:
         elif magic.startswith(_XZ):
             self._compression = "xz"
             self._data = lzma.LZMAFile(buffered)  # noqa: SIM115, closed by close
+        if self.format == "text" and self._is_trace_dat():
+            self.format = "trace.dat"
 
     def read_into(self, target: memoryview) -> int:
         """Fill the beginning of ``target``: number of bytes, 0 at the end.
@@ -107,6 +112,11 @@ class Source:
         Raises TruncatedInput where a compressed file ends too early; all that could be had of it
         has been read by then.
         """
+        if self._head:
+            count = min(len(target), len(self._head))
+            target[:count] = self._head[:count]
+            self._head = self._head[count:]
+            return count
         try:
             return self._data.readinto(target) or 0
         except EOFError as error:
@@ -115,6 +125,18 @@ class Source:
             raise TraceError(self.path, 0, f"corrupt {self._compression} file: {error}") from error
         except OSError as error:
             raise TraceError(self.path, 0, error.strerror or str(error)) from error
+
+    def _is_trace_dat(self) -> bool:
+        """True for a trace.dat file of trace-cmd, by its first bytes behind any compression."""
+        if not self._compression:
+            return self._buffered.peek(len(_TRACE_DAT)).startswith(_TRACE_DAT)
+        head = bytearray(len(_TRACE_DAT))
+        count = 0
+        with contextlib.suppress(TruncatedInput):  # told again by whoever reads on
+            while count < len(head) and (more := self.read_into(memoryview(head)[count:])):
+                count += more
+        self._head = bytes(head[:count])
+        return self._head == _TRACE_DAT
 
     def mapped(self) -> np.ndarray | None:
         """The bytes of a plain file without a copy, uint8; None for all other sources."""

@@ -1,0 +1,205 @@
+"""Which field of a record fills which column, compiled for one file into operations that jitted code runs.
+
+Fields: TP_STRUCT__entry of arch/x86/kvm/mmu/mmutrace.h and arch/x86/kvm/trace.h, Linux 3.11 to 7.x, by the
+names that the file's own formats give them; arguments of probes: ``replay.trace.control.KEYS``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from replay.schema import Flag, Kind
+from replay.trace.control import KEYS
+from replay.trace.dat.formats import Field, Format
+from replay.trace.payload import ADDR, CODE, END, GFN, LEVEL, NUM, OLD_SPTE, ROLE, SPTE, SPTEP
+from replay.trace.scan import NAMES, OTHER, PRINT
+
+_PAGE = {"gfn": GFN, "role": ROLE, "root_count": NUM}
+
+FIELDS: dict[Kind, dict[str, int]] = {
+    Kind.PAGETABLE_WALK: {"addr": ADDR, "pferr": CODE},
+    Kind.PAGING_ELEMENT: {"pte": SPTE, "level": LEVEL},
+    Kind.SET_ACCESSED_BIT: {"gpa": ADDR},
+    Kind.SET_DIRTY_BIT: {"gpa": ADDR},
+    Kind.WALKER_ERROR: {"pferr": CODE},
+    Kind.GET_PAGE: _PAGE,
+    Kind.SYNC_PAGE: _PAGE,
+    Kind.UNSYNC_PAGE: _PAGE,
+    Kind.PREPARE_ZAP_PAGE: _PAGE,
+    Kind.MARK_MMIO_SPTE: {"sptep": SPTEP, "gfn": GFN, "access": CODE, "gen?": NUM},
+    Kind.HANDLE_MMIO_PAGE_FAULT: {"addr": ADDR, "gfn": GFN, "access": CODE},
+    Kind.FAST_PAGE_FAULT: {
+        "vcpu_id": NUM,
+        "cr2_or_gpa|gva": ADDR,
+        "error_code": CODE,
+        "sptep": SPTEP,
+        "old_spte": OLD_SPTE,
+        "new_spte": SPTE,
+    },
+    Kind.ZAP_ALL_FAST: {"mmu_valid_gen": CODE, "mmu_used_pages": NUM},
+    Kind.CHECK_MMIO_SPTE: {"kvm_gen": NUM, "spte_gen": CODE, "spte": SPTE},
+    Kind.SET_SPTE: {"gfn": GFN, "spte": SPTE, "sptep": SPTEP, "level": LEVEL},
+    Kind.SPTE_REQUESTED: {"gfn": GFN, "pfn": NUM, "level": LEVEL},
+    Kind.TDP_MMU_SPTE_CHANGED: {
+        "gfn": GFN,
+        "old_spte": OLD_SPTE,
+        "new_spte": SPTE,
+        "level": LEVEL,
+        "as_id": NUM,
+    },
+    Kind.SPLIT_HUGE_PAGE: {"gfn": GFN, "spte": SPTE, "level": LEVEL, "errno": NUM},
+    Kind.PAGE_FAULT: {"vcpu_id?": NUM, "fault_address": ADDR, "error_code": CODE},
+    Kind.UNMAP_HVA_RANGE: {"start": ADDR, "end": END},
+}
+"""The fields of each kind and what they fill; ``a|b`` for names a field had, ``?`` if it may be absent."""
+
+_FLAGS: dict[Kind, dict[str, Flag]] = {
+    Kind.GET_PAGE: {"unsync": Flag.UNSYNC, "created": Flag.CREATED},
+    Kind.SYNC_PAGE: {"unsync": Flag.UNSYNC},
+    Kind.UNSYNC_PAGE: {"unsync": Flag.UNSYNC},
+    Kind.PREPARE_ZAP_PAGE: {"unsync": Flag.UNSYNC},
+}
+
+(
+    OP_LOAD,  # column target of ``WIDE`` = value
+    OP_CONSTANT,  # column target of ``WIDE`` = argument
+    OP_LEVEL,  # level = value, from target to argument
+    OP_ROLE,  # role and level from a role word; the argument is its layout
+    OP_GEN,  # the generation's lowest bit into role
+    OP_FLAG,  # flags |= target if the value is not 0
+    OP_FLAG_IF,  # ... if the value is the argument
+    OP_FLAG_IF_SAME,  # ... if the value is column argument of ``WIDE``
+    OP_FLAG_IF_WRITABLE,  # ... if the value is not 0 and column argument, an SPTE, is writable
+) = range(9)
+
+# bits of a role word's layout
+ROLE_FOUR_ACCESS_BITS, ROLE_SET_FOR_8_BYTES = 1, 2
+
+MALFORMED = 201
+"""Kind of the events whose format lacks a field that they need."""
+
+_ACCESS_TEXTS = re.compile(r"access_str\[\] = \{([^}]*)\}")
+_RET = re.compile(r"(\w+)->ret == (\w+), *\w+->ret == (\w+)")
+_RET_PF = {"RET_PF_SPURIOUS": 4, "RET_PF_FIXED": 3}
+"""enum of Linux 5.10 to 5.18, whose formats name the values instead of giving their numbers."""
+
+
+class Layouts(NamedTuple):
+    """The events of a file for jitted code.
+
+    ``of_id`` int32[65536]: common_type to row of ``events``, -1 unknown.  ``events`` int64[n, 4]: kind,
+    first operation, end of operations, bytes a record must have.  ``operations`` uint64[m, 6]: what,
+    offset of the value, its mask, its sign bit (0 unsigned), target, argument.  ``pid`` int64[2]: offset of
+    common_pid and how many bytes a record must have to hold it.
+    """
+
+    of_id: np.ndarray
+    events: np.ndarray
+    operations: np.ndarray
+    pid: np.ndarray
+
+
+def compile_layouts(formats: list[Format]) -> Layouts:
+    """The operations for all of ``formats``; row n of ``events`` is that of format n."""
+    of_id = np.full(1 << 16, -1, np.int32)
+    events = np.zeros((max(1, len(formats)), 4), np.int64)
+    operations: list[tuple[int, ...]] = []
+    for row, event in enumerate(formats):
+        if event.number < len(of_id):
+            of_id[event.number] = row
+        kind, own, need = _compile_event(event)
+        events[row] = kind, len(operations), len(operations) + len(own), need
+        operations += own
+    pid = next(
+        (event.fields["common_pid"] for event in formats if "common_pid" in event.fields),
+        Field(4, 4, True, True),
+    )
+    return Layouts(
+        of_id,
+        events,
+        np.array(operations or [(0,) * 6], np.uint64),
+        np.array([pid.offset, pid.offset + pid.size], np.int64),
+    )
+
+
+def _compile_event(event: Format) -> tuple[int, list[tuple[int, ...]], int]:
+    """(kind, operations, bytes a record must have)."""
+    kind = NAMES.get(event.name, OTHER)
+    if kind == PRINT:
+        text = event.fields.get("buf")
+        if event.name == "print" and text is not None:
+            return PRINT, [(OP_CONSTANT, text.offset, 0, 0, 0, 0)], text.offset
+        return OTHER, [], 0
+    if (kind not in FIELDS and kind not in KEYS) or kind >= Kind.MARK_VM_CREATE:
+        return OTHER, [], 0
+    kind = Kind(kind)
+    operations: list[tuple[int, ...]] = []
+    need = 0
+    for names, target in (FIELDS.get(kind) or KEYS[kind]).items():
+        found = _find(event, names)
+        if found is None:
+            if not names.endswith("?"):
+                return MALFORMED, [], 0
+            if kind == Kind.PAGE_FAULT:
+                operations.append((OP_CONSTANT, 0, 0, 0, target, 2**64 - 1))
+            continue
+        need = max(need, found.offset + found.size)
+        if target == ROLE:
+            operations.append(_operation(OP_ROLE, found, 0, _role_layout(event.print_format)))
+        elif target == LEVEL:  # a probe may give any
+            least, largest = (0, 255) if kind in KEYS else (1, 15)
+            operations.append(_operation(OP_LEVEL, found, least, largest))
+        else:
+            operations.append(_operation(OP_LOAD, found, target, 0))
+    for what, own, flag, argument in _flag_operations(kind, event):
+        need = max(need, own.offset + own.size)
+        operations.append(_operation(what, own, flag, argument))
+    return kind, operations, need
+
+
+def _find(event: Format, names: str) -> Field | None:
+    for name in names.rstrip("?").split("|"):
+        found = event.fields.get(name)
+        if found is not None and found.is_number:
+            return found
+    return None
+
+
+def _operation(what: int, own: Field, target: int, argument: int) -> tuple[int, ...]:
+    bits = 8 * own.size
+    return what, own.offset, (1 << bits) - 1, 1 << (bits - 1) if own.is_signed else 0, target, argument
+
+
+def _flag_operations(kind: Kind, event: Format) -> Iterator[tuple[int, Field, int, int]]:
+    """What is not just a number: (operation, field, flag, argument)."""
+    for name, flag in _FLAGS.get(kind, {}).items():
+        if own := _find(event, name):
+            yield OP_FLAG, own, flag, 0
+    if own := _find(event, "mmu_valid_gen"):
+        if kind != Kind.ZAP_ALL_FAST:
+            yield OP_GEN, own, 0, 0
+    elif kind == Kind.CHECK_MMIO_SPTE and (own := _find(event, "kvm_gen")):
+        yield OP_FLAG_IF_SAME, own, Flag.VALID, CODE
+    elif kind == Kind.FAST_PAGE_FAULT and (own := _find(event, "ret")):
+        values = _RET.search(event.print_format)
+        for flag, name, group in ((Flag.SPURIOUS, "RET_PF_SPURIOUS", 2), (Flag.FIXED, "RET_PF_FIXED", 3)):
+            value = values[group] if values else name
+            yield OP_FLAG_IF, own, flag, int(value) if value.isdecimal() else _RET_PF[name]
+    elif kind == Kind.FAST_PAGE_FAULT and (own := _find(event, "retry")):  # before 5.10
+        yield OP_FLAG_IF_WRITABLE, own, Flag.SPURIOUS, OLD_SPTE
+        yield OP_FLAG_IF_WRITABLE, own, Flag.FIXED, SPTE
+
+
+def _role_layout(print_format: str) -> int:
+    """Layout of ``union kvm_mmu_page_role``, told by how the recording kernel itself prints it.
+
+    What its version would tell is not the same: distributions backport.  Three access bits have 8 texts,
+    four (2026) have 16; bit 4 is set for 4-byte guest PTEs since 5.18, for 8-byte ones before.
+    """
+    texts = _ACCESS_TEXTS.search(print_format)
+    layout = ROLE_FOUR_ACCESS_BITS if texts and texts[1].count('"') == 32 else 0
+    return layout if "has_4_byte_gpte" in print_format else layout | ROLE_SET_FOR_8_BYTES

@@ -1,0 +1,217 @@
+"""``DatParser``: a trace.dat file of trace-cmd as the ``Trace`` that its text would give."""
+
+from __future__ import annotations
+
+import mmap
+import tempfile
+
+import numpy as np
+
+from replay.errors import MalformedLine, TraceError
+from replay.trace import scan as scanning
+from replay.trace.dat import decode as decoding
+from replay.trace.dat import pages as paging
+from replay.trace.dat.container import CpuData, DatFile, read_container
+from replay.trace.dat.fields import Layouts, compile_layouts
+from replay.trace.dat.formats import parse_format
+from replay.trace.dat.pages import STREAM, STREAM_CPU, STREAM_FILLED, STREAM_IS_LAST, STREAM_PAGE
+from replay.trace.dialect import START, Task
+from replay.trace.lex import PADDING, grown
+from replay.trace.reader import Parser, Trace
+
+WINDOW_BYTES = 1 << 20
+ALL_WINDOWS_BYTES = 1 << 26
+"""What is held of the pages of one CPU and, where there are many, of all."""
+
+_READ_BYTES = 1 << 20
+
+
+class DatParser(Parser):
+    """Parses a trace.dat file.  A record is a line: ``line`` of an event is its number in order of time."""
+
+    def parse(self, chunk_bytes: int = 0) -> Trace:
+        """Read the source to its end."""
+        self._trace.format = "trace.dat"
+        data = self._whole()
+        self._trace.bytes = len(data)
+        file = read_container(self._source.path, memoryview(data), self._tolerate_truncation)
+        if len(set(file.clocks)) > 1:
+            clocks = " and ".join(sorted(set(file.clocks)))
+            raise TraceError(file.path, 0, f"buffers of different clocks ({clocks}) have no common order")
+        formats = [parsed for system, text in file.formats if (parsed := parse_format(system, text))]
+        self._file = file
+        self._formats = formats
+        self._layouts = compile_layouts(formats)
+        self._streams = [_Stream(cpu) for cpu in file.cpus if len(cpu.data)]
+        self._pages = _new_pages(file, self._streams, self._layouts)
+        with np.errstate(over="ignore"):  # clocks wrap around, which numpy tells without compilation
+            self._decode()
+        self._count_ignored()
+        trace = self._finish()
+        trace.kernel = file.kernel or trace.kernel
+        trace.lost_events = max(trace.lost_events, file.overruns)
+        return trace
+
+    def _whole(self) -> np.ndarray:
+        """The bytes of the file, mapped: what is no plain file is written to a temporary one first."""
+        mapped = self._source.mapped()
+        self._is_mapped = mapped is not None
+        if mapped is not None:
+            return mapped
+        buffer = bytearray(_READ_BYTES)
+        with tempfile.TemporaryFile() as file:
+            while count := self._read(np.frombuffer(buffer, np.uint8)):
+                file.write(memoryview(buffer)[:count])
+                self._tell(self._source.position())
+            file.flush()
+            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+
+    def _decode(self) -> None:
+        state = self._scanner.state
+        while True:
+            malformed = int(state[scanning.MALFORMED])
+            decoding.decode(self._pages, self._layouts, self._rows, self._scanner)
+            self._take_malformed_records(malformed)
+            reason = int(state[scanning.STOP])
+            if reason == scanning.AT_END:
+                return
+            if reason == scanning.ROWS_FULL:
+                self._end_batch()
+            elif reason == scanning.TEXTS_FULL:
+                self._scanner = self._scanner._replace(
+                    texts=grown(self._scanner.texts, len(self._pages.scratch))
+                )
+            elif reason == scanning.TASK_IS_NEW:
+                self._add_pid(int(state[START]))
+            elif reason == decoding.NEED_PAGES:
+                self._refill(int(state[START]))
+            else:
+                cpu = int(self._pages.streams[int(state[START]), STREAM_CPU])
+                raise TraceError(
+                    self._source.path,
+                    0,
+                    f"corrupt trace.dat file: a page of CPU {cpu} does not hold its events",
+                )
+
+    def _refill(self, number: int) -> None:
+        """Move the rest of a stream's window to its beginning and fill it up."""
+        row = self._pages.streams[number]
+        stream = self._streams[number]
+        at, filled = int(row[STREAM_PAGE]), int(row[STREAM_FILLED])
+        window = self._pages.data[stream.begin : stream.begin + stream.size]
+        held = filled - at
+        window[:held] = window[at - stream.begin : filled - stream.begin].copy()
+        count, is_last = stream.read(window[held:])
+        row[STREAM_PAGE], row[STREAM_FILLED] = stream.begin, stream.begin + held + count
+        row[STREAM_IS_LAST] = is_last
+        if self._is_mapped:
+            unread = sum(stream.unread for stream in self._streams)
+            self._tell(self._trace.bytes - unread)
+
+    def _add_pid(self, pid: int) -> None:
+        number = len(self._tasks)
+        if number == len(self._scanner.tasks):
+            tasks = np.concatenate([self._scanner.tasks, np.zeros_like(self._scanner.tasks)])
+            self._scanner = self._scanner._replace(tasks=tasks)
+        comm = self._file.comms.get(pid, "<idle>" if pid == 0 else "<...>")
+        tgid = self._file.tgids.get(pid, -1)
+        self._tasks.append(Task(comm, pid, tgid, bool(self._file.tgids)))
+        self._comm_of_task.append(self._comms.setdefault(comm, len(self._comms)))
+        if 2 * number >= len(self._pages.pids):
+            self._pages = self._pages._replace(pids=_pid_table([task.pid for task in self._tasks]))
+        else:
+            _put_pid(self._pages.pids, pid, number)
+
+    def _take_malformed_records(self, first: int) -> None:
+        last = min(int(self._scanner.state[scanning.MALFORMED]), scanning.MAX_MALFORMED)
+        for number, _, record in self._scanner.malformed[first:last].tolist():
+            name = self._formats[number].name
+            if self._strict:
+                raise MalformedLine(self._source.path, record, f"malformed event: {name}")
+            self._trace.malformed.append((record, name))
+
+    def _count_ignored(self) -> None:
+        """Names and numbers of the records of other events."""
+        names = [event.name for event in self._formats] + ["unknown"]
+        self._ignored: dict[str, int] = {}
+        for name, count in zip(names, self._pages.counts.tolist(), strict=True):
+            if count:
+                self._ignored[name] = self._ignored.get(name, 0) + count
+
+    def _finish(self) -> Trace:
+        trace = super()._finish()
+        trace.ignored_events = self._ignored
+        return trace
+
+
+class _Stream:
+    """The pages of one CPU, and the window of ``Pages.data`` that they pass through."""
+
+    def __init__(self, cpu: CpuData) -> None:
+        self.cpu = cpu
+        self.begin = 0
+        self.size = 0
+        self.unread = len(cpu.data)  # bytes of the file
+        self._pieces = cpu.pieces()
+        self._piece = memoryview(b"")
+
+    def read(self, target: np.ndarray) -> tuple[int, bool]:
+        """Fill the beginning of ``target``: (bytes, true if these are the last)."""
+        count = 0
+        while True:
+            if not len(self._piece):
+                piece = next(self._pieces, None)
+                if piece is None:
+                    return count, True
+                self.unread -= piece[0]
+                self._piece = piece[1]
+                continue
+            part = self._piece[: len(target) - count]
+            if not len(part):
+                return count, False
+            target[count : count + len(part)] = np.frombuffer(part, np.uint8)
+            self._piece = self._piece[len(part) :]
+            count += len(part)
+
+
+def _new_pages(file: DatFile, streams: list[_Stream], layouts: Layouts) -> paging.Pages:
+    """Empty windows for ``streams``."""
+    rows = np.zeros((len(streams), STREAM), np.int64)
+    begin = 0
+    for stream, row in zip(streams, rows, strict=True):
+        page = stream.cpu.page_size
+        wanted = min(WINDOW_BYTES, ALL_WINDOWS_BYTES // len(streams))
+        if not stream.cpu.algorithm:
+            wanted = min(wanted, len(stream.cpu.data))
+        stream.begin, stream.size = begin, max(2, -(-wanted // page)) * page
+        row[[STREAM_CPU, paging.STREAM_PAGE_SIZE, paging.STREAM_WAITS]] = stream.cpu.cpu, page, 1
+        row[[STREAM_PAGE, STREAM_FILLED]] = begin
+        row[[paging.STREAM_PID, paging.STREAM_TASK]] = -2, -1
+        begin += stream.size
+    largest = max((stream.cpu.page_size for stream in streams), default=0)
+    return paging.Pages(
+        data=np.zeros(begin + PADDING, np.uint8),
+        streams=rows,
+        heap=np.zeros((len(streams) + 2, 2), np.int64),
+        head=np.array(file.layout, np.int64),
+        clock=np.array([file.tsc_mult, file.tsc_shift, file.offset_ns], np.int64),
+        pids=_pid_table([]),
+        counts=np.zeros(len(layouts.events) + 1, np.int64),
+        scratch=np.zeros(largest + 2 * PADDING, np.uint8),
+    )
+
+
+def _pid_table(pids: list[int]) -> np.ndarray:
+    """A table for the tasks of ``pids`` and as many more; the first of them is the task of no pid."""
+    table = np.zeros((max(256, 1 << (4 * len(pids)).bit_length()), 2), np.int64)
+    for number, pid in enumerate(pids):
+        if number:
+            _put_pid(table, pid, number)
+    return table
+
+
+def _put_pid(table: np.ndarray, pid: int, task: int) -> None:
+    place = (pid * 0x9E3779B1) & (len(table) - 1)
+    while table[place, 1]:
+        place = (place + 1) & (len(table) - 1)
+    table[place] = pid, task + 1
