@@ -68,7 +68,9 @@ def uncompressed(path: str, algorithm: str, packed: memoryview, size: int) -> by
 
 def chunks(path: str, algorithm: str, data: memoryview) -> Iterator[tuple[int, memoryview]]:
     """One CPU's compressed events: of each chunk its bytes in the file, and what it holds."""
-    cursor = Cursor(path, data)
+    cursor, begin = Cursor(path, data), 0
     for _ in range(cursor.number(4)):
         packed, size = cursor.number(4), cursor.number(4)
-        yield packed, memoryview(uncompressed(path, algorithm, cursor.take(packed), size))
+        chunk = uncompressed(path, algorithm, cursor.take(packed), size)
+        yield cursor.at - begin, memoryview(chunk)
+        begin = cursor.at
