@@ -251,6 +251,39 @@ def test_markers(tmp_path: Path) -> None:
     assert (trace.vms, trace.malformed) == (["a"], [(7, "print")])
 
 
+def test_printed_markers(tmp_path: Path) -> None:
+    bprint = Event("bprint", 6, "u64 ip, u64 fmt").format()
+    bprint += "\tfield:u32 buf[];\toffset:24;\tsize:0;\tsigned:0;\n"
+    bputs = Event("bputs", 14, "u64 ip, u64 str")
+    printk = (
+        '0xffffffff81000010 : "replay: nr_mmu_pages n=%d\\n"\n'
+        '0xffffffff81000020 : "replay: memslot id=%hhu base_gfn=0x%llx npages=%u flags=%0*d vm=%s 100%%\\n"\n'
+        '0xffffffff81000030 : "replay: resched\\n"\n'
+        '0xffffffff81000040 : "hello %s\\n"\n'
+    )
+
+    def printing(address: int, arguments: bytes = b"") -> bytes:
+        return record(number(6, 2) + bytes(2) + number(77, 4) + number(1, 8) + number(address, 8) + arguments)
+
+    slot = number(3, 1) + bytes(3) + number(0x123456789, 8) + number(512, 4) + number(4, 4) + number(1, 4)
+    records = [
+        printing(0xFFFFFFFF81000010, number(64, 4)),
+        printing(0xFFFFFFFF81000040, b"you\0"),
+        printing(0xFFFFFFFF81000020, slot + b"guest\0"),
+        record(bputs.data(1, 0xFFFFFFFF81000030)),
+        record(bputs.data(1, 0xFFFFFFFF81000099)),
+    ]
+    formats = (("ftrace", bprint), ("ftrace", bputs.format()))
+    trace = read(tmp_path, {0: page(10, records)}, formats=formats, printk=printk)
+    assert trace.malformed == [(3, "bprint")]  # a percent sign is no pair
+    trace = read(tmp_path, {0: page(10, records)}, formats=formats, printk=printk.replace(" 100%%", ""))
+    assert column(trace, "text") == [
+        "nr_mmu_pages n=64",
+        "memslot id=3 base_gfn=0x123456789 npages=512 flags=0001 vm=guest",
+        "resched",
+    ]
+
+
 def test_probes(tmp_path: Path) -> None:
     region = Event("set_region", 200, "u64 __probe_ip, u32 flags, u64 gpa, u32 slot, u64 size, u64 uaddr")
     split = Event("slot_try_split", 201, "u64 __probe_ip, s32 target_level")

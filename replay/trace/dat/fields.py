@@ -79,8 +79,10 @@ _FLAGS: dict[Kind, dict[str, Flag]] = {
 # bits of a role word's layout
 ROLE_FOUR_ACCESS_BITS, ROLE_SET_FOR_8_BYTES = 1, 2
 
-MALFORMED = 201
-"""Kind of the events whose format lacks a field that they need."""
+MALFORMED, PRINTK = 201, 202
+"""Kinds of the events whose format lacks a field that they need, and of ``bprint`` and ``bputs``."""
+
+_PRINTK_ADDRESS = {"bprint": "fmt", "bputs": "str"}
 
 _ACCESS_TEXTS = re.compile(r"access_str\[\] = \{([^}]*)\}")
 _RET = re.compile(r"(\w+)->ret == (\w+), *\w+->ret == (\w+)")
@@ -133,7 +135,13 @@ def _compile_event(event: Format) -> tuple[int, list[tuple[int, ...]], int]:
         text = event.fields.get("buf")
         if event.name == "print" and text is not None:
             return PRINT, [(OP_CONSTANT, text.offset, 0, 0, 0, 0)], text.offset
-        return OTHER, [], 0
+    if event.system == "ftrace" and event.name in _PRINTK_ADDRESS:
+        address = _find(event, _PRINTK_ADDRESS[event.name])
+        return (
+            (PRINTK, [_operation(OP_LOAD, address, 0, 0)], address.offset + address.size)
+            if address
+            else (OTHER, [], 0)
+        )
     if (kind not in FIELDS and kind not in KEYS) or kind >= Kind.MARK_VM_CREATE:
         return OTHER, [], 0
     kind = Kind(kind)

@@ -49,7 +49,8 @@ class Pages(NamedTuple):
     ``heap`` int64[n + 2, 2]: how many streams have a record at hand; time and number of each, earliest first.
     ``head`` int64[3]: ``PageLayout``.  ``clock`` int64[3]: multiplier (0 none) and shift to ns, ns to add.
     ``pids`` int64[2**k, 2]: hash table of pid and task + 1, 0 free.  ``counts`` int64: records of each
-    event's format, the last of unknown ones.  ``scratch`` uint8: room for a record and PADDING on both sides.
+    event's format, the last of unknown ones.  ``scratch`` uint8: room for a text, PADDING on both sides.
+    ``markers`` uint64: addresses of the formats of trace_printk that make markers.
     """
 
     data: np.ndarray
@@ -60,6 +61,7 @@ class Pages(NamedTuple):
     pids: np.ndarray
     counts: np.ndarray
     scratch: np.ndarray
+    markers: np.ndarray
 
 
 @jit

@@ -14,7 +14,16 @@ from replay.trace.dat import pages as paging
 from replay.trace.dat.container import CpuData, DatFile, read_container
 from replay.trace.dat.fields import Layouts, compile_layouts
 from replay.trace.dat.formats import parse_format
-from replay.trace.dat.pages import STREAM, STREAM_CPU, STREAM_FILLED, STREAM_IS_LAST, STREAM_PAGE
+from replay.trace.dat.pages import (
+    STREAM,
+    STREAM_CPU,
+    STREAM_FILLED,
+    STREAM_IS_LAST,
+    STREAM_PAGE,
+    STREAM_RECORD,
+    STREAM_SIZE,
+)
+from replay.trace.dat.printk import printed
 from replay.trace.dialect import START, Task
 from replay.trace.lex import PADDING, grown
 from replay.trace.reader import Parser, Trace
@@ -85,6 +94,8 @@ class DatParser(Parser):
                 self._add_pid(int(state[START]))
             elif reason == decoding.NEED_PAGES:
                 self._refill(int(state[START]))
+            elif reason == decoding.NEED_TEXT:
+                self._print(int(state[START]))
             else:
                 cpu = int(self._pages.streams[int(state[START]), STREAM_CPU])
                 raise TraceError(
@@ -107,6 +118,20 @@ class DatParser(Parser):
         if self._is_mapped:
             unread = sum(stream.unread for stream in self._streams)
             self._tell(self._trace.bytes - unread)
+
+    def _print(self, number: int) -> None:
+        """Put the text of the ``trace_printk`` record at hand where ``decode`` looks for it."""
+        record, size = self._pages.streams[number, [STREAM_RECORD, STREAM_SIZE]].tolist()
+        data = self._pages.data[record : record + size].tobytes()
+        event = self._formats[int(self._layouts.of_id[int.from_bytes(data[:2], "little")])]
+        is_put = event.name == "bputs"
+        address = event.fields["str" if is_put else "fmt"].offset
+        form = self._file.printk[int.from_bytes(data[address : address + 8], "little")]
+        arguments = b"" if is_put or "buf" not in event.fields else data[event.fields["buf"].offset :]
+        text = printed(form, arguments).encode()[: len(self._pages.scratch) - 2 * PADDING]
+        place = slice(PADDING, 2 * PADDING + len(text))
+        self._pages.scratch[place] = np.frombuffer(text + b"\n" * PADDING, np.uint8)
+        self._scanner.state[scanning.DONE] = 1
 
     def _add_pid(self, pid: int) -> None:
         number = len(self._tasks)
@@ -198,6 +223,7 @@ def _new_pages(file: DatFile, streams: list[_Stream], layouts: Layouts) -> pagin
         pids=_pid_table([]),
         counts=np.zeros(len(layouts.events) + 1, np.int64),
         scratch=np.zeros(largest + 2 * PADDING, np.uint8),
+        markers=np.array([at for at, text in file.printk.items() if text.startswith("replay:")], np.uint64),
     )
 
 
