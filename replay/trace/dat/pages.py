@@ -166,42 +166,40 @@ def advance(data, streams, n, head, conversion):
 
 
 @jit
-def _is_before(heap, one, other):
-    if heap[one, 0] != heap[other, 0]:
-        return heap[one, 0] < heap[other, 0]
-    return heap[one, 1] < heap[other, 1]
+def _is_before(heap, place, time, stream):
+    """True if what is at ``place`` comes before ``stream`` at ``time``."""
+    return heap[place, 0] < time or (heap[place, 0] == time and heap[place, 1] < stream)
 
 
 @jit
-def _swap(heap, one, other):
-    for column in range(2):
-        heap[one, column], heap[other, column] = heap[other, column], heap[one, column]
+def _move(heap, place, other):
+    heap[other, 0], heap[other, 1] = heap[place, 0], heap[place, 1]
 
 
 @jit
 def sift_down(heap, time):
     """Restore the order of the heap: the time of its first is ``time`` now."""
-    heap[1, 0] = time
-    count, place = heap[0, 0], 1
+    count, place, stream = heap[0, 0], 1, heap[1, 1]
     while 2 * place <= count:
         child = 2 * place
-        if child < count and _is_before(heap, child + 1, child):
+        if child < count and _is_before(heap, child + 1, heap[child, 0], heap[child, 1]):
             child += 1
-        if not _is_before(heap, child, place):
+        if not _is_before(heap, child, time, stream):
             break
-        _swap(heap, place, child)
+        _move(heap, child, place)
         place = child
+    heap[place, 0], heap[place, 1] = time, stream
 
 
 @jit
 def push(heap, time, stream):
     """Add a stream whose record at hand is of ``time``."""
-    heap[0, 0] += 1
-    place = heap[0, 0]
-    heap[place, 0], heap[place, 1] = time, stream
-    while place > 1 and _is_before(heap, place, place >> 1):
-        _swap(heap, place, place >> 1)
+    place = heap[0, 0] + 1
+    heap[0, 0] = place
+    while place > 1 and not _is_before(heap, place >> 1, time, stream):
+        _move(heap, place >> 1, place)
         place >>= 1
+    heap[place, 0], heap[place, 1] = time, stream
 
 
 @jit
