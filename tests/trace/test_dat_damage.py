@@ -16,7 +16,18 @@ import zstandard
 
 from replay.errors import TraceError
 from replay.trace.reader import read_trace
-from tests.trace.dat_files import PRINT, Buffer, Contents, Event, marker, page, record, version_6, version_7
+from tests.trace.dat_files import (
+    PRINT,
+    Buffer,
+    Contents,
+    Event,
+    marker,
+    number,
+    page,
+    record,
+    version_6,
+    version_7,
+)
 
 GET_PAGE = Event(
     "kvm_mmu_get_page",
@@ -132,6 +143,74 @@ def test_a_part_that_claims_too_much(tmp_path: Path, algorithm: str) -> None:
         message = outcome(tmp_path / "t", damaged)
         assert message is not None
         assert "corrupt" in message
+
+
+HUGE = (
+    "99999999999999999999",
+    "9" * 5000,
+    "-1",
+    "18446744073709551615",
+    "4294967296",
+    "65536",
+    "1000000",
+    "0",
+)
+
+
+@pytest.mark.parametrize("huge", HUGE)
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"ID: 100\n", b"ID: %s\n"),
+        (b"common_pid;\toffset:4;", b"common_pid;\toffset:%s;"),
+        (b"gfn;\toffset:8;\tsize:8;", b"gfn;\toffset:%s;\tsize:8;"),
+        (b"gfn;\toffset:8;\tsize:8;", b"gfn;\toffset:8;\tsize:%s;"),
+        (b"buf[];\toffset:16;", b"buf[];\toffset:%s;"),
+    ],
+)
+def test_numbers_of_formats(tmp_path: Path, old: bytes, new: bytes, huge: str) -> None:
+    formats = [("ftrace", PRINT), *(("kvm", event.format()) for event in (GET_PAGE, SPLIT))]
+    changed = [(system, text.replace(old.decode(), new.decode() % huge)) for system, text in formats]
+    assert changed != formats
+    records = [record(marker("replay: resched")), record(GET_PAGE.data(0, 0x1E1, 0, 0, 0, 1))]
+    data = version_7(Contents(changed, [Buffer({0: page(1, records)})]))
+    assert outcome(tmp_path / "t", data) is None
+
+
+@pytest.mark.parametrize("huge", HUGE)
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (1, "%s"),
+        (7, "%s"),
+        (2, "overrun: %s\n"),
+        (32, "7 %s\n%s 7\n"),
+        (32, "77 %s\n"),
+        (5, "%s"),
+        (14, "%s"),
+    ],
+)
+def test_numbers_of_options(tmp_path: Path, kind: int, text: str, huge: str) -> None:
+    formats = [("kvm", SPLIT.format())]
+    pages = page(1, [record(SPLIT.data(1, 2, 2, 0))])
+    value = text.replace("%s", huge).encode() + b"\0"
+    data = version_7(Contents(formats, [Buffer({0: pages})], f"77 a\n{huge} b\n", [(kind, value)]))
+    message = outcome(tmp_path / "t", data)
+    assert message is None or "trace.dat" in message
+
+
+@pytest.mark.parametrize(
+    "form", ["%9999999999d", "%*.*d", "%99d", "%-+ #08.3llx %s %s", "%c%hhd%hu%p%%", "%", "%z"]
+)
+def test_hostile_printk(tmp_path: Path, form: str) -> None:
+    bprint = Event("bprint", 6, "u64 ip, u64 fmt").format()
+    bprint += "\tfield:u32 buf[];\toffset:24;\tsize:0;\tsigned:0;\n"
+    data = number(6, 2) + bytes(6) + number(1, 8) + number(0x10, 8)
+    records = [record(data + arguments) for arguments in (b"", b"\xff" * 40, b"\x7f" * 40)]
+    contents = Contents(
+        [("ftrace", bprint)], [Buffer({0: page(1, records)})], printk=f'0x10 : "replay: a {form}"\n'
+    )
+    assert outcome(tmp_path / "t", version_7(contents)) is None
 
 
 def test_damage_inside_a_compressed_file_is_told_as_its(tmp_path: Path) -> None:

@@ -35,9 +35,11 @@ _HEADER_INFO, _FTRACE_EVENTS, _EVENT_FORMATS, _PRINTK, _CMDLINES, _BUFFER_TEXT =
 _SAVED_TGIDS = 32  # of gpuvis: the text of saved_tgids
 _COMPRESSED = 1
 
-_HEADER_FIELD = re.compile(r"field:[^;]*?(\w+);\s*offset:(\d+);\s*size:(\d+);")
-_PRINTK_LINE = re.compile(r"(0x[0-9a-f]+) : \"(.*)\"")
-_OVERRUN = re.compile(r"^(?:overrun|commit overrun|dropped events): (\d+)", re.MULTILINE)
+_HEADER_FIELD = re.compile(r"field:[^;]*?(\w+);\s*offset:(\d{1,6});\s*size:(\d{1,6});")
+_PRINTK_LINE = re.compile(r"(0x[0-9a-f]{1,16}) : \"(.*)\"")
+_OFFSET_TEXT = re.compile(r"[-+]?(?:0x[0-9a-f]{1,13}|0|[1-9]\d{0,14})")
+_PID = re.compile(r"\d{1,9}")
+_OVERRUN = re.compile(r"^(?:overrun|commit overrun|dropped events): (\d{1,18})", re.MULTILINE)
 
 
 class PageLayout(NamedTuple):
@@ -255,10 +257,9 @@ class _Reader:
         elif option == _SAVED_TGIDS:
             file.tgids.update(_numbered(text, int))
         else:
-            try:
-                file.offset_ns += int(text.strip(), 0) * (1000 if option == _DATE else 1)
-            except ValueError:
-                raise self._error("corrupt trace.dat file: its time offset is no number") from None
+            if not _OFFSET_TEXT.fullmatch(text.strip()):
+                raise self._error("corrupt trace.dat file: its time offset is no number")
+            file.offset_ns += int(text, 0) * (1000 if option == _DATE else 1)
 
     def _read_header_info(self, cursor: Cursor) -> None:
         if bytes(cursor.take(12)) != b"header_page\0":
@@ -314,7 +315,7 @@ def _numbered(text: str, value: type[str] | type[int]) -> Iterator[tuple[int, st
     """The lines ``number value`` of saved_cmdlines and saved_tgids."""
     for line in text.splitlines():
         number, _, rest = line.strip().partition(" ")
-        if number.isdecimal() and (value is str or rest.strip().isdecimal()):
+        if _PID.fullmatch(number) and (value is str or _PID.fullmatch(rest.strip())):
             yield int(number), value(rest) if value is str else int(rest)
 
 

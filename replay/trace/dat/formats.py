@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 _NAME = re.compile(r"^name: (\S+)$", re.MULTILINE)
-_ID = re.compile(r"^ID: (\d+)$", re.MULTILINE)
-_FIELD = re.compile(r"field:([^;]+);\s*offset:(\d+);\s*size:(\d+);(?:\s*signed:([01]);)?")
+_ID = re.compile(r"^ID: (\d{1,9})$", re.MULTILINE)
+_FIELD = re.compile(r"field:([^;]+);\s*offset:(\d{1,6});\s*size:(\d{1,6});(?:\s*signed:([01]);)?")
 _DECLARED = re.compile(r"(\w+)\s*(\[[^\]]*\])?\s*$")
 _PRINT = re.compile(r"^print fmt: (.*)", re.MULTILINE | re.DOTALL)
 

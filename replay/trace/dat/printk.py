@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 
-_CONVERSION = re.compile(r"%([-+ #0]*)(\d+|\*)?(?:\.(\d+|\*))?(hh|h|ll|l|z|t)?([diouxXcsp%])")
+_CONVERSION = re.compile(r"%([-+ #0]*)(\d{1,2}|\*)?(?:\.(\d{1,2}|\*))?(hh|h|ll|l|z|t)?([diouxXcsp%])")
+_MAX_WIDTH = 99
 _SIZES = {"hh": 1, "h": 2, "": 4, "l": 8, "ll": 8, "z": 8, "t": 8}
 
 
@@ -39,7 +40,10 @@ def printed(form: str, data: bytes) -> str:
         flags, width, precision, length, kind = found.groups(default="")
         if kind == "%":
             return "%"
-        sizes = [str(arguments.number(4, True)) if one == "*" else one for one in (width, precision)]
+        sizes = [
+            str(min(max(arguments.number(4, True), 0), _MAX_WIDTH)) if one == "*" else one
+            for one in (width, precision)
+        ]
         if kind == "s":
             return arguments.string()
         if kind == "c":
