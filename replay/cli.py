@@ -80,7 +80,7 @@ FormatOption = Annotated[
     str | None,
     typer.Option(
         "--format",
-        metavar="auto|ftrace|trace-cmd|perf-script|dmesg|perf-data|table",
+        metavar="auto|ftrace|trace-cmd|perf-script|dmesg|trace-dat|perf-data|table",
         help="What the trace is. Default auto: its content tells.",
     ),
 ]
