@@ -98,7 +98,8 @@ def test_an_unknown_format(command: str, tmp_path: Path) -> None:
     path.write_text(trace_text())
     more = {"parse": ["-o", tmp_path / "t.parquet"], "compare": ["--policy", "v2"]}.get(command, [])
     message = error_of(replay(command, path, "--format", "ftrace2", "--quiet", *more))
-    assert message == "--format ftrace2: use auto, ftrace, trace-cmd, perf-script, dmesg, perf-data, table"
+    words = "auto, ftrace, trace-cmd, perf-script, dmesg, trace-dat, perf-data, table"
+    assert message == f"--format ftrace2: use {words}"
     assert not (tmp_path / "t.parquet").exists()
 
 

@@ -18,6 +18,7 @@ from replay.mmu.state import (
     CTL_LINE,
     CTL_OUT_TOP,
     CTL_TS,
+    FLAG_LIVE,
     FLAG_RECORDED,
     SP_FLAGS,
     SP_GFN,
@@ -183,8 +184,9 @@ def split_line(m: Mmu, w: int, k: KnobCodes, gfn: int, spte: int, level: int, er
         missing(m, w, 0, gfn, spte, level, errno)
         return OK
     judge(m, o, gfn, spte, level, errno)
-    if errno == 0 and m.out[o, OUT_CHILD] >= 0:
-        m.sp[m.out[o, OUT_CHILD], SP_FLAGS] |= FLAG_RECORDED
+    child = m.out[o, OUT_CHILD]
+    if errno == 0 and child >= 0 and m.sp[child, SP_FLAGS] & FLAG_LIVE:
+        m.sp[child, SP_FLAGS] |= FLAG_RECORDED
     if errno == 0 and m.ctl[CTL_HAS_GET_PAGE] and not m.out[o, OUT_GOT_PAGE]:
         count(m, C_GET_PAGE_EXPECTED, 1)  # the line of the child is not there
     m.window[w, WIN_PENDING] = 0

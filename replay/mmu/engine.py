@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,6 +63,8 @@ class Replay:
     divergences: dict[str, int]
     has_recorded: bool
     policy_hint: tuple[str, str]
+    recorded_errnos: dict[int, int] = field(default_factory=dict)
+    """Recorded split lines of the shadow MMU by errno."""
     rmap_histograms: tuple[RmapHistogram, ...] = ()
     census: Census | None = None
 
@@ -243,12 +245,12 @@ def _as_table(schema: pa.Schema, arrays: dict[str, Any]) -> pa.Table:
     import pyarrow as pa
 
     columns = []
-    for field in schema:
-        array = arrays[field.name]
+    for column in schema:
+        array = arrays[column.name]
         if isinstance(array, tuple):
             values, mask = array
-            kind = np.dtype(field.type.to_pandas_dtype())
-            array = pa.array(values.astype(kind), type=field.type, mask=mask)
+            kind = np.dtype(column.type.to_pandas_dtype())
+            array = pa.array(values.astype(kind), type=column.type, mask=mask)
         columns.append(array)
     return pa.table(columns, schema=schema)
 
@@ -359,7 +361,10 @@ def _result(m: state.Mmu, facts: TraceFacts) -> Replay:
     for match in Match:
         if match != Match.UNCHECKED:
             counters[match.name.lower()] = int((out[:, window.OUT_MATCH] == match).sum())
+    recorded = out[(out[:, window.OUT_HAS_RECORD] != 0) & (out[:, window.OUT_MMU] == 0), window.OUT_REC_ERRNO]
+    errnos, lines = np.unique(recorded, return_counts=True)
     return Replay(
+        recorded_errnos=dict(zip(errnos.tolist(), lines.tolist(), strict=True)),
         outcomes=_outcomes(m),
         flushes=_flushes(m),
         windows=_windows(m, flush_probes),

@@ -100,6 +100,8 @@ def free_shadow_page(m: Mmu, sp: int) -> None:
         free_table(m, m.sp[sp, SP_SPT])
     if m.sp[sp, SP_TRANSLATION] >= 0:
         free_table(m, m.sp[sp, SP_TRANSLATION])
+    m.sp[sp, SP_SPT] = NO_TABLE
+    m.sp[sp, SP_TRANSLATION] = NO_TABLE
     b = page_bucket(m.sp[sp, SP_GFN], m.sp[sp, SP_KEY], m.hash.shape[0])
     i = m.hash[b]
     if i == sp:

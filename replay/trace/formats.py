@@ -27,7 +27,9 @@ _TRACE_CMD = re.compile(
     rb"^cpus=\d+$|^version = \d|^CPU \d+ is empty$|\d\.\d{6,9}: \w+: {2,}\S", re.MULTILINE
 )
 _DMESG = re.compile(rb"^[^\n\[]*\[ *\d+\.\d{6}\][^\n]* \d+us.: ", re.MULTILINE)
-_KERNEL = re.compile(rb"Linux version (\d\S+)|[Tt]ainted(?:: [A-Z ]+?)? +(\d+\.\d+\.\S+) #")
+# a banner, with the package's version of a Debian kernel, or a marker "replay: kernel version=..."
+BANNER = r"(?:Linux version |^kernel version=)(\d\S*)(?:.*#\d.*( Debian \d\S*))?"
+_KERNEL = re.compile(BANNER.encode() + rb"|[Tt]ainted(?:: [A-Z ]+?)? +(\d+\.\d+\.\S+) #")
 
 
 def check_format(word: str | None) -> None:
@@ -67,4 +69,6 @@ def text_format(text: bytes) -> str:
 def text_kernel(text: bytes) -> str | None:
     """The kernel version that a banner or an oops at the beginning of a log tells."""
     found = _KERNEL.search(text)
-    return (found[1] or found[2]).decode(errors="replace") if found else None
+    if not found:
+        return None
+    return (found[3] or found[1] + (found[2] or b"")).decode(errors="replace")

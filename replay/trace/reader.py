@@ -15,6 +15,7 @@ from replay.trace import scan as scanning
 from replay.trace.dialect import END, SEEN, SLOTS, START, Task, parse_task
 from replay.trace.formats import (
     AUTO,
+    BANNER,
     BINARY_FORMATS,
     TEXT_FORMATS,
     check_format,
@@ -59,8 +60,7 @@ _ENTRIES = re.compile(r"entries-in-buffer/entries-written: (\d+)/(\d+)")
 _LATENCY_HEADER = re.compile(r"latency trace v\S+ on (\S+)")
 # print_raw_fmt and print_hex_fmt of kernel/trace/trace.c: pid, CPU and time, and no event has fields
 _RAW_OR_HEX = re.compile(rb"^(?:\d+ \d+ \d+ |(?:[0-9a-f]{8} ){2}[0-9a-f]{16} )?type: \d+$", re.MULTILINE)
-# a banner, with the package's version of a Debian kernel, or a marker "replay: kernel version=..."
-_KERNEL = re.compile(r"(?:Linux version |^kernel version=)(\S+)(?:.*#\d.*( Debian \d\S*))?")
+_KERNEL = re.compile(BANNER)
 _PERF_KERNEL = re.compile(r"# os release : (\S+)")
 
 

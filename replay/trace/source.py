@@ -77,9 +77,16 @@ class Source:
         self._head = b""  # read already, to be read again
         try:
             self._file = _open(path)
-            self._detect()  # a directory shows up when it is opened, a disk error here
         except OSError as error:
             raise TraceError(path, 0, error.strerror or str(error)) from error
+        try:
+            self._detect()  # a directory shows up when it is opened, a disk error here
+        except OSError as error:
+            self.close()
+            raise TraceError(path, 0, error.strerror or str(error)) from error
+        except TraceError:
+            self.close()
+            raise
 
     def _detect(self) -> None:
         self._buffered = buffered = io.BufferedReader(self._file, _READ_SIZE)  # type: ignore[type-var]

@@ -100,13 +100,9 @@ def windows(replay: Replay) -> list[dict[str, Any]]:
 
 def recorded(replay: Replay) -> dict[str, Any] | None:
     """``recorded`` of the document: what the recorded kernel came to in the shadow MMU, if recorded."""
-    import pyarrow.compute as pc
-
     if not replay.has_recorded:
         return None
-    outcomes = replay.outcomes
-    errnos = outcomes.filter(pc.equal(outcomes["mmu"], "shadow"))["recorded_errno"].drop_null()
-    counts = {row["values"]: row["counts"] for row in errnos.value_counts().to_pylist()}
+    counts = dict(replay.recorded_errnos)
     retries = counts.pop(-EAGAIN, 0)
     return {
         "attempts": sum(counts.values()),
