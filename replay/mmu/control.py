@@ -6,7 +6,7 @@ from replay.jit import jit
 from replay.mmu.align import finish, finish_shadow, truth
 from replay.mmu.apply import write_protect_head, write_protect_region
 from replay.mmu.dirty_log import NO_ROOM, OK, fill_bitmap, need_bitmap, protect_cleared
-from replay.mmu.rmap import pte_list_get, rmap_head
+from replay.mmu.rmap import pte_list_get, rmap_head, rmap_remove
 from replay.mmu.role import DIRECT, key_level
 from replay.mmu.shadow_page import drop_spte, zap_children
 from replay.mmu.state import (
@@ -278,6 +278,7 @@ def zap_collapsible_head(m: Mmu, vm: int, gfn: int, level: int, max_level: int, 
         key = m.sp[sptep // 512, SP_KEY]
         if key & DIRECT and key_level(key) < max_level:
             drop_spte(m, sptep // 512, sptep % 512, order)
+            rmap_remove(m, vm, gfn, level, sptep, order)  # done already, unless the trace is damaged
             position = 0
         else:
             position += 1

@@ -322,7 +322,8 @@ def unlink_parents(m: Mmu, sp: int, order: int) -> None:
         if sptep < 0:
             return
         m.sp[sp, SP_PARENTS] = pte_list_remove(m, m.sp[sp, SP_PARENTS], sptep, order)
-        set_spte(m, sptep // 512, sptep % 512, 0)
+        if get_spte(m, sptep // 512, sptep % 512) == make_nonleaf_spte(sp):
+            set_spte(m, sptep // 512, sptep % 512, 0)
 
 
 @jit

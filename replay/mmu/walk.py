@@ -301,9 +301,11 @@ def find_direct_root(m: Mmu, t: int) -> int:
 
 
 @jit
-def is_known(m: Mmu, sp: int) -> bool:
+def is_known(m: Mmu, sp: int, level: int) -> bool:
     """False for an entry of the chain that is not looked up yet, or whose page was zapped meanwhile."""
-    return sp == -1 or (sp >= 0 and m.sp[sp, SP_FLAGS] & FLAG_LIVE != 0)
+    if sp < 0:
+        return sp != NOT_LOOKED_UP
+    return m.sp[sp, SP_FLAGS] & FLAG_LIVE != 0 and key_level(m.sp[sp, SP_KEY]) == level
 
 
 @jit
@@ -313,10 +315,10 @@ def chain(m: Mmu, t: int, vm: int, level: int) -> int:
     if level > top or top > 5:
         return -1
     task = m.task[t]
-    if not is_known(m, task[TASK_CHAIN + top]):
+    if not is_known(m, task[TASK_CHAIN + top], top):
         task[TASK_CHAIN + top] = find_root(m, t, vm) if task[TASK_WALK_TOP] else find_direct_root(m, t)
     for at in range(top - 1, level - 1, -1):
-        if is_known(m, task[TASK_CHAIN + at]):
+        if is_known(m, task[TASK_CHAIN + at], at):
             continue
         parent = task[TASK_CHAIN + at + 1]
         sp = linked_child(m, parent, walk_index(m, t, at + 1)) if parent >= 0 else -1
