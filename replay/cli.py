@@ -33,7 +33,7 @@ TraceArgument = Annotated[
     str,
     typer.Argument(
         metavar="TRACE",
-        help="Trace text (also .gz .zst .xz), perf.data, an event table, or - for standard input.",
+        help="Trace text or trace.dat (also .gz .zst .xz), perf.data, an event table, or - for stdin.",
     ),
 ]
 PolicyOption = Annotated[

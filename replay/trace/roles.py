@@ -31,7 +31,7 @@ _LOW_BITS = int(Role.LEVEL | Role.HAS_4_BYTE_GPTE | Role.QUADRANT | Role.DIRECT)
 _SMM_BITS = 0x3F << 24
 
 # of the layouts with three access bits: bit of the word, bit of Role
-_NARROW_BITS = (
+NARROW_BITS = (
     (1 << 8, Role.ACC_EXEC),
     (1 << 9, Role.ACC_WRITE),
     (1 << 10, Role.ACC_USER),
@@ -112,7 +112,7 @@ class RoleWords:
             roles |= words & np.uint32(0xFF00 | _SAME_BITS | Role.SMEP)
         else:
             roles |= words & np.uint32(_SAME_BITS) | np.uint32(Role.ACC_READ)
-            for bit, role in _NARROW_BITS:
+            for bit, role in NARROW_BITS:
                 roles[(words & np.uint32(bit)) != 0] |= np.uint32(role)
         roles[(words & np.uint32(_SMM_BITS)) != 0] |= np.uint32(Role.SMM)
         return roles

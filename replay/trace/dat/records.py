@@ -25,6 +25,7 @@ from replay.trace.dat.fields import (
 from replay.trace.dat.pages import STREAM_RECORD, STREAM_SIZE
 from replay.trace.lex import NEWLINE, PADDING, load64
 from replay.trace.payload import END, FIELDS, GFN, WIDE
+from replay.trace.roles import NARROW_BITS
 
 WITHOUT_TEXT = -12
 """What ``read_record`` returns, beside what the readers of lines do, where trace_printk's text is missing."""
@@ -44,19 +45,8 @@ _WRITABLE = np.uint64(2)
 _NARROW_ROLES = np.zeros(256, np.uint64)
 """Bits 8 to 15 of role words with three access bits as bits of ``Role``."""
 for _word in range(256):
-    for _bit, _role in enumerate(
-        (
-            Role.ACC_EXEC,
-            Role.ACC_WRITE,
-            Role.ACC_USER,
-            Role.INVALID,
-            Role.EFER_NX,
-            Role.CR0_WP,
-            Role.SMEP,  # smep_andnot_wp
-            Role.SMAP_ANDNOT_WP,
-        )
-    ):
-        if _word >> _bit & 1:
+    for _bit, _role in NARROW_BITS:
+        if _word << 8 & _bit:
             _NARROW_ROLES[_word] |= np.uint64(_role)
 
 
