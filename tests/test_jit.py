@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import replay
-from replay import jit
+from replay.jit import cache
 
 PACKAGE = Path(replay.__file__).parent
 HASH_LENGTH = 24
@@ -78,8 +78,9 @@ def package(tmp_path: Path) -> Path:
     """A copy of the installed package with two small kernels in two files, beside a main program."""
     copy = tmp_path / "site" / "replay"
     copy.mkdir(parents=True)
-    for name in ("__init__.py", "jit.py", "errors.py", "policy.py", "schema.py"):
+    for name in ("__init__.py", "errors.py", "policy.py", "schema.py"):
         shutil.copy(PACKAGE / name, copy / name)
+    shutil.copytree(PACKAGE / "jit", copy / "jit", ignore=shutil.ignore_patterns("__pycache__"))
     (copy / "__init__.py").write_text("")
     (copy / "callee.py").write_text(CALLEE.format(constant=1))
     (copy / "caller.py").write_text(CALLER)
@@ -207,7 +208,7 @@ def test_no_home_and_no_passwd_entry(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("pwd.getpwuid", no_entry)
     name = f"kvm-replay-{os.geteuid()}"
-    assert [root for root, _ in jit._roots()] == [Path("/tmp", name), Path("/var/tmp", name)]
+    assert [root for root, _ in cache._roots()] == [Path("/tmp", name), Path("/var/tmp", name)]
 
 
 def test_nothing_is_written_beside_the_sources(package: Path, tmp_path: Path) -> None:
@@ -254,8 +255,8 @@ def test_nothing_writable_runs_uncached(package: Path, tmp_path: Path) -> None:
         """
         import sys, runpy
         from pathlib import Path
-        from replay import jit
-        jit._roots = lambda: iter([(Path("/dev/null/a"), True), (Path("/proc/self/b"), False)])
+        from replay.jit import cache
+        cache._roots = lambda: iter([(Path("/dev/null/a"), True), (Path("/proc/self/b"), False)])
         runpy.run_path(sys.argv[0], run_name="__main__")
         """
     )

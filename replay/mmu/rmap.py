@@ -7,8 +7,6 @@ begins at row ``d``.  Two orders exist: up to 6.3 a full chain grows at its tail
 
 from __future__ import annotations
 
-import numpy as np
-
 from replay.jit import jit
 from replay.mmu.state import (
     CTL_DESC_FREE,
@@ -235,4 +233,8 @@ def rmap_region_is_empty(m: Mmu, r: int) -> bool:
         return True
     if b == UNIFORM:
         return False
-    return not np.any(m.block[b])
+    heads = m.block[b]
+    found = 0
+    for i in range(512):
+        found |= heads[i]
+    return found == 0

@@ -399,6 +399,12 @@ def _rehash_rows(old: np.ndarray, new: np.ndarray) -> None:
 
 
 @jit
+def clear_row(row: np.ndarray, columns: int) -> None:
+    for i in range(columns):
+        row[i] = 0
+
+
+@jit
 def find_task(m: Mmu, pid: int) -> int:
     """Row of the task ``pid`` in ``m.task``; made if new."""
     last = m.ctl[CTL_LAST_TASK]
@@ -423,7 +429,7 @@ def alloc_table(m: Mmu) -> int:
     i = m.ctl[CTL_SPT_FREE]
     if i >= 0:
         m.ctl[CTL_SPT_FREE] = m.spt[i, 0]
-        m.spt[i] = 0
+        clear_row(m.spt[i], 512)
     else:
         i = m.ctl[CTL_SPT_TOP]
         m.ctl[CTL_SPT_TOP] += 1
@@ -442,7 +448,7 @@ def alloc_block(m: Mmu) -> int:
     i = m.ctl[CTL_BLOCK_FREE]
     if i >= 0:
         m.ctl[CTL_BLOCK_FREE] = m.block[i, 0]
-        m.block[i] = 0
+        clear_row(m.block[i], 512)
     else:
         i = m.ctl[CTL_BLOCK_TOP]
         m.ctl[CTL_BLOCK_TOP] += 1

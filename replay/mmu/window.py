@@ -17,6 +17,7 @@ from replay.mmu.state import (
     CTL_WINDOW_TOP,
     VM_WINDOW,
     Mmu,
+    clear_row,
 )
 
 WIN_VM = 0
@@ -248,7 +249,7 @@ def open_window(m: Mmu, vm: int, pid: int, cause: int, slot: int, start: int, en
     """A new window of ``vm`` over gfns [start, end); its number."""
     w = m.ctl[CTL_WINDOW_TOP]
     m.ctl[CTL_WINDOW_TOP] += 1
-    m.window[w] = 0
+    clear_row(m.window[w], m.window.shape[1])
     m.window[w, WIN_VM] = vm
     m.window[w, WIN_TASK] = pid
     m.window[w, WIN_CAUSE] = cause
@@ -290,7 +291,7 @@ def new_outcome(m: Mmu, w: int, mmu: int) -> int:
     """A new row of ``m.out`` for window ``w``, its figures zero and its match unchecked."""
     o = m.ctl[CTL_OUT_TOP]
     m.ctl[CTL_OUT_TOP] += 1
-    m.out[o] = 0
+    clear_row(m.out[o], m.out.shape[1])
     m.out[o, OUT_WINDOW] = w
     m.out[o, OUT_VM] = m.window[w, WIN_VM]
     m.out[o, OUT_MMU] = mmu

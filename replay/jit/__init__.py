@@ -1,0 +1,57 @@
+"""The one owner of jit options: what parts and kernels are, how they are compiled and where they are kept.
+
+A *kernel* is a function that Python calls; a *part* is called by kernels and parts only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+from numba import types
+from numba.core import config
+
+from replay.jit.cache import KernelCache, NoCache, announce_compile, cache_directory, compile_meanwhile
+from replay.jit.compiler import KernelCompiler, PartCompiler
+from replay.jit.table import by_reference
+
+__all__ = ["announce_compile", "by_reference", "cache_directory", "compile_meanwhile", "jit", "kernel"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_OPTIONS: dict[str, Any] = {
+    "nogil": True,
+    "error_model": "numpy",
+    "no_cfunc_wrapper": True,
+    # nothing is allocated, so that no array's references need be counted at every call
+    "_nrt": False,
+}
+
+
+def jit(function: Function) -> Function:
+    """A part of kernels: called by jitted functions only, without Python objects or allocation.
+
+    With ``NUMBA_DISABLE_JIT=1`` the function stays plain Python.
+    """
+    part = numba.njit(pipeline_class=PartCompiler, no_cpython_wrapper=True, **_OPTIONS)(function)
+    if not config.DISABLE_JIT:
+        select = part.get_call_template
+
+        def select_for_any_value(args: Any, kws: Any) -> Any:
+            # one specialisation by types, not one more for each constant argument
+            return select(
+                tuple(types.unliteral(arg) for arg in args),
+                {name: types.unliteral(arg) for name, arg in kws.items()},
+            )
+
+        part.get_call_template = select_for_any_value
+    return cast(Function, part)
+
+
+def kernel(function: Function) -> Function:
+    """A function that Python calls: compiled with all its parts on the first call, kept between runs."""
+    dispatcher = numba.njit(pipeline_class=KernelCompiler, **_OPTIONS)(function)
+    if not config.DISABLE_JIT:
+        dispatcher._cache = NoCache() if cache_directory() is None else KernelCache(function)
+    return cast(Function, dispatcher)
