@@ -26,11 +26,14 @@ from replay.trace.lex import (
     COLON,
     LOOK_UP,
     PADDING,
+    byte_at,
     intern,
     line_end,
+    load64,
     read_decimal,
     read_hex,
     same_bytes,
+    six_digits,
     skip_blanks,
     slot_of,
     token_end,
@@ -44,12 +47,13 @@ TASK, CPU, TIME, COLUMN, START, END, WHOLE, FRACTION = range(8)
 HEADER_STATE = 8
 
 TASK_COMM_LEN = 16
-SLOTS = 16
+SLOTS = 256
 # places of a row of the scanner's array ``seen``: where a header stood (-1 nowhere), its length up to the
 # fraction of the time, and what ``state`` became by it
 SEEN_AT, SEEN_LENGTH, SEEN_TASK, SEEN_CPU, SEEN_WHOLE = range(5)
 SEEN = 5
 
+_SIX_BYTES, _COLON_BLANK = np.uint64(48), np.uint64(0x203A)
 _OPEN, _CLOSE, _DOT, _PAREN_CLOSE = 91, 93, 46, 41
 _TEN_TO_THE = 10 ** np.arange(10, dtype=np.int64)
 
@@ -86,8 +90,14 @@ def parse_task(text: str) -> Task | None:
 @jit
 def _read_fraction(buf, start, state):
     """Complete TIME by the fraction at ``start``: index behind the ``: `` after it, NO_HEADER if none."""
+    word = load64(buf, start)
+    if word >> _SIX_BYTES == _COLON_BLANK:  # microseconds, as nearly always
+        microseconds = six_digits(word)
+        if microseconds >= 0:
+            state[TIME] = state[WHOLE] + microseconds * 1000
+            return start + 8
     fraction, at = read_decimal(buf, start)
-    if at < 0 or at - start > 9 or fraction < 0 or buf[at] != COLON or buf[at + 1] != BLANK:
+    if at < 0 or at - start > 9 or fraction < 0 or byte_at(buf, at) != COLON or byte_at(buf, at + 1) != BLANK:
         return np.int64(NO_HEADER)
     state[TIME] = state[WHOLE] + fraction * _TEN_TO_THE[9 - (at - start)]
     return at + 2
@@ -100,20 +110,22 @@ def _after_cpu(buf, at, state):
     Fills CPU, TIME, WHOLE (its whole seconds in ns) and FRACTION (index of the fraction, 0 none).
     """
     cpu, at = read_decimal(buf, at + 1)
-    if at < 0 or buf[at] != _CLOSE or buf[at + 1] != BLANK:
+    if at < 0 or byte_at(buf, at) != _CLOSE or byte_at(buf, at + 1) != BLANK:
         return np.int64(NO_HEADER)
     at += 2
-    if not (buf[at] == BLANK or 48 <= buf[at] <= 57):  # the flags column begins with d, D, b, X or a dot
+    if not (
+        byte_at(buf, at) == BLANK or 48 <= byte_at(buf, at) <= 57
+    ):  # the flags column begins with d, D, b, X or a dot
         at = token_end(buf, at)
     time, at = read_decimal(buf, skip_blanks(buf, at))
     if at < 0:
         return np.int64(NO_HEADER)
     state[CPU] = cpu
-    if buf[at] == _DOT:
+    if byte_at(buf, at) == _DOT:
         state[WHOLE], state[FRACTION] = time * 1_000_000_000, at + 1
         return _read_fraction(buf, at + 1, state)
     state[TIME], state[FRACTION] = time, 0
-    return at + 2 if buf[at] == COLON and buf[at + 1] == BLANK else np.int64(NO_HEADER)
+    return at + 2 if byte_at(buf, at) == COLON and byte_at(buf, at + 1) == BLANK else np.int64(NO_HEADER)
 
 
 @jit
@@ -151,12 +163,12 @@ def read_header(buf, start, headers, arena, tasks, seen, state):
         body = _read_fraction(buf, start + length, state)
         if body >= 0:
             return body
-    if buf[column] != _OPEN:
+    if byte_at(buf, column) != _OPEN:
         return np.int64(NO_HEADER)
     body = _after_cpu(buf, column, state)
     if body >= 0:
         body = _find_task(buf, start, column, body, headers, arena, tasks, state)
-        if body >= 0 and 8 <= state[FRACTION] - start < PADDING:
+        if body >= 0 and 0 < state[FRACTION] - start < PADDING:
             seen[slot, SEEN_AT], seen[slot, SEEN_LENGTH] = start, state[FRACTION] - start
             seen[slot, SEEN_TASK], seen[slot, SEEN_CPU] = state[TASK], state[CPU]
             seen[slot, SEEN_WHOLE] = state[WHOLE]
@@ -177,7 +189,7 @@ def _token_start(buf, start, end):
 def search_header(buf, start, end, headers, arena, tasks, state):
     """As ``read_header``, for any form of header, in the line ``buf[start:end]``."""
     for at in range(start, end):
-        if buf[at] == _OPEN:
+        if byte_at(buf, at) == _OPEN:
             body = _after_cpu(buf, at, state)
             if body >= 0:
                 body = _find_task(buf, start, at, body, headers, arena, tasks, state)
@@ -196,12 +208,12 @@ def search_header(buf, start, end, headers, arena, tasks, state):
                     close += 1
                 if cpu_end > 0 and buf[close + 1] == COLON and buf[close + 2] == BLANK:
                     return _find_task(buf, start, cpu_start, close + 3, headers, arena, tasks, state)
-        elif buf[at] == COLON and at - start > 8 and buf[at - 2] == 115 and buf[at - 3] == 117:
+        elif byte_at(buf, at) == COLON and at - start > 8 and buf[at - 2] == 115 and buf[at - 3] == 117:
             time_start = _token_start(buf, start, at - 3)  # latency: CPUflags time us mark
             microseconds, time_end = read_decimal(buf, time_start)
             cpu_start = _token_start(buf, start, time_start)
             state[CPU], cpu_end = read_decimal(buf, cpu_start)
-            if time_end == at - 3 and cpu_end > 0 and buf[at + 1] == BLANK:
+            if time_end == at - 3 and cpu_end > 0 and byte_at(buf, at + 1) == BLANK:
                 state[TIME] = microseconds * 1000
                 return _find_task(buf, start, cpu_start, at + 2, headers, arena, tasks, state)
     return np.int64(NO_HEADER)

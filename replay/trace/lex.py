@@ -6,23 +6,32 @@ to be told where the buffer ends: numbers and words end at a newline at the late
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numba import types
-from numba.core import config
-from numba.extending import intrinsic
 
 from replay.jit import jit
+from replay.trace.vector import (
+    BLANK,
+    BLOCK,
+    IS_HEX,
+    NEWLINE,
+    byte_at,
+    differences,
+    first_bit,
+    hex_digits,
+    load64,
+    low_bytes,
+    newlines,
+    text_differs,
+)
+
+__all__ = ["BLANK", "NEWLINE", "byte_at", "load64", "text_differs"]
 
 PADDING = 256
 
-NEWLINE, RETURN, BLANK, TAB, COLON = 10, 13, 32, 9, 58
+RETURN, TAB, COLON = 13, 9, 58
 
-_IS_HEX = np.zeros(256, np.bool_)
-_IS_HEX[list(b"0123456789abcdefABCDEF")] = True
-
-_NEWLINES = np.uint64(0x0A0A0A0A0A0A0A0A)
 _COLONS = np.uint64(0x3A3A3A3A3A3A3A3A)
 _AFTER_BLANK = np.uint64(0x2121212121212121)
 _LOW_BITS = np.uint64(0x0101010101010101)
@@ -32,93 +41,21 @@ _MIX = np.uint64(0xD6E8FEB86659FD93)
 _SHIFT = np.uint64(32)
 _ZERO = np.uint64(0)
 
+# decimal digits: the first is the most significant, pairs of digits are added up, then the pairs
+_DIGITS = np.uint64(0x303030303030)
+_ABOVE_NINE = np.uint64(0x7676767676767676)
+_ONE_BYTE, _TWO_BYTES = np.uint64(8), np.uint64(16)
+_TEN = np.uint64(10)
+_PAIRS = np.uint64(0x000000FF000000FF)
+_HIGH_PAIRS = np.uint64(100 + (1_000_000 << 32))
+_LOW_PAIRS = np.uint64(1 + (10_000 << 32))
 
-def _make_intrinsics() -> tuple[Any, Any, Any]:
-    """``load64``, ``first_mark`` and ``hex_digits``: instructions that numba itself does not offer."""
-    from llvmlite import ir
-    from numba.core import cgutils
-
-    @intrinsic
-    def load64(typing_context: Any, buf: Any, index: Any) -> Any:
-        """The 8 bytes at ``buf[index]``, lowest first, as uint64."""
-
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            array = context.make_array(signature.args[0])(context, builder, args[0])
-            address = cgutils.gep_inbounds(builder, array.data, args[1])
-            word = builder.load(builder.bitcast(address, ir.IntType(64).as_pointer()))
-            word.align = 1
-            return word
-
-        return types.uint64(buf, types.intp), generate
-
-    @intrinsic
-    def first_mark(typing_context: Any, word: Any) -> Any:
-        """Number of the first byte of ``word`` whose highest bit is set; ``word`` is not 0."""
-
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            zeros = builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
-            return builder.lshr(zeros, ir.Constant(ir.IntType(64), 3))
-
-        return types.int64(types.uint64), generate
-
-    @intrinsic
-    def hex_digits(typing_context: Any, buf: Any, index: Any) -> Any:
-        """(value, count) of the hex digits at ``buf[index]``, 16 at most; no digits have no defined value."""
-
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            byte, word = ir.IntType(8), ir.IntType(64)
-            vector, pairs = ir.VectorType(byte, 16), ir.VectorType(ir.IntType(16), 8)
-
-            def all_of(kind: Any, value: int) -> Any:
-                return ir.Constant(kind, [value] * kind.count)
-
-            array = context.make_array(signature.args[0])(context, builder, args[0])
-            address = cgutils.gep_inbounds(builder, array.data, args[1])
-            text = builder.load(builder.bitcast(address, vector.as_pointer()))
-            text.align = 1
-            digit = builder.sub(text, all_of(vector, ord("0")))
-            letter = builder.sub(builder.or_(text, all_of(vector, 32)), all_of(vector, ord("a")))
-            is_digit = builder.icmp_unsigned("<", digit, all_of(vector, 10))
-            is_hex = builder.or_(is_digit, builder.icmp_unsigned("<", letter, all_of(vector, 6)))
-            marks = builder.zext(builder.bitcast(builder.not_(is_hex), ir.IntType(16)), word)
-            stop = builder.or_(marks, ir.Constant(word, 1 << 16))
-            count = builder.cttz(stop, ir.Constant(ir.IntType(1), 1))
-            letter = builder.add(letter, all_of(vector, 10))
-            nibbles = builder.and_(builder.select(is_digit, digit, letter), all_of(vector, 15))
-            order = ir.Constant(ir.VectorType(ir.IntType(32), 16), list(range(15, -1, -1)))
-            pair = builder.bitcast(builder.shuffle_vector(nibbles, nibbles, order), pairs)
-            pair = builder.or_(pair, builder.lshr(pair, all_of(pairs, 4)))
-            value = builder.bitcast(builder.trunc(pair, ir.VectorType(byte, 8)), word)
-            excess = builder.sub(ir.Constant(word, 64), builder.shl(count, ir.Constant(word, 2)))
-            value = builder.lshr(value, builder.and_(excess, ir.Constant(word, 63)))
-            return context.make_tuple(builder, signature.return_type, (value, count))
-
-        return types.Tuple((types.uint64, types.int64))(buf, types.intp), generate
-
-    return load64, first_mark, hex_digits
-
-
-def _load_bytes(buf: np.ndarray, index: int) -> np.uint64:
-    return np.uint64(int.from_bytes(bytes(buf[index : index + 8]), "little"))
-
-
-def _first_mark(word: np.uint64) -> int:
-    return ((int(word) & -int(word)).bit_length() - 1) // 8
-
-
-def _hex_digits(buf: np.ndarray, index: int) -> tuple[np.uint64, int]:
-    count = 0
-    while count < 16 and _IS_HEX[buf[index + count]]:
-        count += 1
-    return np.uint64(int(bytes(buf[index : index + count]) or b"0", 16)), count
-
-
-load64, first_mark, hex_digits = (
-    (_load_bytes, _first_mark, _hex_digits) if config.DISABLE_JIT else _make_intrinsics()
-)
 
 WORD_MASKS = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)
 """Mask of the first n bytes of a word."""
+
+
+_0X = np.uint64(0x7830)
 
 
 def words_of(text: str) -> tuple[np.ndarray, np.ndarray]:
@@ -142,11 +79,10 @@ def head64(buf, at, count):
 def line_end(buf, at):
     """Index of the next newline."""
     while True:
-        word = load64(buf, at) ^ _NEWLINES
-        marks = (word - _LOW_BITS) & ~word & _HIGH_BITS
+        marks = newlines(buf, at)
         if marks != _ZERO:
-            return at + first_mark(marks)
-        at += 8
+            return at + first_bit(marks)
+        at += BLOCK
 
 
 @jit
@@ -157,18 +93,18 @@ def name_end(buf, at):
         colon = word ^ _COLONS
         marks = (((colon - _LOW_BITS) & ~colon) | ((word - _AFTER_BLANK) & ~word)) & _HIGH_BITS
         if marks != _ZERO:
-            return at + first_mark(marks)
+            return at + (first_bit(marks) >> 3)
         at += 8
 
 
 @jit
 def same_bytes(buf, one, other, count):
-    """True if the ``count`` bytes, 8 at least, at both places of ``buf`` are the same."""
-    while count > 8:
-        count -= 8
-        if load64(buf, one + count) != load64(buf, other + count):
+    """True if the ``count`` bytes, 1 at least, at both places of ``buf`` are the same."""
+    while count > BLOCK:
+        if differences(buf, one, other) != _ZERO:
             return False
-    return load64(buf, one) == load64(buf, other)
+        one, other, count = one + BLOCK, other + BLOCK, count - BLOCK
+    return differences(buf, one, other) << np.uint64(64 - count) == _ZERO
 
 
 @jit
@@ -180,7 +116,7 @@ def slot_of(buf, at, count):
 @jit
 def skip_blanks(buf, at):
     """Index of the first byte that is no blank."""
-    while buf[at] == BLANK or buf[at] == TAB:
+    while byte_at(buf, at) == BLANK or byte_at(buf, at) == TAB:
         at += 1
     return at
 
@@ -188,33 +124,49 @@ def skip_blanks(buf, at):
 @jit
 def token_end(buf, at):
     """Index of the blank or line end (or NUL, which libtraceevent leaves behind a role) after a token."""
-    while buf[at] > BLANK:
-        at += 1
-    return at
+    while True:
+        marks = low_bytes(buf, at)
+        if marks != _ZERO:
+            return at + first_bit(marks)
+        at += BLOCK
 
 
 @jit
 def read_hex(buf, at):
     """(value, index behind it) of a hex number with or without 0x; index -1 if there is none."""
-    if buf[at] == 48 and buf[at + 1] == 120:
+    if load64(buf, at) & WORD_MASKS[2] == _0X:
         at += 2
     value, count = hex_digits(buf, at)
     at += count
-    if count == 0 or (count == 16 and _IS_HEX[buf[at]]):
+    if count == 0 or (count == 16 and IS_HEX[byte_at(buf, at)]):
         at = -1
     return value, at
 
 
 @jit
+def six_digits(word):
+    """The number that the first 6 bytes of ``word`` are the decimal digits of; -1 if they are none."""
+    digits = (word ^ _DIGITS) << _TWO_BYTES
+    if (digits | (digits + _ABOVE_NINE)) & _HIGH_BITS != _ZERO:
+        return np.int64(-1)
+    pairs = digits * _TEN + (digits >> _ONE_BYTE)
+    high, low = (pairs & _PAIRS) * _HIGH_PAIRS, ((pairs >> _TWO_BYTES) & _PAIRS) * _LOW_PAIRS
+    return np.int64((high + low) >> _SHIFT)
+
+
+@jit
 def read_decimal(buf, at):
     """(value, index behind it) of a decimal number, which may be negative; index -1 if there is none."""
-    negative = buf[at] == 45
+    value = np.int64(byte_at(buf, at)) - 48
+    if 0 <= value <= 9 and not 48 <= byte_at(buf, at + 1) <= 57:  # as nearly always
+        return value, at + 1
+    negative = byte_at(buf, at) == 45
     if negative:
         at += 1
     start = at
     value = np.int64(0)
-    while 48 <= buf[at] <= 57 and at - start < 21:
-        value = value * 10 + np.int64(buf[at] - 48)
+    while 48 <= byte_at(buf, at) <= 57 and at - start < 21:
+        value = value * 10 + np.int64(byte_at(buf, at) - 48)
         at += 1
     if at == start or at - start > 20:
         at = -1

@@ -16,11 +16,13 @@ from replay.schema import ROLE_QUADRANT_SHIFT, Flag, Kind, Role
 from replay.trace.lex import (
     BLANK,
     WORD_MASKS,
+    byte_at,
     head64,
     load64,
     read_decimal,
     read_hex,
     skip_blanks,
+    text_differs,
     token_end,
     words_of,
 )
@@ -29,7 +31,7 @@ WIDE = ("gfn", "addr", "spte", "old_spte", "sptep", "end", "code", "num")
 """The 64-bit payload columns in the order of the rows of the scanner's ``wide`` array."""
 GFN, ADDR, SPTE, OLD_SPTE, SPTEP, END, CODE, NUM, LEVEL, FLAGS, ROLE = range(11)
 FIELDS = 11
-"""Places of the array that the parsers fill: those of ``WIDE``, then the narrow payload columns."""
+"""Places of the array that the readers of control lines fill: those of ``WIDE``, then the narrow columns."""
 
 FORMATS: dict[Kind, tuple[str, ...]] = {
     Kind.PAGETABLE_WALK: ("addr {addr:x} pferr {code:x}",),
@@ -76,6 +78,8 @@ FORMATS: dict[Kind, tuple[str, ...]] = {
     STEP_PAGE,
 ) = range(11)
 _STEP_TEXT_LENGTH = 16
+STEP_PLACES = 8
+_NEXT_STEP, _STEP_FIELD, _STEP_LENGTH, _STEP_TEXT = (np.uint64(place) for place in (STEP_PLACES, 1, 2, 4))
 _STEP_OF_SPEC = {
     "x": STEP_HEX,
     "d": STEP_DECIMAL,
@@ -94,18 +98,19 @@ def _field_step(field: str) -> tuple[int, int]:
     return STEP_FLAG, int(Flag[name])
 
 
-def _compile_formats() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(steps int32[n, 3], texts uint64[n, 4], first step of each kind int32[256, 3]).
+def _compile_formats() -> tuple[np.ndarray, np.ndarray]:
+    """(steps uint64[n * 8], where the first of each kind begins uint64[256, 3]).
 
-    A step is (what, field or flag, length of the text before it); the text is two words and their masks.
-    The second start is that of the variant whose text begins with the third, a letter; -1 none.
+    A step is what it does, its field or flag, the length of the text before it, one place free; then that
+    text as two words, and their masks.
+    The second start is that of the variant whose text begins with the third, a letter; 0 none.
     """
     steps: list[tuple[int, int, int]] = []
     texts: list[str] = []
-    starts = np.full((256, 3), -1, np.int32)
+    starts = np.zeros((256, 3), np.uint64)
     for kind, variants in FORMATS.items():
         for number, form in enumerate(variants):
-            starts[kind, number] = len(steps)
+            starts[kind, number] = STEP_PLACES * len(steps)
             if number:
                 starts[kind, 2] = ord(form.partition("}")[2][0])
             for literal, field in re.findall(r"([^{]*)\{([^}]*)\}", form):
@@ -117,15 +122,16 @@ def _compile_formats() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
                 steps.append((*_field_step(field), len(literal)))
             texts.append("")
             steps.append((STEP_END, 0, 0))
-    words = np.zeros((len(texts), 4), np.uint64)
-    for row, text in zip(words, texts, strict=True):
-        text_words, masks = words_of(text)
-        row[: len(text_words)] = text_words
-        row[2 : 2 + len(masks)] = masks
-    return np.array(steps, np.int32), words, starts
+    rows = np.zeros((len(steps), STEP_PLACES), np.uint64)
+    for row, step, text in zip(rows, steps, texts, strict=True):
+        words, masks = words_of(text)
+        row[:3] = step
+        row[4 : 4 + len(words)] = words
+        row[6 : 6 + len(masks)] = masks
+    return rows.ravel(), starts
 
 
-_STEPS, _TEXTS, _STARTS = _compile_formats()
+_STEPS, _STARTS = _compile_formats()
 
 # the words of ``pferr`` and of ``error_code``: kvm_mmu_trace_pferr_flags
 _ERROR_BITS = {"P": 0, "W": 1, "U": 2, "RSVD": 3, "F": 4, "PK": 5, "SS": 6, "SGX": 15}
@@ -164,7 +170,7 @@ _ACCESS_LETTERS[ord("-")] = _IS_ACCESS
 _ACC_READ, _ACCESS, _LEVEL = np.uint64(Role.ACC_READ), np.uint64(Role.ACCESS), np.uint64(Role.LEVEL)
 _HAS_4_BYTE_GPTE, _GEN_BIT = np.uint64(Role.HAS_4_BYTE_GPTE), np.uint64(Role.GEN)
 _QUADRANT_SHIFT = np.uint64(ROLE_QUADRANT_SHIFT)
-_CREATED, _UNSYNC_FLAG = np.uint64(Flag.CREATED), np.uint64(Flag.UNSYNC)
+_CREATED, _UNSYNC_FLAG = int(Flag.CREATED), int(Flag.UNSYNC)
 _ZERO, _ONE, _MINUS_ONE = np.uint64(0), np.uint64(1), np.uint64(2**64 - 1)
 _GET_PAGE = int(Kind.GET_PAGE)
 
@@ -176,8 +182,8 @@ def _token_word(buf, at, end):
 
 
 @jit
-def _read_role(buf, at, fields):
-    """Role words up to ``root`` behind a PAGE text's level: index of ``root``, -1 if they make no role.
+def _read_role(buf, at):
+    """(role, index of ``root``) of the words behind a PAGE text's level; index -1 if they make no role.
 
     ``[N-byte|pae ]qQ[ direct] ACCESS[ invalid] [!]nxe [[!]ad ]``; unknown words are skipped.
     """
@@ -194,13 +200,13 @@ def _read_role(buf, at, fields):
         if not has_access and 3 <= end - at <= 4:
             access = _ACC_READ if end - at == 3 else _IS_ACCESS
             for n in range(at, end):
-                letter = _ACCESS_LETTERS[buf[n]]
+                letter = _ACCESS_LETTERS[byte_at(buf, n)]
                 access = access | letter if letter != _ZERO and access != _ZERO else _ZERO
         if access != _ZERO:
             role |= access & _ACCESS
             has_access = True
-        elif buf[at] == 113 and 48 <= buf[at + 1] <= 51 and end == at + 2:
-            role |= np.uint64(buf[at + 1] - 48) << _QUADRANT_SHIFT
+        elif byte_at(buf, at) == 113 and 48 <= byte_at(buf, at + 1) <= 51 and end == at + 2:
+            role |= np.uint64(byte_at(buf, at + 1) - 48) << _QUADRANT_SHIFT
             has_quadrant = True
         elif word == _BYTE4:
             gpte_bytes = 4
@@ -213,12 +219,11 @@ def _read_role(buf, at, fields):
         at = end
     if gpte_bytes != 8:  # before 5.1 only 8-byte entries were marked, by "pae"
         role |= _HAS_4_BYTE_GPTE
-    fields[ROLE] |= role
-    return at if word == _ROOT and has_quadrant and has_access else -1
+    return role, (at if word == _ROOT and has_quadrant and has_access else -1)
 
 
 @jit
-def _read_page(buf, at, is_get_page, fields):
+def _read_page(buf, at, is_get_page, row, rows):
     """KVM_MMU_PAGE_PRINTK of mmutrace.h: index behind it, -1 if the text is something else.
 
     ``sp [gen G ]gfn X [l]L ROLE root R sync|unsync[ new|existing]``; other forms of text come with the words
@@ -227,67 +232,71 @@ def _read_page(buf, at, is_get_page, fields):
     if load64(buf, at) & WORD_MASKS[3] != _SP_BLANK:
         return -1
     at += 3
+    role = _ZERO
     if load64(buf, at) & WORD_MASKS[4] == _GEN_BLANK:
         generation, at = read_hex(buf, at + 4)  # hex before 5.5, decimal since: the lowest bit is the same
-        if at < 0 or buf[at] != BLANK:
+        if at < 0 or byte_at(buf, at) != BLANK:
             return -1
-        fields[ROLE] = _GEN_BIT if generation & _ONE else _ZERO
+        if generation & _ONE:
+            role = _GEN_BIT
         at += 1
     if load64(buf, at) & WORD_MASKS[4] != _GFN_BLANK:
         return -1
-    fields[GFN], at = read_hex(buf, at + 4)
-    if at < 0 or buf[at] != BLANK:
+    rows.wide[GFN, row], at = read_hex(buf, at + 4)
+    if at < 0 or byte_at(buf, at) != BLANK:
         return -1
     at += 1
     if load64(buf, at) & WORD_MASKS[5] == _ROLE_BLANK:
         word, at = read_hex(buf, at + 5)
         level = np.int64(word & _LEVEL)
-        fields[ROLE] |= word
+        role |= word
         if at >= 0:
             at = skip_blanks(buf, at)
     else:
-        at += buf[at] == 108  # "l" before the level, since 5.1
+        at += byte_at(buf, at) == 108  # "l" before the level, since 5.1
         level, at = read_decimal(buf, at)
-        fields[ROLE] |= np.uint64(level) & _LEVEL
-        if at >= 0:
-            at = _read_role(buf, at, fields) if buf[at] == BLANK else -1
+        if at < 0 or byte_at(buf, at) != BLANK:
+            return -1
+        word, at = _read_role(buf, at)
+        role |= word | (np.uint64(level) & _LEVEL)
     if at < 0 or not 1 <= level <= 15:
         return -1
-    fields[LEVEL] = np.uint64(level)
+    rows.level[row], rows.role[row] = level, np.uint32(role)
     root_count, at = read_decimal(buf, skip_blanks(buf, at + 4))
     if at < 0:
         return -1
-    fields[NUM] = np.uint64(root_count)
+    rows.wide[NUM, row] = np.uint64(root_count)
     at = skip_blanks(buf, at)
     end = token_end(buf, at)
     word = _token_word(buf, at, end)
-    if word == _UNSYNC:
-        fields[FLAGS] |= _UNSYNC_FLAG
-    elif word != _SYNC:
+    if word != _SYNC and word != _UNSYNC:
         return -1
+    flags = _UNSYNC_FLAG if word == _UNSYNC else 0
     if is_get_page:
         at = skip_blanks(buf, end)
         end = token_end(buf, at)
         word = _token_word(buf, at, end)
         if word == _NEW:
-            fields[FLAGS] |= _CREATED
+            flags |= _CREATED
         elif word != _EXISTING:
             return -1
+    rows.flags[row] = flags
     return end
 
 
 @jit
-def _read_error_code(buf, at, fields):
-    """Fill ``code`` from flags, ``P|W|U|0x100000000`` or nothing: index behind them, -1 if one is unknown."""
-    while buf[at] > BLANK:
+def _read_error_code(buf, at):
+    """(code, index behind it) of flags, ``P|W|U|0x100000000`` or nothing; index -1 if one is unknown."""
+    code = _ZERO
+    while byte_at(buf, at) > BLANK:
         end = at
-        while buf[end] > BLANK and buf[end] != 124:
+        while byte_at(buf, end) > BLANK and byte_at(buf, end) != 124:
             end += 1
-        if buf[at] == 48:
+        if byte_at(buf, at) == 48:
             number, number_end = read_hex(buf, at)
             if number_end != end:
-                return -1
-            fields[CODE] |= number
+                return code, np.int64(-1)
+            code |= number
         else:
             word = _token_word(buf, at, end)
             bit = _ZERO
@@ -295,53 +304,55 @@ def _read_error_code(buf, at, fields):
                 if word == _ERROR_WORDS[n]:
                     bit = _ERROR_VALUES[n]
             if bit == _ZERO:
-                return -1
-            fields[CODE] |= bit
-        at = end + 1 if buf[end] == 124 else end
-    return at
+                return code, np.int64(-1)
+            code |= bit
+        at = end + 1 if byte_at(buf, end) == 124 else end
+    return code, at
 
 
 @jit
-def read_payload(buf, at, kind, fields):
+def read_payload(buf, at, kind, row, rows):
     """Parse the text at ``at`` of an event of ``kind``: index behind it, -1 if it is malformed.
 
-    Fills ``fields`` uint64[FIELDS], which the caller has zeroed, by the steps of the kind's format.
+    Fills the payload columns of row ``row``, which are zeros before, by the steps of the kind's format.
     """
-    step = _STARTS[kind, 1 if buf[at] == _STARTS[kind, 2] else 0]
+    step = _STARTS[kind, 0]
+    if byte_at(buf, at) == _STARTS[kind, 2]:
+        step = _STARTS[kind, 1]
     while True:
-        differ = (load64(buf, at) ^ _TEXTS[step, 0]) & _TEXTS[step, 2]
-        if differ | ((load64(buf, at + 8) ^ _TEXTS[step, 1]) & _TEXTS[step, 3]) != _ZERO:
+        if text_differs(buf, at, _STEPS, np.int64(step + _STEP_TEXT)):
             return np.int64(-1)
-        what, where = _STEPS[step, 0], _STEPS[step, 1]
-        at += _STEPS[step, 2]
+        what, where = _STEPS[step], _STEPS[step + _STEP_FIELD]
+        at += np.int64(_STEPS[step + _STEP_LENGTH])
         if what == STEP_HEX:
-            fields[where], at = read_hex(buf, at)
+            rows.wide[where, row], at = read_hex(buf, at)
         elif what == STEP_LEVEL:
             value, at = read_decimal(buf, at)
             if not 1 <= value <= 15:
                 at = -1
-            fields[LEVEL] = np.uint64(value)
+            rows.level[row] = value
         elif what == STEP_END:
-            return at if buf[at] <= BLANK else np.int64(-1)
+            return at if byte_at(buf, at) <= BLANK else np.int64(-1)
         elif what == STEP_DECIMAL:
             value, at = read_decimal(buf, at)
-            fields[where] = np.uint64(value)
+            rows.wide[where, row] = np.uint64(value)
         elif what == STEP_FLAG:
             value, at = read_decimal(buf, at)
             if value != 0:
-                fields[FLAGS] |= np.uint64(where)
+                rows.flags[row] |= where
         elif what == STEP_POINTER:
             number, end = read_hex(buf, at)
-            fields[where] = number if end >= 0 and buf[end] <= BLANK else _ZERO  # 0 for words such as (null)
+            # 0 for words such as (null)
+            rows.wide[where, row] = number if end >= 0 and byte_at(buf, end) <= BLANK else _ZERO
             at = token_end(buf, at)
         elif what == STEP_ERROR_CODE:
-            at = _read_error_code(buf, at, fields)
+            rows.wide[CODE, row], at = _read_error_code(buf, at)
         elif what == STEP_SKIP:
             at = token_end(buf, at)
         elif what == STEP_NONE:
-            fields[where] = _MINUS_ONE
+            rows.wide[where, row] = _MINUS_ONE
         elif what == STEP_PAGE:
-            at = _read_page(buf, at, kind == _GET_PAGE, fields)
+            at = _read_page(buf, at, kind == _GET_PAGE, row, rows)
         if at < 0:
             return np.int64(-1)
-        step += 1
+        step += _NEXT_STEP

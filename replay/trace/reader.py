@@ -386,7 +386,7 @@ class Parser:
     def _columns(self, count: int) -> Columns:
         """The first ``count`` rows as the columns of the event table; the column vm is still empty."""
         rows = self._rows
-        tasks = rows.task[:count]
+        tasks = rows.task[:count].astype(np.intp)  # what ``take`` would make of them each time
 
         def of_task(values: list[int]) -> np.ndarray:
             return np.take(np.array(values, np.int32), tasks, mode="clip")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from replay.jit import jit, kernel
+from replay.jit import by_reference, jit, kernel
 from replay.schema import EVENT_NAMES, Kind
 from replay.trace.control import MARK_WORDS, read_control
 from replay.trace.dialect import (
@@ -201,11 +201,13 @@ def _find_event(buf, at, end, names, arena, kinds):
 
 
 @jit
-def _read_event(buf, at, names, names_arena, kinds, seen, texts, texts_arena, fields, state):
+def _read_event(buf, at, rows, scanner):
     """The event whose name is at ``at``: (kind, IGNORED_LINE, MALFORMED_LINE or NO_ROOM; text number).
 
-    The payload is left in ``fields``.
+    The payload of tracepoints stands in row ``state[ROWS]`` then, that of control lines in ``fields``.
     """
+    names, names_arena = scanner.names
+    kinds, state, seen = scanner.kinds, scanner.state, scanner.seen[1]
     number, name, end = _look_up_name(buf, at, names, names_arena, seen)
     if end < 0 and buf[at] == BLANK:  # perf script pads names
         number, name, end = _look_up_name(buf, skip_blanks(buf, at), names, names_arena, seen)
@@ -235,12 +237,18 @@ def _read_event(buf, at, names, names_arena, kinds, seen, texts, texts_arena, fi
         text = end + 2 if buf[end + 1] == BLANK else end + 1  # further blanks belong to the text
     else:
         if kind < _FIRST_CONTROL:
-            text = read_payload(buf, text, kind, fields)
+            row = np.uint64(state[ROWS])
+            text = read_payload(buf, text, kind, row, rows)
+            if text < 0:
+                _clear_row(rows, row)
         else:
-            text = read_control(buf, text, kind, fields)
+            _clear_fields(scanner.fields)
+            text = read_control(buf, text, kind, scanner.fields)
         state[DONE] = text
         return (kind if text >= 0 else np.int64(MALFORMED_LINE)), np.int64(-1)
-    return read_marker(buf, text, names, names_arena, kinds, texts, texts_arena, fields)
+    texts, texts_arena = scanner.texts
+    _clear_fields(scanner.fields)
+    return read_marker(buf, text, names, names_arena, kinds, texts, texts_arena, scanner.fields)
 
 
 @jit
@@ -267,13 +275,33 @@ def _read_lost(buf, at, fields, state):
 
 
 @jit
-def write_row(kind, text, row, rows, fields, state):
-    """Write what was read of a line into row ``row``."""
+def _clear_fields(fields):
+    for column in range(FIELDS):
+        fields[column] = _ZERO
+
+
+@jit
+def _clear_row(rows, row):
+    """Take back what was written of a payload that turned out to be malformed."""
+    for column in range(len(WIDE)):
+        rows.wide[column, row] = _ZERO
+    rows.level[row] = rows.flags[row] = rows.role[row] = 0
+
+
+@jit
+def _write_place(kind, row, rows, state):
+    """Write kind and header of a line into row ``row``."""
     rows.kind[row] = kind
     rows.task[row] = state[TASK]
     rows.cpu[row] = state[CPU]
     rows.ts_ns[row] = state[TIME]
     rows.line[row] = state[LINES]
+
+
+@jit
+def write_row(kind, text, row, rows, fields, state):
+    """Write a line whose payload is in ``fields`` into row ``row``."""
+    _write_place(kind, row, rows, state)
     for column in range(len(WIDE)):
         if fields[column] != _ZERO:
             rows.wide[column, row] = fields[column]
@@ -297,9 +325,9 @@ def scan(buf, at, stop, rows, scanner):
     """
     headers, headers_arena = scanner.headers
     names, names_arena = scanner.names
-    texts, texts_arena = scanner.texts
     tasks, kinds = scanner.tasks, scanner.kinds
     fields, state, malformed = scanner.fields, scanner.state, scanner.malformed
+    all_rows, all_tables = by_reference(rows), by_reference(scanner)
     seen_headers, seen_names = scanner.seen[0], scanner.seen[1]
     for slot in range(SLOTS):  # they are known by places of ``buf``
         seen_headers[slot, SEEN_AT] = seen_names[slot, SEEN_AT] = -1
@@ -310,8 +338,6 @@ def scan(buf, at, stop, rows, scanner):
         if row == len(rows.kind):
             state[STOP] = ROWS_FULL
             break
-        for column in range(FIELDS):
-            fields[column] = _ZERO
         event = read_header(buf, at, headers, headers_arena, tasks, seen_headers, state)
         end = at
         if event == NO_HEADER:
@@ -329,6 +355,7 @@ def scan(buf, at, stop, rows, scanner):
         kind, text = np.int64(IGNORED_LINE), np.int64(-1)
         if event == NO_HEADER:
             state[TASK], state[CPU] = NO_TASK, -1
+            _clear_fields(fields)
             if _read_lost(buf, at, fields, state):
                 kind = np.int64(_LOST_EVENTS)
             else:
@@ -338,9 +365,7 @@ def scan(buf, at, stop, rows, scanner):
                 elif event >= 0:  # option nocontext-info, or copied without
                     state[TIME] = 0
         if event >= 0:
-            kind, text = _read_event(
-                buf, event, names, names_arena, kinds, seen_names, texts, texts_arena, fields, state
-            )
+            kind, text = _read_event(buf, event, all_rows, all_tables)
         if kind == NO_ROOM:
             state[STOP] = TEXTS_FULL
             break
@@ -350,7 +375,10 @@ def scan(buf, at, stop, rows, scanner):
         state[LINES] += 1
         end = line_end(buf, state[DONE] if state[DONE] > at else at)
         if kind > 0:
-            write_row(kind, text, row, rows, fields, state)
+            if kind < _FIRST_CONTROL:
+                _write_place(kind, np.uint64(row), all_rows, state)
+            else:
+                write_row(kind, text, row, all_rows, fields, state)
             state[ROWS] += 1
             if kind <= _LAST_KVMMMU:
                 state[KVMMMU] += 1
