@@ -224,13 +224,18 @@ def grown(strings: Strings, room: int) -> Strings:
     return larger
 
 
-def decoded(strings: Strings) -> list[str]:
-    """The strings; bytes that are no UTF-8 become U+FFFD."""
+def contents(strings: Strings) -> list[bytes]:
+    """The strings, in order."""
     rows = strings.table[1:]
     rows = rows[rows[:, 0] > 0]
     rows = rows[np.argsort(rows[:, 0])]
     data = strings.arena.tobytes()
-    return [data[start : start + length].decode(errors="replace") for start, length in rows[:, 2:].tolist()]
+    return [data[start : start + length] for start, length in rows[:, 2:].tolist()]
+
+
+def decoded(strings: Strings) -> list[str]:
+    """The strings; bytes that are no UTF-8 become U+FFFD."""
+    return [text.decode(errors="replace") for text in contents(strings)]
 
 
 LOOK_UP, ADD = np.int64(0), np.int64(1)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,7 +14,7 @@ import numpy as np
 from replay.errors import MalformedLine, TraceError
 from replay.schema import Columns
 from replay.trace import scan as scanning
-from replay.trace.dialect import END, SEEN, SLOTS, START, Task, parse_task
+from replay.trace.dialect import END, START, Task, parse_task
 from replay.trace.formats import (
     AUTO,
     BANNER,
@@ -24,12 +26,14 @@ from replay.trace.formats import (
     text_kernel,
 )
 from replay.trace.forms import WRAPPED, Forms, has_prefix
-from replay.trace.lex import NEWLINE, PADDING, added, decoded, grown, new_strings
+from replay.trace.lex import NEWLINE, PADDING, decoded, grown
 from replay.trace.pages import INCOMPLETE_NAMES, WITHOUT
-from replay.trace.payload import FIELDS, WIDE
+from replay.trace.payload import WIDE
 from replay.trace.perf import PerfScript
 from replay.trace.roles import RoleWords
-from replay.trace.scan import Rows, Scanner, scan
+from replay.trace.scan import Rows, scan
+from replay.trace.scanner import new_rows, new_scanner, with_task
+from replay.trace.sections import MAX_GIVEN_UP, Section, can_join, fork, join, scan_section, thread_count
 from replay.trace.source import PERF_DATA, Source, TruncatedInput
 from replay.trace.store import BatchStore
 from replay.trace.table import read_table, trace_table, write_table
@@ -43,6 +47,7 @@ __all__ = ["Trace", "read_trace", "write_table"]
 
 CHUNK_BYTES = 4 << 20
 BATCH_ROWS = 1 << 20
+SECTION_CHUNKS = 4
 SAMPLE_BYTES = 1 << 14
 """The beginning of a trace, by which its form is told."""
 WITHOUT_PROCESS = "events of several VMs without process"
@@ -170,6 +175,7 @@ class Parser:
         """Forget what has been read so far; only while there is no batch."""
         self._created: list[VmCreated] = []
         self._tasks = [Task("", -1, -1, False)]
+        self._task_numbers: dict[bytes, int] = {}  # by header
         self._comms: dict[str, int] = {}
         self._comm_of_task = [-1]
         self._saw_header = False
@@ -177,9 +183,9 @@ class Parser:
         self._slot_owners = SlotOwners()
         self._trace.malformed.clear()
         self._trace.lost_events = 0
-        self._scanner = _new_scanner()
+        self._scanner = new_scanner()
         self._scanner.state[[scanning.DOUBTS, scanning.GIVEN_UP]] = self._file_format != "ftrace", -1
-        self._rows = _new_rows(self._batch_rows)
+        self._rows = new_rows(self._batch_rows)
         self._at_beginning = True  # the first lines are being scanned, and can be again
 
     def parse(self, chunk_bytes: int) -> Trace:
@@ -221,10 +227,60 @@ class Parser:
             if stop == 0:
                 break
             self._scan(mapped, at, stop)
-            self._trace.bytes += stop - at
-            at = stop
-            self._tell(at)
+            first = at == 0
+            at = self._pass(at, stop)
+            if first and thread_count() > 1:
+                at = self._parse_sections(mapped, at, SECTION_CHUNKS * chunk_bytes)
         self._source.skip(at)
+
+    def _pass(self, at: int, stop: int) -> int:
+        self._trace.bytes += stop - at
+        self._tell(stop)
+        return stop
+
+    def _parse_sections(self, mapped: np.ndarray, at: int, size: int) -> int:
+        """Parse sections of about ``size`` bytes by several threads: where the rest begins."""
+        threads, begin, given_up = thread_count(), at, 0
+        pending: deque[tuple[int, Future[Section | None]]] = deque()
+        pool = ThreadPoolExecutor(threads)
+        try:
+            while given_up < MAX_GIVEN_UP and not self._forms.used:
+                while len(pending) <= threads and begin + size + PADDING <= len(mapped):
+                    stop = _last_line_end(mapped, begin, begin + size)
+                    if stop == 0:
+                        break
+                    known = fork(self._scanner), self._batch_rows
+                    pending.append((stop, pool.submit(scan_section, mapped, begin, stop, *known)))
+                    begin = stop
+                if not pending:
+                    break
+                stop, scanned = pending.popleft()
+                section = scanned.result()
+                if section is None or not self._join(mapped, section):
+                    given_up += 1
+                    self._scan(mapped, at, stop)
+                at = self._pass(at, stop)
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return at
+
+    def _join(self, mapped: np.ndarray, section: Section) -> bool:
+        """Add what ``section`` found to what was read before it; False if that cannot be."""
+        if not can_join(self._scanner, section):
+            return False
+        self._end_batch()
+        known = np.arange(section.known_tasks)
+        new = [self._task_numbers.get(header) or self._add_header(header) for header in section.headers]
+        malformed = int(self._scanner.state[scanning.MALFORMED])
+        self._scanner = join(self._scanner, section, np.append(known, new).astype(np.int32))
+        self._take_malformed(mapped, malformed)
+        for comment in section.comments:
+            self._read_comment(comment.decode(errors="replace"))
+        for rows, count in section.rows:
+            if count:
+                self._add_batch(rows, count)
+        self._check_is_trace(mapped[section.at : section.stop])
+        return True
 
     def _tell(self, position: int) -> None:
         if self._progress:
@@ -329,16 +385,16 @@ class Parser:
         """Add the header that the scanner met to its tables."""
         state = self._scanner.state
         start, end = int(state[START]), int(state[END])
-        number = len(self._tasks)
-        if number == len(self._scanner.tasks):
-            tasks = np.concatenate([self._scanner.tasks, np.zeros_like(self._scanner.tasks)])
-            self._scanner = self._scanner._replace(tasks=tasks)
-        header = buf[start:end].tobytes()
-        self._scanner = self._scanner._replace(headers=added(self._scanner.headers, header))
+        self._add_header(buf[start:end].tobytes())
+
+    def _add_header(self, header: bytes) -> int:
+        """The number of a task that is not in the tables yet, by its header."""
+        number = self._task_numbers[header] = len(self._tasks)
+        self._scanner = with_task(self._scanner, number, header)
         task = parse_task(header.decode(errors="replace"))
-        self._scanner.tasks[number] = (0 if task else -1), 0
         self._tasks.append(task or self._tasks[0])
         self._comm_of_task.append(self._comms.setdefault(task.comm, len(self._comms)) if task else -1)
+        return number
 
     def _take_malformed(self, buf: np.ndarray, first: int) -> None:
         last = min(int(self._scanner.state[scanning.MALFORMED]), scanning.MAX_MALFORMED)
@@ -350,7 +406,9 @@ class Parser:
 
     def _take_comment(self, buf: np.ndarray) -> None:
         start, end = self._scanner.state[[START, END]].tolist()
-        text = buf[start:end].tobytes().decode(errors="replace")
+        self._read_comment(buf[start:end].tobytes().decode(errors="replace"))
+
+    def _read_comment(self, text: str) -> None:
         if text.startswith("# tracer:") or "TASK-PID" in text:
             self._saw_header = True
         if entries := _ENTRIES.search(text):
@@ -363,10 +421,13 @@ class Parser:
 
     def _end_batch(self) -> None:
         """Put the rows so far into the store and begin a new batch."""
-        count = int(self._scanner.state[scanning.ROWS])
-        if count == 0:
-            return
-        batch = self._columns(count)
+        rows, count = self._rows, int(self._scanner.state[scanning.ROWS])
+        if count:
+            self._rows, self._scanner.state[scanning.ROWS] = new_rows(self._batch_rows), 0
+            self._add_batch(rows, count)
+
+    def _add_batch(self, rows: Rows, count: int) -> None:
+        batch = self._columns(rows, count)
         self._created += vm_created(batch)
         if self._forms.used:  # native text has no role words
             self._role_words.note(batch)
@@ -380,12 +441,9 @@ class Parser:
             trace.first_ts_ns = first if trace.first_ts_ns is None else min(first, trace.first_ts_ns)
             trace.last_ts_ns = last if trace.last_ts_ns is None else max(last, trace.last_ts_ns)
         self._store.append(batch)
-        self._rows = _new_rows(self._batch_rows)
-        self._scanner.state[scanning.ROWS] = 0
 
-    def _columns(self, count: int) -> Columns:
+    def _columns(self, rows: Rows, count: int) -> Columns:
         """The first ``count`` rows as the columns of the event table; the column vm is still empty."""
-        rows = self._rows
         tasks = rows.task[:count].astype(np.intp)  # what ``take`` would make of them each time
 
         def of_task(values: list[int]) -> np.ndarray:
@@ -446,41 +504,6 @@ class Parser:
 
         trace._batches = batches
         return trace
-
-
-def _new_scanner() -> Scanner:
-    names = new_strings(scanning.MAX_NAMES, scanning.MAX_NAMES * scanning.MAX_NAME)
-    kinds = np.full((scanning.MAX_NAMES, 2), scanning.OTHER, np.int64)
-    for number, (name, kind) in enumerate(scanning.NAMES.items()):
-        names = added(names, name.encode())
-        kinds[number, 0] = kind
-    return Scanner(
-        added(new_strings(256, 256 * 64), b""),  # NO_TASK
-        np.zeros((256, 2), np.int64),
-        names,
-        kinds,
-        new_strings(1024, 1 << 16),
-        np.zeros((2, SLOTS, SEEN), np.int64),
-        np.zeros(FIELDS, np.uint64),
-        np.zeros(scanning.STATE, np.int64),
-        np.zeros((scanning.MAX_MALFORMED, 3), np.int64),
-    )
-
-
-def _new_rows(count: int) -> Rows:
-    """Zeroed rows; memory that no line writes to is never touched."""
-    return Rows(
-        kind=np.zeros(count, np.uint8),
-        task=np.zeros(count, np.int32),
-        cpu=np.zeros(count, np.int16),
-        level=np.zeros(count, np.uint8),
-        flags=np.zeros(count, np.uint8),
-        role=np.zeros(count, np.uint32),
-        ts_ns=np.zeros(count, np.int64),
-        line=np.zeros(count, np.int64),
-        text=np.zeros(count, np.int32),
-        wide=np.zeros((len(WIDE), count), np.uint64),
-    )
 
 
 def _last_line_end(buf: np.ndarray, held: int, filled: int) -> int:

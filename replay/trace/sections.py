@@ -1,0 +1,154 @@
+"""Parts of a mapped trace that several threads scan at once, and what it takes to join them in order.
+
+A section is scanned as if the trace began with it, by a scanner that knows the tasks and names met so far.
+Joining it to what was read before gives what scanning it in place would have given; where that cannot be told
+beforehand (other forms of text, times that only the line before tells), the section is given up, to be
+scanned in place.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import numpy as np
+
+from replay.trace import scan as scanning
+from replay.trace.dialect import COLUMN, END, START, TIME
+from replay.trace.forms import has_prefix
+from replay.trace.lex import Strings, added, contents, grown, new_strings
+from replay.trace.scan import Rows, Scanner, scan
+from replay.trace.scanner import new_rows, with_task
+
+SECTION_ROWS = 1 << 17
+MAX_TEXTS = 1 << 12
+"""A section with more distinct markers is scanned in place: joining costs more than it saves."""
+MAX_GIVEN_UP = 3
+"""After so many sections that had to be given up no more are tried."""
+_NO_TIME = np.iinfo(np.int64).min
+
+
+class Section(NamedTuple):
+    """A scanned section: ``buf[at:stop]``."""
+
+    at: int
+    stop: int
+    column: int  # where the CPU column was thought to be at its beginning
+    known_tasks: int  # tasks that the scanner knew
+    scanner: Scanner
+    headers: list[bytes]  # of tasks that the scanner did not know
+    comments: list[bytes]
+    rows: list[tuple[Rows, int]]  # at least one: columns, and how many of their rows are filled
+
+
+def thread_count() -> int:
+    """How many sections may be scanned at once."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def fork(scanner: Scanner) -> Scanner:
+    """A scanner that knows what ``scanner`` knows of tasks and names, and has counted nothing yet."""
+    tasks, kinds, state = scanner.tasks.copy(), scanner.kinds.copy(), np.zeros_like(scanner.state)
+    tasks[:, 1] = kinds[:, 1] = 0
+    state[COLUMN], state[TIME] = scanner.state[COLUMN], _NO_TIME
+    state[scanning.DOUBTS], state[scanning.GIVEN_UP] = scanner.state[scanning.DOUBTS], -1
+    return scanner._replace(
+        headers=Strings(*(array.copy() for array in scanner.headers)),
+        names=Strings(*(array.copy() for array in scanner.names)),
+        texts=new_strings(1024, 1 << 16),
+        tasks=tasks,
+        kinds=kinds,
+        seen=np.zeros_like(scanner.seen),
+        fields=np.zeros_like(scanner.fields),
+        state=state,
+        malformed=np.zeros_like(scanner.malformed),
+    )
+
+
+def scan_section(buf: np.ndarray, at: int, stop: int, scanner: Scanner, batch_rows: int) -> Section | None:
+    """Scan the whole lines of ``buf[at:stop]`` with ``scanner``, a fork; None if the section is given up."""
+    state = scanner.state
+    column, tasks = int(state[COLUMN]), int(scanner.headers.table[0, 0])
+    headers: list[bytes] = []
+    comments: list[bytes] = []
+    rows = new_rows(min(batch_rows, SECTION_ROWS))
+    filled = []
+    place = at
+    while True:
+        with np.errstate(over="ignore"):  # hashes wrap around, which numpy tells without compilation
+            place = scan(buf, place, stop, rows, scanner)
+        reason = state[scanning.STOP]
+        if reason == scanning.AT_END:
+            break
+        if reason == scanning.ROWS_FULL:
+            filled.append((rows, len(rows.kind)))
+            rows, state[scanning.ROWS] = new_rows(len(rows.kind)), 0
+        elif reason == scanning.TEXTS_FULL:
+            scanner = scanner._replace(texts=grown(scanner.texts, stop - at))
+        elif reason == scanning.COMMENT:
+            comments.append(buf[state[START] : state[END]].tobytes())
+        elif reason == scanning.TASK_IS_NEW:
+            header = buf[state[START] : state[END]].tobytes()
+            if has_prefix(header):
+                return None
+            scanner = with_task(scanner, tasks + len(headers), header)
+            headers.append(header)
+        else:
+            return None
+    filled.append((rows, int(state[scanning.ROWS])))
+    return Section(at, stop, column, tasks, scanner, headers, comments, filled)
+
+
+def can_join(scanner: Scanner, section: Section) -> bool:
+    """Nothing before ``section``, all of which ``scanner`` has read, changes how its lines are read."""
+    own = section.scanner
+    first, count = section.rows[0]
+    names = int(scanner.names.table[0, 0]) + int(own.names.table[0, 0])
+    return (
+        section.column == scanner.state[COLUMN]
+        and (count == 0 or first.ts_ns[0] != _NO_TIME)
+        and own.texts.table[0, 0] <= MAX_TEXTS
+        and names <= scanning.MAX_NAMES // 2
+    )
+
+
+def join(scanner: Scanner, section: Section, tasks: np.ndarray) -> Scanner:
+    """``scanner`` as if it had scanned ``section``, the rows of which become those of the whole trace.
+
+    ``tasks`` int32: the number that each task of the section has in ``scanner``.
+    """
+    own, state = section.scanner, scanner.state
+    lines = int(state[scanning.LINES])
+    scanner, texts = _with_strings(scanner, "texts", own.texts)
+    for rows, count in section.rows:
+        rows.line[:count] += lines
+        if section.headers:
+            rows.task[:count] = tasks[rows.task[:count]]
+        if len(texts):
+            rows.text[:count] = np.append(np.int32(0), texts + 1)[rows.text[:count]]
+    seen = np.flatnonzero(own.tasks[: len(tasks), 1])
+    new = seen[scanner.tasks[tasks[seen], 1] == 0]
+    scanner.tasks[tasks[new], 1] = own.tasks[new, 1] + lines
+    scanner, names = _with_strings(scanner, "names", own.names)
+    np.add.at(scanner.kinds[:, 1], names, own.kinds[: len(names), 1])
+    at, room = int(state[scanning.MALFORMED]), len(scanner.malformed)
+    kept = own.malformed[: min(int(own.state[scanning.MALFORMED]), max(0, room - at))]
+    scanner.malformed[at : at + len(kept)] = kept + np.array([0, 0, lines])
+    for counter in (scanning.LINES, scanning.KVMMMU, scanning.IGNORED, scanning.MALFORMED, scanning.LOST):
+        state[counter] += own.state[counter]
+    state[COLUMN] = own.state[COLUMN]
+    if own.state[TIME] != _NO_TIME:
+        state[TIME] = own.state[TIME]
+    return scanner
+
+
+def _with_strings(scanner: Scanner, name: str, strings: Strings) -> tuple[Scanner, np.ndarray]:
+    """``scanner`` with ``strings`` among those called ``name``, and their numbers there, int32."""
+    known: Strings = getattr(scanner, name)
+    words = {word: number for number, word in enumerate(contents(known))}
+    numbers = []
+    for word in contents(strings):
+        if word not in words:
+            known, words[word] = added(known, word), len(words)
+        numbers.append(words[word])
+    return scanner._replace(**{name: known}), np.array(numbers, np.int32)
