@@ -130,6 +130,15 @@ def _member(context: Any, builder: Any, table: Any, value: Any, name: str, axis:
     return builder.load(builder.bitcast(pointer, member.as_pointer()))
 
 
+def data_pointer(context: Any, builder: Any, typ: Any, value: Any) -> Any:
+    """Pointer to the first element of an array, a table or a row, for intrinsics."""
+    if isinstance(typ, RowType):
+        return value
+    if isinstance(typ, TableType):
+        return _member(context, builder, typ, value, "data")
+    return context.make_array(typ)(context, builder, value).data
+
+
 @lower_getattr(TableType, "shape")
 def _load_shape(context: Any, builder: Any, typ: Any, value: Any) -> Any:
     lengths = [_member(context, builder, typ, value, "shape", axis) for axis in range(typ.array.ndim)]
@@ -196,8 +205,7 @@ def _pointer_to(context: Any, builder: Any, signature: Any, target: Any, index: 
         offset = builder.mul(offset, _member(context, builder, typ, target, "shape", axis))
         if axis < len(indices):
             offset = builder.add(offset, indices[axis])
-    data = _member(context, builder, typ, target, "data")
-    return builder.gep(data, [offset], inbounds=True)
+    return builder.gep(data_pointer(context, builder, typ, target), [offset], inbounds=True)
 
 
 def _check_bounds(builder: Any, index: Any, length: Any) -> None:

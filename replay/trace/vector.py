@@ -25,13 +25,15 @@ def _make_intrinsics() -> tuple[Any, ...]:
     from llvmlite import ir
     from numba.core import cgutils
 
+    from replay.jit.table import data_pointer
+
     @intrinsic
     def load64(typing_context: Any, buf: Any, index: Any) -> Any:
         """The 8 bytes at ``buf[index]``, lowest first, as uint64."""
 
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            array = context.make_array(signature.args[0])(context, builder, args[0])
-            address = cgutils.gep_inbounds(builder, array.data, args[1])
+            data = data_pointer(context, builder, signature.args[0], args[0])
+            address = cgutils.gep_inbounds(builder, data, args[1])
             word = builder.load(builder.bitcast(address, ir.IntType(64).as_pointer()))
             word.align = 1
             return word
@@ -39,7 +41,7 @@ def _make_intrinsics() -> tuple[Any, ...]:
         return types.uint64(buf, types.intp), generate
 
     def load_vector(context: Any, builder: Any, array_type: Any, array: Any, index: Any, size: int) -> Any:
-        data = context.make_array(array_type)(context, builder, array).data
+        data = data_pointer(context, builder, array_type, array)
         address = cgutils.gep_inbounds(builder, data, index)
         vector = builder.load(builder.bitcast(address, ir.VectorType(ir.IntType(8), size).as_pointer()))
         vector.align = 1
@@ -80,7 +82,7 @@ def _make_intrinsics() -> tuple[Any, ...]:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             pair = ir.VectorType(ir.IntType(64), 2)
             text = load_vector(context, builder, signature.args[0], args[0], args[1], 16)
-            data = context.make_array(signature.args[2])(context, builder, args[2]).data
+            data = data_pointer(context, builder, signature.args[2], args[2])
             address = builder.bitcast(cgutils.gep_inbounds(builder, data, args[3]), pair.as_pointer())
             wanted = builder.load(address)
             mask = builder.load(cgutils.gep_inbounds(builder, address, 1))
@@ -96,7 +98,7 @@ def _make_intrinsics() -> tuple[Any, ...]:
         """``buf[index]``, which numba would look for from the end were the index negative."""
 
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            data = context.make_array(signature.args[0])(context, builder, args[0]).data
+            data = data_pointer(context, builder, signature.args[0], args[0])
             return builder.load(cgutils.gep_inbounds(builder, data, args[1]))
 
         return types.uint8(buf, types.intp), generate

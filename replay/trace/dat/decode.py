@@ -143,7 +143,7 @@ def _decode(pages, layouts, rows, scanner):
             state[scan.LINES] += 1
             if kind == scan.IGNORED_LINE:
                 state[scan.IGNORED] += 1
-                pages.counts[event] += 1
+                pages.counts[event if event >= 0 else len(pages.counts) - 1] += 1
             else:
                 _end_malformed(event, scanner)
         status = advance(pages.data, streams, n, pages.head, pages.clock)
