@@ -7,12 +7,13 @@ import itertools
 from typing import Any
 
 from numba import types
-from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase
-from numba.core.compiler_machinery import PassManager
-from numba.core.typed_passes import IRLegalization, NoPythonBackend, NopythonTypeInference, PreLowerStripPhis
+from numba.core.compiler_machinery import FunctionPass, PassManager, register_pass
+from numba.core.ir_utils import build_definitions
+from numba.core.ssa import reconstruct_ssa
+from numba.core.typed_passes import NoPythonBackend, NopythonTypeInference, PreLowerStripPhis
 from numba.core.types.functions import BaseFunction
-from numba.core.untyped_passes import FixupArgs, IRProcessing, ReconstructSSA, TranslateByteCode
+from numba.core.untyped_passes import FixupArgs, TranslateByteCode
 
 from replay.jit.library import KernelLibrary, PartLibrary
 from replay.jit.lowering import KernelLowering, PartLowering
@@ -44,16 +45,43 @@ def _operator_call_type(self: Any, context: Any, args: Any, kws: Any) -> Any:
     return signature
 
 
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _ReconstructSSA(FunctionPass):
+    """numba's pass without the lifetimes of variables, which serve reference counts."""
+
+    _name = "kernel_ssa"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def run_pass(self, state: Any) -> bool:
+        state.func_ir = reconstruct_ssa(state.func_ir)
+        state.func_ir._definitions = build_definitions(state.func_ir.blocks)
+        return True
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _StripPhis(PreLowerStripPhis):
+    """As above."""
+
+    _name = "kernel_strip_phis"
+
+    def run_pass(self, state: Any) -> bool:
+        state.func_ir = self._strip_phi_nodes(state.func_ir)
+        return True
+
+
 class PartCompiler(CompilerBase):
     lowering: type[Any] = PartLowering
-    code_class: type[JITCodeLibrary] = PartLibrary
 
     def __init__(self, typingctx: Any, targetctx: Any, library: Any, *rest: Any) -> None:
-        if library is None:
-            library = self.code_class(targetctx.codegen(), f"{self.code_class.__name__}{next(_numbers)}")
-            if self.code_class is KernelLibrary:
-                library.enable_object_caching()
-        super().__init__(typingctx, targetctx, library, *rest)
+        # its kernel has looked whether there are new types and functions
+        typingctx.refresh = targetctx.refresh = lambda: None
+        try:
+            library = PartLibrary(targetctx.codegen(), f"part{next(_numbers)}")
+            super().__init__(typingctx, targetctx, library, *rest)
+        finally:
+            del typingctx.refresh, targetctx.refresh
 
     def define_pipelines(self) -> list[PassManager]:
         """The passes that plain code on numbers and arrays needs: a quarter of numba's."""
@@ -61,11 +89,9 @@ class PartCompiler(CompilerBase):
         for step in (
             TranslateByteCode,
             FixupArgs,
-            IRProcessing,
-            ReconstructSSA,
+            _ReconstructSSA,
             NopythonTypeInference,
-            PreLowerStripPhis,
-            IRLegalization,
+            _StripPhis,
             self.lowering,
             NoPythonBackend,
         ):
@@ -73,8 +99,18 @@ class PartCompiler(CompilerBase):
         passes.finalize()
         return [passes]
 
+
+class KernelCompiler(PartCompiler):
+    lowering = KernelLowering
+
+    def __init__(self, typingctx: Any, targetctx: Any, library: Any, *rest: Any) -> None:
+        library = KernelLibrary(targetctx.codegen(), f"kernel{next(_numbers)}")
+        library.enable_object_caching()
+        CompilerBase.__init__(self, typingctx, targetctx, library, *rest)
+
     def compile_extra(self, func: Any) -> Any:
-        # a compilation makes millions of objects that live until its end: collecting them costs a fifth of it
+        """Compile the kernel, and its parts as they are called."""
+        # millions of objects live until the end: collecting them costs a fifth of a compilation
         collecting = gc.isenabled()
         resolve = BaseFunction.get_call_type
         gc.disable()
@@ -85,8 +121,3 @@ class PartCompiler(CompilerBase):
             BaseFunction.get_call_type = resolve  # type: ignore[method-assign]
             if collecting:
                 gc.enable()
-
-
-class KernelCompiler(PartCompiler):
-    lowering = KernelLowering
-    code_class = KernelLibrary

@@ -73,5 +73,5 @@ class KernelLibrary(JITCodeLibrary):
         for function in self._final_module.functions:
             if function.linkage == Linkage.weak_odr:
                 function.linkage = Linkage.internal
-        passes, builder = self._codegen._module_pass_manager()
+        passes, builder = self._codegen._module_pass_manager(opt=2, loop_vectorize=False, slp_vectorize=False)
         passes.run(self._final_module, builder)

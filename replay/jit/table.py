@@ -87,7 +87,7 @@ def _load_field(context: Any, builder: Any, typ: Any, value: Any, attr: str) -> 
     field, member = _pointer_into(context, builder, typ.target, value, typ.target.fields.index(attr))
     if isinstance(context.typing_context.resolve_getattr(typ, attr), TableType):
         return field
-    return builder.load(builder.bitcast(field, member.as_pointer()))
+    return builder.load(field, typ=member)
 
 
 _layouts: dict[Any, list[tuple[int, Any]]] = {}
@@ -127,7 +127,7 @@ def _member(context: Any, builder: Any, table: Any, value: Any, name: str, axis:
     """What the array behind ``value`` has by that name: a number, or the pointer to its data."""
     index = context.data_model_manager[table.array].get_field_position(name)
     pointer, member = _pointer_into(context, builder, table.array, value, index, axis)
-    return builder.load(builder.bitcast(pointer, member.as_pointer()))
+    return builder.load(pointer, typ=member)
 
 
 def data_pointer(context: Any, builder: Any, typ: Any, value: Any) -> Any:
