@@ -6,11 +6,13 @@ A *kernel* is a function that Python calls; a *part* is called by kernels and pa
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, TypeVar, cast
 
 import numba
 from numba import types
 from numba.core import config
+from numba.extending import typeof_impl
 
 from replay.jit.cache import KernelCache, NoCache, announce_compile, cache_directory, compile_meanwhile
 from replay.jit.compiler import KernelCompiler, PartCompiler
@@ -29,14 +31,23 @@ _OPTIONS: dict[str, Any] = {
 }
 
 
-def jit(function: Function) -> Function:
-    """A part of kernels: called by jitted functions only, without Python objects or allocation.
+class _Part:
+    """A function for jitted code; numba hears of it when a kernel that calls it is compiled.
 
-    With ``NUMBA_DISABLE_JIT=1`` the function stays plain Python.
+    Hundreds of parts would otherwise be prepared for compilation in every process, most of which
+    load their kernels.
     """
-    part = numba.njit(pipeline_class=PartCompiler, no_cpython_wrapper=True, **_OPTIONS)(function)
-    if not config.DISABLE_JIT:
-        select = part.get_call_template
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.py_func = function
+        self.__doc__ = function.__doc__
+
+    @cached_property
+    def dispatcher(self) -> Any:
+        dispatcher = numba.njit(pipeline_class=PartCompiler, no_cpython_wrapper=True, **_OPTIONS)(
+            self.py_func
+        )
+        select = dispatcher.get_call_template
 
         def select_for_any_value(args: Any, kws: Any) -> Any:
             # one specialisation by types, not one more for each constant argument
@@ -45,8 +56,21 @@ def jit(function: Function) -> Function:
                 {name: types.unliteral(arg) for name, arg in kws.items()},
             )
 
-        part.get_call_template = select_for_any_value
-    return cast(Function, part)
+        dispatcher.get_call_template = select_for_any_value
+        return dispatcher
+
+
+@typeof_impl.register(_Part)
+def _type_of_part(part: _Part, context: Any) -> Any:
+    return types.Dispatcher(part.dispatcher)
+
+
+def jit(function: Function) -> Function:
+    """A part of kernels: called by jitted functions only, without Python objects or allocation.
+
+    With ``NUMBA_DISABLE_JIT=1`` the function stays plain Python.
+    """
+    return function if config.DISABLE_JIT else cast(Function, _Part(function))
 
 
 def kernel(function: Function) -> Function:

@@ -7,9 +7,10 @@ is lowered and left alone; the kernel links all of them and is optimised once.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
-from llvmlite.binding import Linkage
+from llvmlite.binding import Linkage, parse_assembly
 from numba.core.codegen import JITCodeLibrary
 
 
@@ -75,3 +76,10 @@ class KernelLibrary(JITCodeLibrary):
                 function.linkage = Linkage.internal
         passes, builder = self._codegen._module_pass_manager(opt=2, loop_vectorize=False, slp_vectorize=False)
         passes.run(self._final_module, builder)
+
+    def _get_module_for_linking(self) -> Any:
+        """The names of what the kernel defines: no other code links it, and its cache entry needs no more."""
+        module = self._final_module
+        symbols = itertools.chain(module.functions, module.global_variables)
+        named = (symbol.name for symbol in symbols if not symbol.is_declaration)
+        return parse_assembly("".join(f'@"{name}" = global i8 0\n' for name in named))

@@ -44,6 +44,7 @@ from replay.mmu.state import (
     TASK_REGION_NPAGES,
     TASK_SLOT,
     UNIFORM,
+    VM_END,
     VM_EPT,
     VM_GOAL_TASK,
     VM_MAX,
@@ -240,7 +241,7 @@ def write_protect_slot(m: Mmu, vm: int, s: int, start_level: int) -> int:
     """kvm_mmu_slot_remove_write_access(): every SPTE of the slot at ``start_level`` and above."""
     ept = m.vm[vm, VM_EPT] != 0
     gfn = m.slot[s, SLOT_BASE]
-    end = gfn + m.slot[s, SLOT_NPAGES]
+    end = min(gfn + m.slot[s, SLOT_NPAGES], m.vm[vm, VM_END])
     while gfn < end:
         g = find_gib(m, vm, gfn, False)
         following = min(((gfn >> 18) + 1) << 18, end)
@@ -291,7 +292,7 @@ def zap_collapsible(m: Mmu, vm: int, s: int, order: int) -> int:
     The host's page size is the largest at which it was seen to map the region.
     """
     base = m.slot[s, SLOT_BASE]
-    end = base + m.slot[s, SLOT_NPAGES]
+    end = min(base + m.slot[s, SLOT_NPAGES], m.vm[vm, VM_END])
     gfn = base
     while gfn < end:
         g = find_gib(m, vm, gfn, False)

@@ -74,6 +74,7 @@ from replay.mmu.state import (
     TASK_WALK_TOP,
     TDP_KEY,
     UNIFORM,
+    VM_END,
     VM_EPT,
     VM_HAS_FAULTS,
     Mmu,
@@ -335,6 +336,7 @@ def fast_page_fault(m: Mmu, vm: int, gfn: int, old: int, new: int) -> None:
 def unmap_gfn_range(m: Mmu, vm: int, start: int, end: int, order: int) -> bool:
     """kvm_unmap_gfn_range(): every SPTE that maps a gfn of [start, end); False if rows run out."""
     gfn = start
+    end = min(end, m.vm[vm, VM_END])
     while gfn < end:
         r = find_region(m, vm, gfn, False)
         if r < 0:

@@ -43,6 +43,7 @@ from replay.mmu.state import (
     SP_NEXT,
     SP_PAGE,
     VM_DESC,
+    VM_END,
     VM_EPT,
     VM_HAS_TDP,
     VM_HEADERS,
@@ -190,6 +191,7 @@ def add_used_pages(m: Mmu, vm: int, n: int) -> None:
 @jit
 def next_head(m: Mmu, vm: int, level: int, gfn: int, last: int) -> int:
     """First gfn >= ``gfn`` and <= ``last`` whose head at ``level`` is not empty, else -1."""
+    last = min(last, m.vm[vm, VM_END] - 1)
     while gfn <= last:
         g = find_gib(m, vm, gfn, False)
         if g >= 0 and level == 3:

@@ -109,7 +109,8 @@ VM_BY_RECORD = VM_BY_CONTROL + 1  # windows are opened by recorded split lines
 VM_SPLIT_DUE = VM_BY_RECORD + 1  # all of its memory is to be split at CTL_SPLIT_TIME
 VM_HAS_FAULTS = VM_SPLIT_DUE + 1  # kvm_page_fault lines tell the access of its faults
 VM_SEEN = VM_HAS_FAULTS + 1  # the census has counted its rmaps
-VM_COLUMNS = VM_SEEN + 1
+VM_END = VM_SEEN + 1  # no gfn from here on was ever mapped, whatever the memslots say
+VM_COLUMNS = VM_END + 1
 PROBES_REGION = 1  # set_region and commit_region: memslot markers are not needed
 PROBES_SPLIT = 2  # the split functions: windows open and close by them
 PROBES_LIMIT = 4  # change_mmu_pages
@@ -487,7 +488,13 @@ def find_gib(m: Mmu, vm: int, gfn: int, create: bool) -> int:
     m.ctl[CTL_REGION_TOP] += 512
     for r in range(first, first + 512):
         m.region[r, REGION_BLOCK] = NO_TABLE
+    extend_memory(m, vm, ((gfn >> 18) + 1) << 18)
     return h
+
+
+@jit
+def extend_memory(m: Mmu, vm: int, end: int) -> None:
+    m.vm[vm, VM_END] = max(m.vm[vm, VM_END], end)
 
 
 @jit

@@ -36,8 +36,10 @@ from replay.mmu.state import (
     SP_SPT,
     TDP_KEY,
     UNIFORM,
+    VM_END,
     VM_EPT,
     Mmu,
+    extend_memory,
     free_table,
     has_room,
 )
@@ -87,6 +89,8 @@ def find_table(m: Mmu, vm: int, as_id: int, level: int, gfn: int, create: bool) 
     sp = find_shadow_page(m, gfn, key)
     if sp < 0 and create:
         sp = alloc_shadow_page(m, gfn, key, FLAG_LIVE)
+        if level <= 3:
+            extend_memory(m, vm, gfn + (1 << (9 * level)))
     m.ctl[CTL_LAST_TDP] = sp
     return sp
 
@@ -190,6 +194,7 @@ def fast_fix(m: Mmu, vm: int, gfn: int, old: int, new: int) -> bool:
 @jit
 def next_huge(m: Mmu, vm: int, gfn: int, end: int, target: int) -> tuple[int, int, int]:
     """The next huge leaf at or after ``gfn`` in pre-order: (gfn, level, SPTE), level 0 if there is none."""
+    end = min(end, m.vm[vm, VM_END])
     while gfn < end:
         t = find_table(m, vm, 0, 3, gfn, False)
         spte = get_spte(m, t, (gfn >> 18) & 511) if t >= 0 else 0
