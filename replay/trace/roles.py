@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,10 +29,10 @@ RAW_WORD, PLUGIN_WORD = 1 << 31, 1 << 30
 _MARKS = RAW_WORD | PLUGIN_WORD
 _PAGE_KINDS = (Kind.GET_PAGE, Kind.SYNC_PAGE, Kind.UNSYNC_PAGE, Kind.PREPARE_ZAP_PAGE)
 _LOW_BITS = int(Role.LEVEL | Role.HAS_4_BYTE_GPTE | Role.QUADRANT | Role.DIRECT)
-_SMM_BITS = 0x3F << 24
+_SMM_BITS = 0x3F << 24  # all of its bits that the marks leave
 
 # of the layouts with three access bits: bit of the word, bit of Role
-NARROW_BITS = (
+_NARROW_BITS = (
     (1 << 8, Role.ACC_EXEC),
     (1 << 9, Role.ACC_WRITE),
     (1 << 10, Role.ACC_USER),
@@ -50,13 +51,40 @@ def version_of(kernel: str | None) -> tuple[int, int] | None:
     return (int(found[1]), int(found[2])) if found else None
 
 
+class RoleLayout(NamedTuple):
+    """What the bits of role words mean in one age of kernels."""
+
+    four_access_bits: bool = False
+    set_for_8_bytes: bool = False  # bit 4
+
+    def roles(self, words: np.ndarray) -> np.ndarray:
+        """Bits of ``schema.Role``, uint32, for role words with or without their marks."""
+        words = words.astype(np.uint32)
+        roles = words & np.uint32(_LOW_BITS)
+        if self.set_for_8_bytes:
+            roles ^= np.uint32(Role.HAS_4_BYTE_GPTE)
+        if self.four_access_bits:
+            roles |= words & np.uint32(0xFF00 | _SAME_BITS | Role.SMEP)
+        else:
+            roles |= words & np.uint32(_SAME_BITS) | np.uint32(Role.ACC_READ)
+            for bit, role in _NARROW_BITS:
+                roles[(words & np.uint32(bit)) != 0] |= np.uint32(role)
+        roles[(words & np.uint32(_SMM_BITS)) != 0] |= np.uint32(Role.SMM)
+        return roles
+
+    def bytewise(self) -> np.ndarray:
+        """uint32[4, 256]: what each value of each byte of a word adds to ``roles``."""
+        roles = self.roles(np.arange(256) << 8 * np.arange(4)[:, np.newaxis])
+        roles[1:] &= ~self.roles(np.zeros(1))
+        return roles
+
+
 @dataclass
 class RoleWords:
     """The role words of one trace: evidence while it is read, conversion of its batches afterwards."""
 
     seen: bool = False
-    four_access_bits: bool = False
-    set_for_8_bytes: bool = False  # bit 4
+    layout: RoleLayout = field(default_factory=RoleLayout)
     _valid_gen: dict[int, int] = field(default_factory=dict)  # VM: generation of the pages that it gets
 
     def note(self, batch: Columns) -> None:
@@ -66,17 +94,21 @@ class RoleWords:
             return
         self.seen = True
         got = batch.role[(batch.kind == Kind.GET_PAGE) & ((batch.role & _MARKS) != 0)]
-        self.four_access_bits |= bool((got & (1 << 11)).any())
         is_upper = (words & int(Role.LEVEL)) >= 3
-        self.set_for_8_bytes |= bool((words[is_upper] & int(Role.HAS_4_BYTE_GPTE)).any())
+        has_bit_4 = words[is_upper] & int(Role.HAS_4_BYTE_GPTE)
+        self._add(bool((got & (1 << 11)).any()), bool(has_bit_4.any()))
+
+    def _add(self, four_access_bits: bool, set_for_8_bytes: bool) -> None:
+        before = self.layout
+        self.layout = RoleLayout(
+            before.four_access_bits or four_access_bits, before.set_for_8_bytes or set_for_8_bytes
+        )
 
     def settle(self, kernel: str | None) -> None:
         """Call once behind the last ``note``: the kernel's version decides what the words left open."""
         version = version_of(kernel)
-        if version is None:
-            return
-        self.four_access_bits |= version >= (7, 2)
-        self.set_for_8_bytes |= version < (5, 18)
+        if version is not None:
+            self._add(version >= (7, 2), version < (5, 18))
 
     def begin(self) -> None:
         """Call before the first batch is converted (again)."""
@@ -91,7 +123,7 @@ class RoleWords:
         rows = np.flatnonzero(marks)
         if not len(rows):
             return
-        batch.role[rows] = self.roles(batch.role[rows])
+        batch.role[rows] = self.layout.roles(batch.role[rows])
         toggles = np.flatnonzero(batch.kind == Kind.ZAP_ALL_FAST).tolist()
         without_gen = rows[marks[rows] == PLUGIN_WORD]
         changes = [(-1, vm, gen) for vm, gen in self._valid_gen.items()]
@@ -101,18 +133,3 @@ class RoleWords:
             batch.role[later] &= ~np.uint32(Role.GEN)
             batch.role[later] |= np.uint32(Role.GEN if gen else 0)
             self._valid_gen[vm] = gen
-
-    def roles(self, words: np.ndarray) -> np.ndarray:
-        """Bits of ``schema.Role``, uint32, for role words with or without their marks."""
-        words = words.astype(np.uint32)
-        roles = words & np.uint32(_LOW_BITS)
-        if self.set_for_8_bytes:
-            roles ^= np.uint32(Role.HAS_4_BYTE_GPTE)
-        if self.four_access_bits:
-            roles |= words & np.uint32(0xFF00 | _SAME_BITS | Role.SMEP)
-        else:
-            roles |= words & np.uint32(_SAME_BITS) | np.uint32(Role.ACC_READ)
-            for bit, role in NARROW_BITS:
-                roles[(words & np.uint32(bit)) != 0] |= np.uint32(role)
-        roles[(words & np.uint32(_SMM_BITS)) != 0] |= np.uint32(Role.SMM)
-        return roles

@@ -155,6 +155,12 @@ class Source:
         except (OSError, ValueError):  # a file system that cannot, a file that has become empty
             return None
 
+    def plain_file(self) -> int | None:
+        """The descriptor of a plain file, to be read at any place; None for all other sources."""
+        if self.size is None or self._compression or self._file is _standard_input():
+            return None
+        return self._file.fileno()
+
     def skip(self, count: int) -> None:
         """Go on behind the first ``count`` bytes of a plain file."""
         self._buffered.seek(count)

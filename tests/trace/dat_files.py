@@ -14,6 +14,7 @@ from pathlib import Path
 import zstandard
 
 from replay.trace.dat.container import read_container
+from replay.trace.dat.cursor import FileBytes
 
 MAGIC = b"\x17\x08\x44tracing"
 PAGE = 4096
@@ -87,8 +88,10 @@ class Contents:
 
 def contents_of(path: Path) -> Contents:
     """What a recording holds, to be written in another form."""
-    file = read_container(str(path), memoryview(path.read_bytes()), tolerate_truncation=False)
-    cpus = {cpu.cpu: b"".join(piece for _, piece in cpu.pieces()) for cpu in file.cpus}
+    with path.open("rb") as opened:
+        data = FileBytes.whole(str(path), opened.fileno())
+        file = read_container(str(path), data, tolerate_truncation=False)
+        cpus = {cpu.cpu: cpu.pages() for cpu in file.cpus}
     comms = "".join(f"{pid} {comm}\n" for pid, comm in file.comms.items())
     uname = f"Linux host {file.kernel} x86_64\0".encode()
     return Contents(file.formats, [Buffer(cpus)], comms, [(5, uname)])

@@ -6,6 +6,7 @@ told is claimed of those whose end names the events.
 
 from __future__ import annotations
 
+import os
 import random
 import tracemalloc
 from collections.abc import Callable
@@ -216,3 +217,15 @@ def test_hostile_printk(tmp_path: Path, form: str) -> None:
 def test_damage_inside_a_compressed_file_is_told_as_its(tmp_path: Path) -> None:
     packed = zstandard.compress(whole("7"))
     assert outcome(tmp_path / "t", packed[:-20]) == "truncated zstd file"
+
+
+@pytest.mark.parametrize("form", ["6", "7 zstd"])
+def test_a_file_cut_off_while_it_is_read_is_told(tmp_path: Path, form: str) -> None:
+    chance = random.Random(1)
+    pages = page(10, [record(SPLIT.data(chance.getrandbits(64), 0, 2, 0)) for _ in range(100)])
+    buffers = [Buffer(dict.fromkeys(range(2), pages * 400))]
+    path = tmp_path / "trace.dat"
+    path.write_bytes(FORMS[form](Contents([("kvm", SPLIT.format())], buffers)))
+    size = path.stat().st_size
+    with pytest.raises(TraceError, match="cut off while it was read"):
+        read_trace(str(path), progress=lambda done, total: os.truncate(path, size // 2))

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from replay.trace.dat.container import CpuData, read_container
+from replay.trace.dat.container import read_container
+from replay.trace.dat.cursor import FileBytes
 from replay.trace.reader import read_trace
 
 
@@ -40,12 +41,6 @@ def _headers(formats: list[tuple[str, str]]) -> bytes:
     return b"".join([*parts, bytes(4 + 4 + 8)])
 
 
-def _pages(cpus: list[CpuData]) -> np.ndarray:
-    """The pages of the CPU with the most of them, uint8[n, 4096]."""
-    pages = max((b"".join(piece for _, piece in cpu.pieces()) for cpu in cpus), key=len)
-    return np.frombuffer(pages, np.uint8).reshape(-1, 4096)
-
-
 def _later(pages: np.ndarray, cpus: int, repeats: int) -> Iterator[tuple[int, np.ndarray]]:
     """(CPU, pages) for each CPU and repeat: at times behind those of the repeat before."""
     clocks = pages[:, :8].copy().view(np.uint64)[:, 0]
@@ -61,9 +56,12 @@ def _later(pages: np.ndarray, cpus: int, repeats: int) -> Iterator[tuple[int, np
 
 def write_repeated(source: Path, target: Path, events: int, cpus: int) -> None:
     """A file of about ``events`` events in the proportions of ``source``."""
-    file = read_container(str(source), memoryview(source.read_bytes()), tolerate_truncation=False)
-    pages = _pages(file.cpus)
-    share = pages.size / sum(len(piece) for cpu in file.cpus for _, piece in cpu.pieces())
+    with source.open("rb") as opened:
+        data = FileBytes.whole(str(source), opened.fileno())
+        file = read_container(str(source), data, tolerate_truncation=False)
+        cpus_pages = [cpu.pages() for cpu in file.cpus]
+    pages = np.frombuffer(max(cpus_pages, key=len), np.uint8).reshape(-1, 4096)
+    share = pages.size / sum(map(len, cpus_pages))
     repeats = max(1, int(events / (cpus * share * read_trace(str(source)).lines)))
     head = _headers(file.formats) + cpus.to_bytes(4, "little") + b"flyrecord\0"
     begin = -(-(len(head) + 16 * cpus) // 4096) * 4096

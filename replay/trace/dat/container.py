@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from replay.errors import TraceError
-from replay.trace.dat.cursor import Cursor, chunks, uncompressed
+from replay.trace.dat.cursor import Cursor, FileBytes, chunks, uncompressed
 
 MAX_CPUS = 1 << 13
 MAX_PAGE = 1 << 20
 """Bounds that no kernel exceeds, for the memory that a corrupt file may ask for."""
-_PIECE = 1 << 20
 
 (
     _DONE,
@@ -56,18 +55,20 @@ class CpuData:
 
     cpu: int
     page_size: int
-    data: memoryview
+    data: FileBytes
     algorithm: str | None
     path: str
 
-    def pieces(self) -> Iterator[tuple[int, memoryview]]:
-        """The pages in order, in pieces of any size, each behind the bytes of the file that it took."""
+    def chunks(self) -> Iterator[tuple[int, memoryview]]:
+        """The chunks uncompressed, each behind the bytes of the file that it took."""
+        assert self.algorithm
+        return chunks(self.path, self.algorithm, self.data)
+
+    def pages(self) -> bytes:
+        """All pages."""
         if self.algorithm:
-            yield from chunks(self.path, self.algorithm, self.data)
-        else:
-            for start in range(0, len(self.data), _PIECE):
-                piece = self.data[start : start + _PIECE]
-                yield len(piece), piece
+            return b"".join(chunk for _, chunk in self.chunks())
+        return bytes(self.data[:])
 
 
 @dataclass
@@ -89,13 +90,13 @@ class DatFile:
     cpus: list[CpuData] = field(default_factory=list)  # in the order in which equal times are merged
 
 
-def read_container(path: str, data: memoryview, tolerate_truncation: bool) -> DatFile:
+def read_container(path: str, data: FileBytes, tolerate_truncation: bool) -> DatFile:
     """Take a whole file apart.  Raises TraceError where it is truncated, corrupt or of an unknown kind."""
     return _Reader(path, data, tolerate_truncation).read()
 
 
 class _Reader:
-    def __init__(self, path: str, data: memoryview, tolerate_truncation: bool) -> None:
+    def __init__(self, path: str, data: FileBytes, tolerate_truncation: bool) -> None:
         self._path = path
         self._data = data
         self._tolerate_truncation = tolerate_truncation
@@ -307,7 +308,7 @@ class _Reader:
             raise self._error(
                 f"truncated trace.dat file: {start + size} bytes needed, but it has {len(self._data)}"
             )
-        data = self._data[start : start + size]
+        data = self._data.part(start, start + size)
         self._file.cpus.append(CpuData(cpu, page_size, data, algorithm, self._path))
 
 

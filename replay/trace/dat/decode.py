@@ -10,24 +10,23 @@ import numpy as np
 from replay.jit import by_reference, jit, kernel
 from replay.schema import Kind
 from replay.trace import scan
+from replay.trace.dat.fields import EVENT_KIND, EVENT_SIZE
 from replay.trace.dat.pages import (
-    ADVANCED,
+    AT_END,
     NEEDS_PAGES,
+    NEVER,
+    STREAM_AT,
     STREAM_CPU,
+    STREAM_END,
     STREAM_LOST,
     STREAM_PID,
-    STREAM_RECORD,
-    STREAM_SIZE,
     STREAM_TASK,
-    STREAM_TIME,
     STREAM_WAITS,
-    advance,
+    list_page,
     load32,
-    pop,
-    push,
-    sift_down,
+    set_time,
 )
-from replay.trace.dat.records import WITHOUT_TEXT, read_record
+from replay.trace.dat.records import WITHOUT_TEXT, read_columns, read_other
 from replay.trace.dialect import START
 from replay.trace.payload import NUM
 
@@ -38,64 +37,64 @@ _LOST_EVENTS, _LAST_KVMMMU = int(Kind.LOST_EVENTS), int(Kind.SPLIT_HUGE_PAGE)
 
 
 @jit
-def _find_task(streams, n, pages, layouts):
-    """(pid, task) of the record at hand; task -1: the pid is new."""
+def _find_task(data, record, size, streams, n, pids, place):
+    """(pid, task) of a record of stream ``n``, ``place`` is ``Layouts.pid``; task -1: the pid is new."""
     pid = np.int64(-1)
-    if streams[n, STREAM_SIZE] >= layouts.pid[1]:
-        pid = load32(pages.data, streams[n, STREAM_RECORD] + layouts.pid[0]) & 0x7FFFFFFF
+    if size >= place[1]:
+        pid = load32(data, record + place[0]) & 0x7FFFFFFF
     if pid != streams[n, STREAM_PID]:
-        pids = pages.pids
-        place = (pid * 0x9E3779B1) & (len(pids) - 1)
-        while pids[place, 1] != 0 and pids[place, 0] != pid:
-            place = (place + 1) & (len(pids) - 1)
-        if pids[place, 1] == 0:
+        slot = (pid * 0x9E3779B1) & (len(pids) - 1)
+        while pids[slot, 1] != 0 and pids[slot, 0] != pid:
+            slot = (slot + 1) & (len(pids) - 1)
+        if pids[slot, 1] == 0:
             return pid, np.int64(-1)
-        streams[n, STREAM_PID], streams[n, STREAM_TASK] = pid, pids[place, 1] - 1
+        streams[n, STREAM_PID], streams[n, STREAM_TASK] = pid, pids[slot, 1] - 1
     return pid, streams[n, STREAM_TASK]
 
 
 @jit
-def _fill_heap(pages, state):
-    """Advance the streams that wait; false if one cannot, ``state`` says why."""
-    for n in range(len(pages.streams)):
-        if pages.streams[n, STREAM_WAITS] == 0:
-            continue
-        status = advance(pages.data, pages.streams, n, pages.head, pages.clock)
+def _next_page(pages, n, state):
+    """Go to the first record of the next pages of stream ``n``; false if it cannot, ``state`` says why."""
+    streams = pages.streams
+    while True:
+        status = list_page(pages, n)
         if status >= NEEDS_PAGES:
-            state[scan.STOP], state[START] = NEED_PAGES if status == NEEDS_PAGES else IS_CORRUPT, n
+            streams[n, STREAM_WAITS] = 1
+            state[scan.STOP], state[START] = NEED_PAGES if status == NEEDS_PAGES else IS_CORRUPT, np.int64(n)
             return False
-        pages.streams[n, STREAM_WAITS] = 0
-        if status == ADVANCED:
-            push(pages.heap, pages.streams[n, STREAM_TIME], n)
-    return True
+        if status == AT_END:
+            set_time(pages.tree, n, NEVER)
+            return True
+        if streams[n, STREAM_AT] < streams[n, STREAM_END]:
+            set_time(pages.tree, n, pages.times[streams[n, STREAM_AT]])
+            return True
 
 
 @jit
-def _end_row(kind, task, streams, n, rows, scanner):
+def _end_row(kind, task, time, cpu, row, rows, tasks, state):
     """Complete the row of a record of ``kind`` and go to the next."""
-    state = scanner.state
-    row = state[scan.ROWS]
     rows.kind[row] = kind
     rows.task[row] = task
-    rows.cpu[row] = streams[n, STREAM_CPU]
-    rows.ts_ns[row] = streams[n, STREAM_TIME]
+    rows.cpu[row] = cpu
+    rows.ts_ns[row] = time
     rows.line[row] = state[scan.LINES]
-    state[scan.ROWS] = row + 1
+    state[scan.ROWS] += 1
     if kind <= _LAST_KVMMMU:
         state[scan.KVMMMU] += 1
-    if scan.SHOWS_VM[kind] and scanner.tasks[task, 1] == 0:
-        scanner.tasks[task, 1] = state[scan.LINES]
+    if scan.SHOWS_VM[kind] and tasks[task, 1] == 0:
+        tasks[task, 1] = state[scan.LINES]
 
 
 @jit
-def _end_lost(streams, n, rows, scanner):
+def _end_lost(streams, n, time, rows, tasks, state):
     """A row for the events that were lost before the record at hand."""
-    state, lost = scanner.state, streams[n, STREAM_LOST]
+    lost, row = streams[n, STREAM_LOST], np.uint64(state[scan.ROWS])
     streams[n, STREAM_LOST] = 0
     state[scan.LOST] += lost if lost > 0 else 1
     state[scan.LINES] += 1
-    rows.wide[NUM, state[scan.ROWS]] = np.uint64(lost)
-    _end_row(np.int64(_LOST_EVENTS), np.int64(scan.NO_TASK), streams, n, rows, scanner)
+    rows.wide[NUM, row] = np.uint64(lost)
+    task, cpu = np.int64(scan.NO_TASK), streams[n, STREAM_CPU]
+    _end_row(np.int64(_LOST_EVENTS), task, time, cpu, row, rows, tasks, state)
 
 
 @jit
@@ -110,50 +109,63 @@ def _end_malformed(number, scanner):
 
 @jit
 def _decode(pages, layouts, rows, scanner):
-    """As ``decode``."""
-    state, heap, streams = scanner.state, pages.heap, pages.streams
-    if not _fill_heap(pages, state):
-        return
+    """As ``decode``.  What each record needs is taken out of the tuples once."""
+    data, streams, tree, pids = pages.data, pages.streams, pages.tree, pages.pids
+    times, records, sizes = pages.times, pages.records, pages.sizes
+    of_id, events, pid_place = layouts.of_id, layouts.events, layouts.pid
+    state, tasks = scanner.state, scanner.tasks
+    last_row = len(rows.kind)
+    for waiting in range(len(streams)):
+        n = np.uint64(waiting)
+        if streams[n, STREAM_WAITS] != 0:
+            streams[n, STREAM_WAITS] = 0
+            if not _next_page(pages, n, state):
+                return
     state[scan.STOP] = scan.AT_END
-    while heap[0, 0] > 0:
-        n = heap[1, 1]
-        if state[scan.ROWS] == len(rows.kind):
+    while tree[1, 0] != NEVER:
+        if state[scan.ROWS] == last_row:
             state[scan.STOP] = scan.ROWS_FULL
             return
+        time, n, row = tree[1, 0], np.uint64(tree[1, 1]), np.uint64(state[scan.ROWS])
+        at = np.uint64(streams[n, STREAM_AT])
         if streams[n, STREAM_LOST] != 0:
-            _end_lost(streams, n, rows, scanner)
+            _end_lost(streams, n, time, rows, tasks, state)
             continue
-        event = np.int64(-1)
-        if streams[n, STREAM_SIZE] >= 2:
-            event = np.int64(layouts.of_id[load32(pages.data, streams[n, STREAM_RECORD]) & 0xFFFF])
+        record, size = records[at], sizes[at]
+        number = np.int64(-1)
+        if size >= 2:
+            number = np.int64(of_id[np.uint64(load32(data, record) & 0xFFFF)])
         kind = np.int64(scan.IGNORED_LINE)
-        if event >= 0:
-            kind = read_record(streams, n, pages, layouts, event, rows, scanner)
+        if number >= 0:
+            event = np.uint64(number)
+            kind = events[event, EVENT_KIND]
+            if 0 < kind < scan.PRINT and size >= events[event, EVENT_SIZE]:
+                kind = read_columns(data, record, event, kind, layouts, rows, row, scanner)
+            else:
+                kind = read_other(record, size, pages, layouts, event, rows, scanner)
         if kind == scan.NO_ROOM or kind == WITHOUT_TEXT:
-            state[scan.STOP], state[START] = scan.TEXTS_FULL if kind == scan.NO_ROOM else NEED_TEXT, n
+            state[scan.STOP] = scan.TEXTS_FULL if kind == scan.NO_ROOM else NEED_TEXT
+            state[START] = np.int64(n)
             return
         if kind > 0:
-            pid, task = _find_task(streams, n, pages, layouts)
+            pid, task = _find_task(data, record, size, streams, n, pids, pid_place)
             if task < 0:
                 state[scan.STOP], state[START] = scan.TASK_IS_NEW, pid
                 return
             state[scan.LINES] += 1
-            _end_row(kind, task, streams, n, rows, scanner)
+            _end_row(kind, task, time, streams[n, STREAM_CPU], row, rows, tasks, state)
         else:
             state[scan.LINES] += 1
             if kind == scan.IGNORED_LINE:
                 state[scan.IGNORED] += 1
-                pages.counts[event if event >= 0 else len(pages.counts) - 1] += 1
+                pages.counts[number if number >= 0 else len(pages.counts) - 1] += 1
             else:
-                _end_malformed(event, scanner)
-        status = advance(pages.data, streams, n, pages.head, pages.clock)
-        if status == ADVANCED:
-            sift_down(heap, streams[n, STREAM_TIME])
-            continue
-        pop(heap)
-        if status >= NEEDS_PAGES:
-            streams[n, STREAM_WAITS] = 1
-            state[scan.STOP], state[START] = NEED_PAGES if status == NEEDS_PAGES else IS_CORRUPT, n
+                _end_malformed(number, scanner)
+        at += np.uint64(1)
+        streams[n, STREAM_AT] = np.int64(at)
+        if np.int64(at) < streams[n, STREAM_END]:
+            set_time(tree, n, times[at])
+        elif not _next_page(pages, n, state):
             return
 
 

@@ -1,4 +1,4 @@
-"""Which field of a record fills which column, compiled for one file into operations that jitted code runs.
+"""Which field of a record fills which column, compiled for one file into tables that jitted code follows.
 
 Fields: TP_STRUCT__entry of arch/x86/kvm/mmu/mmutrace.h and arch/x86/kvm/trace.h, Linux 3.11 to 7.x, by the
 names that the file's own formats give them; arguments of probes: ``replay.trace.control.KEYS``.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from replay.schema import Flag, Kind
 from replay.trace.control import KEYS
 from replay.trace.dat.formats import Field, Format
 from replay.trace.payload import ADDR, CODE, END, GFN, LEVEL, NUM, OLD_SPTE, ROLE, SPTE, SPTEP
+from replay.trace.roles import RoleLayout
 from replay.trace.scan import NAMES, OTHER, PRINT
 
 _PAGE = {"gfn": GFN, "role": ROLE, "root_count": NUM}
@@ -64,26 +66,37 @@ _FLAGS: dict[Kind, dict[str, Flag]] = {
     Kind.PREPARE_ZAP_PAGE: {"unsync": Flag.UNSYNC},
 }
 
+# what fills columns beside plain numbers
 (
-    OP_LOAD,  # column target of ``WIDE`` = value
     OP_CONSTANT,  # column target of ``WIDE`` = argument
-    OP_LEVEL,  # level = value, from target to argument
     OP_ROLE,  # role and level from a role word; the argument is its layout
     OP_GEN,  # the generation's lowest bit into role
     OP_FLAG,  # flags |= target if the value is not 0
     OP_FLAG_IF,  # ... if the value is the argument
     OP_FLAG_IF_SAME,  # ... if the value is column argument of ``WIDE``
     OP_FLAG_IF_WRITABLE,  # ... if the value is not 0 and column argument, an SPTE, is writable
-) = range(9)
+) = range(7)
 
-# bits of a role word's layout
-ROLE_FOUR_ACCESS_BITS, ROLE_SET_FOR_8_BYTES = 1, 2
+# places of a row of ``Layouts.events``
+(
+    EVENT_KIND,
+    EVENT_SIZE,  # bytes a record must have
+    EVENT_LOADS,  # first of ``loads``
+    EVENT_LOADS_END,
+    EVENT_OTHERS,  # first of ``others``
+    EVENT_OTHERS_END,
+    EVENT_LEVEL,  # offset of the level, its mask (0 without level), least and largest
+    EVENT_LEVEL_MASK,
+    EVENT_LEAST,
+    EVENT_LARGEST,
+) = range(10)
 
 MALFORMED, PRINTK = 201, 202
 """Kinds of the events whose format lacks a field that they need, and of ``bprint`` and ``bputs``."""
 
 _PRINTK_ADDRESS = {"bprint": "fmt", "bputs": "str"}
 
+_ROLE_LAYOUTS = [RoleLayout(*bits) for bits in product((False, True), repeat=2)]
 _ACCESS_TEXTS = re.compile(r"access_str\[\] = \{([^}]*)\}")
 _RET = re.compile(r"(\w+)->ret == (\w+), *\w+->ret == (\w+)")
 _RET_PF = {"RET_PF_SPURIOUS": 4, "RET_PF_FIXED": 3}
@@ -93,29 +106,49 @@ _RET_PF = {"RET_PF_SPURIOUS": 4, "RET_PF_FIXED": 3}
 class Layouts(NamedTuple):
     """The events of a file for jitted code.
 
-    ``of_id`` int32[65536]: common_type to row of ``events``, -1 unknown.  ``events`` int64[n, 4]: kind,
-    first operation, end of operations, bytes a record must have.  ``operations`` uint64[m, 6]: what,
-    offset of the value, its mask, its sign bit (0 unsigned), target, argument.  ``pid`` int64[2]: offset of
-    common_pid and how many bytes a record must have to hold it.
+    ``of_id`` int32[65536]: common_type to row of ``events``, -1 unknown.  ``events`` int64[n, 10]: EVENT_KIND
+    and so on.  ``loads`` int64[m, 4], numbers for columns: offset, mask, sign bit (0 unsigned), column of
+    ``WIDE``.  ``others`` int64[k, 5]: what, offset, mask, target, argument.  ``roles`` uint32[n, 4, 256]: for
+    each layout of role words the bits of ``Role`` by a word's bytes.  ``pid`` int64[2]: offset of common_pid
+    and how many bytes a record must have to hold it.
     """
 
     of_id: np.ndarray
     events: np.ndarray
-    operations: np.ndarray
+    loads: np.ndarray
+    others: np.ndarray
+    roles: np.ndarray
     pid: np.ndarray
 
 
+class _Compiled(NamedTuple):
+    """One event: its kind, ``loads``, ``others``, the level's field or None, bytes a record must have."""
+
+    kind: int
+    loads: list[tuple[int, ...]] = []  # noqa: RUF012, never changed
+    others: list[tuple[int, ...]] = []  # noqa: RUF012
+    level: Field | None = None
+    size: int = 0
+
+
 def compile_layouts(formats: list[Format]) -> Layouts:
-    """The operations for all of ``formats``; row n of ``events`` is that of format n."""
+    """The layouts of all of ``formats``; row n of ``events`` is that of format n."""
     of_id = np.full(1 << 16, -1, np.int32)
-    events = np.zeros((max(1, len(formats)), 4), np.int64)
-    operations: list[tuple[int, ...]] = []
+    events = np.zeros((max(1, len(formats)), 10), np.int64)
+    loads: list[tuple[int, ...]] = []
+    others: list[tuple[int, ...]] = []
     for row, event in enumerate(formats):
         if event.number < len(of_id):
             of_id[event.number] = row
-        kind, own, need = _compile_event(event)
-        events[row] = kind, len(operations), len(operations) + len(own), need
-        operations += own
+        own = _compile_event(event)
+        ends = len(loads) + len(own.loads), len(others) + len(own.others)
+        events[row, : EVENT_OTHERS_END + 1] = own.kind, own.size, len(loads), ends[0], len(others), ends[1]
+        if own.level:
+            # a probe may give any
+            bounds = (0, 255) if own.kind in KEYS else (1, 15)
+            events[row, EVENT_LEVEL:] = own.level.offset, _mask(own.level), *bounds
+        loads += own.loads
+        others += own.others
     pid = next(
         (event.fields["common_pid"] for event in formats if "common_pid" in event.fields),
         Field(4, 4, True, True),
@@ -123,50 +156,51 @@ def compile_layouts(formats: list[Format]) -> Layouts:
     return Layouts(
         of_id,
         events,
-        np.array(operations or [(0,) * 6], np.uint64),
+        np.array(loads or [(0,) * 4], np.int64),
+        np.array(others or [(0,) * 5], np.int64),
+        np.array([layout.bytewise() for layout in _ROLE_LAYOUTS], np.uint32),
         np.array([pid.offset, pid.offset + pid.size], np.int64),
     )
 
 
-def _compile_event(event: Format) -> tuple[int, list[tuple[int, ...]], int]:
-    """(kind, operations, bytes a record must have)."""
+def _compile_event(event: Format) -> _Compiled:
     kind = NAMES.get(event.name, OTHER)
     if kind == PRINT:
         text = event.fields.get("buf")
         if event.name == "print" and text is not None:
-            return PRINT, [(OP_CONSTANT, text.offset, 0, 0, 0, 0)], text.offset
+            return _Compiled(PRINT, others=[(0, text.offset, 0, 0, 0)], size=text.offset)
     if event.system == "ftrace" and event.name in _PRINTK_ADDRESS:
         address = _find(event, _PRINTK_ADDRESS[event.name])
-        return (
-            (PRINTK, [_operation(OP_LOAD, address, 0, 0)], address.offset + address.size)
-            if address
-            else (OTHER, [], 0)
-        )
+        if address is None:
+            return _Compiled(OTHER)
+        return _Compiled(PRINTK, others=[_other(0, address)], size=address.offset + address.size)
     if (kind not in FIELDS and kind not in KEYS) or kind >= Kind.MARK_VM_CREATE:
-        return OTHER, [], 0
+        return _Compiled(OTHER)
     kind = Kind(kind)
-    operations: list[tuple[int, ...]] = []
-    need = 0
+    loads: list[tuple[int, ...]] = []
+    others: list[tuple[int, ...]] = []
+    level: Field | None = None
+    size = 0
     for names, target in (FIELDS.get(kind) or KEYS[kind]).items():
         found = _find(event, names)
         if found is None:
             if not names.endswith("?"):
-                return MALFORMED, [], 0
+                return _Compiled(MALFORMED)
             if kind == Kind.PAGE_FAULT:
-                operations.append((OP_CONSTANT, 0, 0, 0, target, 2**64 - 1))
+                others.append((OP_CONSTANT, 0, 0, target, -1))
             continue
-        need = max(need, found.offset + found.size)
+        size = max(size, found.offset + found.size)
         if target == ROLE:
-            operations.append(_operation(OP_ROLE, found, 0, _role_layout(event.print_format)))
-        elif target == LEVEL:  # a probe may give any
-            least, largest = (0, 255) if kind in KEYS else (1, 15)
-            operations.append(_operation(OP_LEVEL, found, least, largest))
+            others.append(_other(OP_ROLE, found, 0, _role_layout(event.print_format)))
+        elif target == LEVEL:
+            level = found
         else:
-            operations.append(_operation(OP_LOAD, found, target, 0))
+            sign = 1 << (8 * found.size - 1) if found.is_signed and found.size < 8 else 0
+            loads.append((found.offset, _mask(found), sign, target))
     for what, own, flag, argument in _flag_operations(kind, event):
-        need = max(need, own.offset + own.size)
-        operations.append(_operation(what, own, flag, argument))
-    return kind, operations, need
+        size = max(size, own.offset + own.size)
+        others.append(_other(what, own, flag, argument))
+    return _Compiled(kind, loads, others, level, size)
 
 
 def _find(event: Format, names: str) -> Field | None:
@@ -177,9 +211,12 @@ def _find(event: Format, names: str) -> Field | None:
     return None
 
 
-def _operation(what: int, own: Field, target: int, argument: int) -> tuple[int, ...]:
-    bits = 8 * own.size
-    return what, own.offset, (1 << bits) - 1, 1 << (bits - 1) if own.is_signed else 0, target, argument
+def _mask(own: Field) -> int:
+    return -1 if own.size == 8 else (1 << 8 * own.size) - 1
+
+
+def _other(what: int, own: Field, target: int = 0, argument: int = 0) -> tuple[int, ...]:
+    return what, own.offset, _mask(own), target, argument
 
 
 def _flag_operations(kind: Kind, event: Format) -> Iterator[tuple[int, Field, int, int]]:
@@ -203,11 +240,11 @@ def _flag_operations(kind: Kind, event: Format) -> Iterator[tuple[int, Field, in
 
 
 def _role_layout(print_format: str) -> int:
-    """Layout of ``union kvm_mmu_page_role``, told by how the recording kernel itself prints it.
+    """Number in ``_ROLE_LAYOUTS``, told by how the recording kernel itself prints a role.
 
     What its version would tell is not the same: distributions backport.  Three access bits have 8 texts,
     four (2026) have 16; bit 4 is set for 4-byte guest PTEs since 5.18, for 8-byte ones before.
     """
     texts = _ACCESS_TEXTS.search(print_format)
-    layout = ROLE_FOUR_ACCESS_BITS if texts and texts[1].count('"') == 32 else 0
-    return layout if "has_4_byte_gpte" in print_format else layout | ROLE_SET_FOR_8_BYTES
+    has_four = texts is not None and texts[1].count('"') == 32
+    return _ROLE_LAYOUTS.index(RoleLayout(has_four, "has_4_byte_gpte" not in print_format))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 _NAME = re.compile(r"^name: (\S+)$", re.MULTILINE)
@@ -24,13 +25,30 @@ class Field(NamedTuple):
 
 @dataclass(frozen=True)
 class Format:
-    """An event as the kernel that recorded it laid it out."""
+    """An event as the kernel that recorded it laid it out.  Most are never asked for more than their name."""
 
     system: str
     name: str
     number: int  # common_type of its records
-    fields: dict[str, Field]
-    print_format: str
+    text: str
+
+    @cached_property
+    def fields(self) -> dict[str, Field]:
+        """The fields by name."""
+        fields: dict[str, Field] = {}
+        for declaration, offset, size, signed in _FIELD.findall(self.text):
+            declared = _DECLARED.search(declaration)
+            if declared is None:
+                continue
+            is_number = "[" not in declaration and int(size) in (1, 2, 4, 8)
+            fields.setdefault(declared[1], Field(int(offset), int(size), signed == "1", is_number))
+        return fields
+
+    @property
+    def print_format(self) -> str:
+        """How the kernel prints it."""
+        printed = _PRINT.search(self.text)
+        return printed[1] if printed else ""
 
 
 def parse_format(system: str, text: str) -> Format | None:
@@ -38,12 +56,4 @@ def parse_format(system: str, text: str) -> Format | None:
     name, number = _NAME.search(text), _ID.search(text)
     if not name or not number:
         return None
-    fields: dict[str, Field] = {}
-    for declaration, offset, size, signed in _FIELD.findall(text):
-        declared = _DECLARED.search(declaration)
-        if declared is None:
-            continue
-        is_number = "[" not in declaration and int(size) in (1, 2, 4, 8)
-        fields.setdefault(declared[1], Field(int(offset), int(size), signed == "1", is_number))
-    printed = _PRINT.search(text)
-    return Format(system, name[1], int(number[1]), fields, printed[1] if printed else "")
+    return Format(system, name[1], int(number[1]), text)

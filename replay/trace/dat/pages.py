@@ -1,4 +1,4 @@
-"""Ring-buffer pages of many CPUs, walked record by record and merged by time.
+"""Ring-buffer pages of many CPUs, each walked at once, and their records merged by time.
 
 Pages: kernel/trace/ring_buffer.c, and libtraceevent's kbuffer-parse.c, with which trace-cmd report reads
 them.  The order of records is that of trace-cmd report: by time, of equal times the lower CPU comes first.
@@ -17,27 +17,31 @@ from replay.trace.lex import load64
 (
     STREAM_CPU,
     STREAM_PAGE_SIZE,
-    STREAM_WAITS,  # 1: not in the heap, to be advanced; 0: in the heap or at its end
+    STREAM_WAITS,  # 1: to go on with its next page before anything else
     STREAM_IS_LAST,  # the window holds the end of the CPU's pages
     STREAM_PAGE,  # index of the next page
     STREAM_FILLED,  # index behind the window
-    STREAM_AT,  # index of the next record of the page at hand
-    STREAM_END,  # index behind its last
-    STREAM_CLOCK,  # time of the record at hand as recorded
-    STREAM_TIME,  # in ns
-    STREAM_RECORD,  # index of the data of the record at hand
-    STREAM_SIZE,  # and how long it is
-    STREAM_LOST,  # events lost before it; -1: number unknown
+    STREAM_CLOCK,  # time of the last record of the page at hand as recorded
+    STREAM_LIST,  # where the records of the page at hand are listed
+    STREAM_AT,  # place there of the record at hand
+    STREAM_END,  # and behind the last one
+    STREAM_LOST,  # events lost before the record at hand; -1: number unknown
     STREAM_PID,  # of the record before
     STREAM_TASK,
-) = range(15)
-STREAM = 15
+) = range(13)
+STREAM = 13
+
+LEAST_RECORD = 8
+"""Bytes that a record takes at least in a page."""
 
 _TIME_MSB = np.uint64(0xF8 << 56)
 _TYPE_PADDING, _TYPE_TIME_EXTEND, _TYPE_TIME_STAMP = 29, 30, 31
 _MISSED_EVENTS, _MISSED_STORED, _COMMIT_MASK = 1 << 31, 1 << 30, (1 << 27) - 1
+NEVER = np.int64(1 << 62)
+"""The time of a stream that has no more records."""
+
 # what came of going on in a stream
-ADVANCED, AT_END, NEEDS_PAGES, CORRUPT = range(4)
+LISTED, AT_END, NEEDS_PAGES, CORRUPT = range(4)
 
 _ONE = np.uint64(1)
 
@@ -46,7 +50,10 @@ class Pages(NamedTuple):
     """What ``decode`` reads from, and where it is.
 
     ``data`` uint8: the windows of all streams, with PADDING bytes behind them.  ``streams`` int64[n, STREAM].
-    ``heap`` int64[n + 2, 2]: how many streams have a record at hand; time and number of each, earliest first.
+    ``times``, ``records`` and ``sizes`` int64: the records of each stream's page at hand, as a list: time in
+    ns, index of the data, how long it is.
+    ``tree`` int64[2 * 2**k, 2], 2**k of n or more: time and number of streams.  Stream n is at 2**k + n, and
+    the earlier of 2 * m and 2 * m + 1 is at m, so that the first of all is at 1.
     ``head`` int64[3]: ``PageLayout``.  ``clock`` int64[3]: multiplier (0 none) and shift to ns, ns to add.
     ``pids`` int64[2**k, 2]: hash table of pid and task + 1, 0 free.  ``counts`` int64: records of each
     event's format, the last of unknown ones.  ``scratch`` uint8: room for a text, PADDING on both sides.
@@ -55,7 +62,10 @@ class Pages(NamedTuple):
 
     data: np.ndarray
     streams: np.ndarray
-    heap: np.ndarray
+    times: np.ndarray
+    records: np.ndarray
+    sizes: np.ndarray
+    tree: np.ndarray
     head: np.ndarray
     clock: np.ndarray
     pids: np.ndarray
@@ -78,12 +88,62 @@ def _to_ns(clock, conversion):
         high = time >> np.uint64(32)
         time = ((time & np.uint64(0xFFFFFFFF)) * mult) >> shift
         time += (high * mult) << (np.uint64(32) - shift)
-    return np.int64(time) + conversion[2]
+    return min(np.int64(time) + conversion[2], NEVER - 1)
 
 
 @jit
-def _begin_page(data, streams, n, head):
-    """Begin the next page: ADVANCED, AT_END, NEEDS_PAGES or CORRUPT."""
+def _absolute(value, before):
+    """rb_fix_abs_ts(): an absolute time stamp lacks the five highest bits."""
+    time, old = np.uint64(value), np.uint64(before)
+    if old & _TIME_MSB:
+        time |= old & _TIME_MSB
+        if time < old:
+            time += _ONE << np.uint64(59)
+    return np.int64(time)
+
+
+@jit
+def _list_records(pages, n, at, end):
+    """List the records with data of ``data[at:end]``, the events of a page: false if it is corrupt."""
+    data, conversion = pages.data, pages.clock
+    times, records, sizes = pages.times, pages.records, pages.sizes
+    clock, place = pages.streams[n, STREAM_CLOCK], pages.streams[n, STREAM_LIST]
+    while at < end:
+        if end - at < 4:
+            return False
+        word = load32(data, at)
+        kind, delta = word & 31, word >> 5
+        record, size = at + 4, kind * 4
+        if kind == 0 or kind >= _TYPE_PADDING:
+            if kind == _TYPE_PADDING and delta == 0:  # nothing but padding up to the page's end
+                break
+            if end - at < LEAST_RECORD:
+                return False
+            size = load32(data, at + 4)
+            if kind == 0:
+                record, size = at + 8, (size - 1) & ~3
+            elif kind != _TYPE_PADDING:
+                value = delta + (size << 27)
+                clock = clock + value if kind == _TYPE_TIME_EXTEND else _absolute(value, clock)
+                at += 8
+                continue
+        if size < 0 or size > end - record:
+            return False
+        clock += delta
+        at = record + size
+        if kind != _TYPE_PADDING:  # else discarded by a filter
+            n_listed = np.uint64(place)
+            times[n_listed], records[n_listed] = _to_ns(clock, conversion), record
+            sizes[n_listed] = size
+            place += 1
+    pages.streams[n, STREAM_AT], pages.streams[n, STREAM_END] = pages.streams[n, STREAM_LIST], place
+    return True
+
+
+@jit
+def list_page(pages, n):
+    """List the records of the next page of stream ``n``: LISTED, AT_END, NEEDS_PAGES or CORRUPT."""
+    data, streams, head = pages.data, pages.streams, pages.head
     page, size = streams[n, STREAM_PAGE], streams[n, STREAM_PAGE_SIZE]
     room = streams[n, STREAM_FILLED] - page
     if room < size:
@@ -107,105 +167,24 @@ def _begin_page(data, streams, n, head):
                 lost &= 0xFFFFFFFF
         streams[n, STREAM_LOST] = lost if lost > 0 else -1
     streams[n, STREAM_CLOCK] = np.int64(load64(data, page))
-    streams[n, STREAM_AT], streams[n, STREAM_END] = begin, begin + used
     streams[n, STREAM_PAGE] = page + size
-    return ADVANCED
+    return LISTED if _list_records(pages, n, begin, begin + used) else CORRUPT
 
 
 @jit
-def _absolute(value, before):
-    """rb_fix_abs_ts(): an absolute time stamp lacks the five highest bits."""
-    time, old = np.uint64(value), np.uint64(before)
-    if old & _TIME_MSB:
-        time |= old & _TIME_MSB
-        if time < old:
-            time += _ONE << np.uint64(59)
-    return np.int64(time)
+def set_time(tree, stream, time):
+    """The record at hand of ``stream`` (unsigned) is of ``time`` now.
 
-
-@jit
-def advance(data, streams, n, head, conversion):
-    """Go to the stream's next record with data: ADVANCED, AT_END, NEEDS_PAGES or CORRUPT."""
-    while True:
-        at, end = streams[n, STREAM_AT], streams[n, STREAM_END]
-        if at >= end:
-            status = _begin_page(data, streams, n, head)
-            if status != ADVANCED:
-                return status
-            continue
-        if end - at < 4:
-            return CORRUPT
-        word = load32(data, at)
-        kind, delta = word & 31, word >> 5
-        record, size = at + 4, kind * 4
-        if kind == 0 or kind >= _TYPE_PADDING:
-            if kind == _TYPE_PADDING and delta == 0:  # nothing but padding up to the page's end
-                streams[n, STREAM_AT] = end
-                continue
-            if end - at < 8:
-                return CORRUPT
-            size = load32(data, at + 4)
-            if kind == 0:
-                record, size = at + 8, (size - 1) & ~3
-            elif kind != _TYPE_PADDING:
-                value = delta + (size << 27)
-                if kind == _TYPE_TIME_EXTEND:
-                    streams[n, STREAM_CLOCK] += value
-                else:
-                    streams[n, STREAM_CLOCK] = _absolute(value, streams[n, STREAM_CLOCK])
-                streams[n, STREAM_AT] = at + 8
-                continue
-        if size < 0 or size > end - record:
-            return CORRUPT
-        streams[n, STREAM_CLOCK] += delta
-        streams[n, STREAM_AT] = record + size
-        if kind != _TYPE_PADDING:  # else discarded by a filter
-            streams[n, STREAM_RECORD], streams[n, STREAM_SIZE] = record, size
-            streams[n, STREAM_TIME] = _to_ns(streams[n, STREAM_CLOCK], conversion)
-            return ADVANCED
-
-
-@jit
-def _is_before(heap, place, time, stream):
-    """True if what is at ``place`` comes before ``stream`` at ``time``."""
-    return heap[place, 0] < time or (heap[place, 0] == time and heap[place, 1] < stream)
-
-
-@jit
-def _move(heap, place, other):
-    heap[other, 0], heap[other, 1] = heap[place, 0], heap[place, 1]
-
-
-@jit
-def sift_down(heap, time):
-    """Restore the order of the heap: the time of its first is ``time`` now."""
-    count, place, stream = heap[0, 0], 1, heap[1, 1]
-    while 2 * place <= count:
-        child = 2 * place
-        if child < count and _is_before(heap, child + 1, heap[child, 0], heap[child, 1]):
-            child += 1
-        if not _is_before(heap, child, time, stream):
-            break
-        _move(heap, child, place)
-        place = child
-    heap[place, 0], heap[place, 1] = time, stream
-
-
-@jit
-def push(heap, time, stream):
-    """Add a stream whose record at hand is of ``time``."""
-    place = heap[0, 0] + 1
-    heap[0, 0] = place
-    while place > 1 and not _is_before(heap, place >> 1, time, stream):
-        _move(heap, place >> 1, place)
-        place >>= 1
-    heap[place, 0], heap[place, 1] = time, stream
-
-
-@jit
-def pop(heap):
-    """Remove the first."""
-    last = heap[0, 0]
-    heap[1, 1] = heap[last, 1]
-    heap[0, 0] = last - 1
-    sift_down(heap, heap[last, 0])
+    Without branches: which CPU comes next cannot be foreseen.
+    """
+    first = np.int64(stream)
+    place = np.uint64(len(tree) >> 1) + stream
+    tree[place, 0], tree[place, 1] = time, first
+    while place > _ONE:
+        other, other_time = place ^ _ONE, tree[place ^ _ONE, 0]
+        # of equal times the left one is the first
+        is_other = np.int64(other_time < time + np.int64(place & _ONE))
+        time += (other_time - time) * is_other
+        first += (tree[other, 1] - first) * is_other
+        place >>= _ONE
+        tree[place, 0], tree[place, 1] = time, first

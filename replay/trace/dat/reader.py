@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import mmap
 import tempfile
+from typing import IO
 
 import numpy as np
 
@@ -12,25 +12,31 @@ from replay.trace import scan as scanning
 from replay.trace.dat import decode as decoding
 from replay.trace.dat import pages as paging
 from replay.trace.dat.container import CpuData, DatFile, read_container
+from replay.trace.dat.cursor import FileBytes
 from replay.trace.dat.fields import Layouts, compile_layouts
 from replay.trace.dat.formats import parse_format
 from replay.trace.dat.pages import (
+    LEAST_RECORD,
     STREAM,
+    STREAM_AT,
     STREAM_CPU,
     STREAM_FILLED,
     STREAM_IS_LAST,
+    STREAM_LIST,
     STREAM_PAGE,
-    STREAM_RECORD,
-    STREAM_SIZE,
 )
 from replay.trace.dat.printk import printed
 from replay.trace.dialect import START, Task
 from replay.trace.lex import PADDING, grown
 from replay.trace.reader import Parser, Trace
+from replay.trace.source import Source
 
-WINDOW_BYTES = 1 << 20
+WINDOW_BYTES = 1 << 18
 ALL_WINDOWS_BYTES = 1 << 26
 """What is held of the pages of one CPU and, where there are many, of all."""
+
+MAX_PAGES_BYTES = 1 << 30
+"""One page of all CPUs together; real ones are far below."""
 
 _READ_BYTES = 1 << 20
 
@@ -41,9 +47,25 @@ class DatParser(Parser):
     def parse(self, chunk_bytes: int = 0) -> Trace:
         """Read the source to its end."""
         self._trace.format = "trace.dat"
-        data = self._whole()
+        assert isinstance(self._source, Source)
+        path, file = self._source.path, self._source.plain_file()
+        self._is_plain = file is not None
+        if file is not None:
+            return self._parse(FileBytes.whole(path, file))
+        with tempfile.TemporaryFile() as copy:
+            self._copy_to(copy)
+            return self._parse(FileBytes.whole(path, copy.fileno()))
+
+    def _copy_to(self, copy: IO[bytes]) -> None:
+        buffer = np.empty(_READ_BYTES, np.uint8)
+        while count := self._read(buffer):
+            copy.write(buffer[:count].data)
+            self._tell(self._source.position())
+        copy.flush()
+
+    def _parse(self, data: FileBytes) -> Trace:
         self._trace.bytes = len(data)
-        file = read_container(self._source.path, memoryview(data), self._tolerate_truncation)
+        file = read_container(self._source.path, data, self._tolerate_truncation)
         if len(set(file.clocks)) > 1:
             clocks = " and ".join(sorted(set(file.clocks)))
             raise TraceError(file.path, 0, f"buffers of different clocks ({clocks}) have no common order")
@@ -60,20 +82,6 @@ class DatParser(Parser):
         trace.kernel = file.kernel or trace.kernel
         trace.lost_events = max(trace.lost_events, file.overruns)
         return trace
-
-    def _whole(self) -> np.ndarray:
-        """The bytes of the file, mapped: what is no plain file is written to a temporary one first."""
-        mapped = self._source.mapped()
-        self._is_mapped = mapped is not None
-        if mapped is not None:
-            return mapped
-        buffer = bytearray(_READ_BYTES)
-        with tempfile.TemporaryFile() as file:
-            while count := self._read(np.frombuffer(buffer, np.uint8)):
-                file.write(memoryview(buffer)[:count])
-                self._tell(self._source.position())
-            file.flush()
-            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
 
     def _decode(self) -> None:
         state = self._scanner.state
@@ -115,13 +123,14 @@ class DatParser(Parser):
         count, is_last = stream.read(window[held:])
         row[STREAM_PAGE], row[STREAM_FILLED] = stream.begin, stream.begin + held + count
         row[STREAM_IS_LAST] = is_last
-        if self._is_mapped:
+        if self._is_plain:
             unread = sum(stream.unread for stream in self._streams)
             self._tell(self._trace.bytes - unread)
 
     def _print(self, number: int) -> None:
         """Put the text of the ``trace_printk`` record at hand where ``decode`` looks for it."""
-        record, size = self._pages.streams[number, [STREAM_RECORD, STREAM_SIZE]].tolist()
+        at = int(self._pages.streams[number, STREAM_AT])
+        record, size = int(self._pages.records[at]), int(self._pages.sizes[at])
         data = self._pages.data[record : record + size].tobytes()
         event = self._formats[int(self._layouts.of_id[int.from_bytes(data[:2], "little")])]
         is_put = event.name == "bputs"
@@ -177,32 +186,38 @@ class _Stream:
         self.begin = 0
         self.size = 0
         self.unread = len(cpu.data)  # bytes of the file
-        self._pieces = cpu.pieces()
-        self._piece = memoryview(b"")
+        self._chunks = cpu.chunks() if cpu.algorithm else None
+        self._chunk = memoryview(b"")
 
     def read(self, target: np.ndarray) -> tuple[int, bool]:
         """Fill the beginning of ``target``: (bytes, true if these are the last)."""
+        if self._chunks is None:
+            count = self.cpu.data.read_into(target, len(self.cpu.data) - self.unread)
+            self.unread -= count
+            return count, self.unread == 0
         count = 0
         while True:
-            if not len(self._piece):
-                piece = next(self._pieces, None)
-                if piece is None:
+            if not len(self._chunk):
+                chunk = next(self._chunks, None)
+                if chunk is None:
                     return count, True
-                self.unread -= piece[0]
-                self._piece = piece[1]
+                self.unread -= chunk[0]
+                self._chunk = chunk[1]
                 continue
-            part = self._piece[: len(target) - count]
+            part = self._chunk[: len(target) - count]
             if not len(part):
                 return count, False
             target[count : count + len(part)] = np.frombuffer(part, np.uint8)
-            self._piece = self._piece[len(part) :]
+            self._chunk = self._chunk[len(part) :]
             count += len(part)
 
 
 def _new_pages(file: DatFile, streams: list[_Stream], layouts: Layouts) -> paging.Pages:
     """Empty windows for ``streams``."""
     rows = np.zeros((len(streams), STREAM), np.int64)
-    begin = 0
+    begin, listed = 0, 0
+    if sum(stream.cpu.page_size for stream in streams) > MAX_PAGES_BYTES:
+        raise TraceError(file.path, 0, f"corrupt trace.dat file: {len(streams)} CPUs with large pages")
     for stream, row in zip(streams, rows, strict=True):
         page = stream.cpu.page_size
         wanted = min(WINDOW_BYTES, ALL_WINDOWS_BYTES // len(streams))
@@ -212,12 +227,17 @@ def _new_pages(file: DatFile, streams: list[_Stream], layouts: Layouts) -> pagin
         row[[STREAM_CPU, paging.STREAM_PAGE_SIZE, paging.STREAM_WAITS]] = stream.cpu.cpu, page, 1
         row[[STREAM_PAGE, STREAM_FILLED]] = begin
         row[[paging.STREAM_PID, paging.STREAM_TASK]] = -2, -1
+        row[STREAM_LIST] = listed
         begin += stream.size
+        listed += page // LEAST_RECORD
     largest = max((stream.cpu.page_size for stream in streams), default=0)
     return paging.Pages(
         data=np.zeros(begin + PADDING, np.uint8),
         streams=rows,
-        heap=np.zeros((len(streams) + 2, 2), np.int64),
+        times=np.zeros(listed, np.int64),
+        records=np.zeros(listed, np.int64),
+        sizes=np.zeros(listed, np.int64),
+        tree=np.full((2 << max(0, len(streams) - 1).bit_length(), 2), paging.NEVER, np.int64),
         head=np.array(file.layout, np.int64),
         clock=np.array([file.tsc_mult, file.tsc_shift, file.offset_ns], np.int64),
         pids=_pid_table([]),
