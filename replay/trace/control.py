@@ -14,6 +14,7 @@ from replay.schema import Kind
 from replay.trace.lex import (
     BLANK,
     head64,
+    load64,
     read_decimal,
     read_hex,
     skip_blanks,
@@ -134,6 +135,7 @@ _WORDS, _TARGETS, _REQUIRED, _BOUNDS = _compile_keys()
 _HAS_COUNTED_END = np.zeros(256, np.bool_)
 _HAS_COUNTED_END[list(_COUNTED_END)] = True
 
+_RAW_PLACE = words_of("__probe_")[0][0]  # of __probe_ip=ADDRESS, in raw fields
 _EQUALS, _PAREN_OPEN, _PAREN_CLOSE = 61, 40, 41
 _PAGE_SHIFT = np.uint64(12)
 _ZERO = np.uint64(0)
@@ -193,13 +195,14 @@ def read_control(buf, at, kind, fields):
     """
     at = skip_blanks(buf, at)
     if kind < _FIRST_MARK:
-        if buf[at] != _PAREN_OPEN:
+        if buf[at] == _PAREN_OPEN:
+            while buf[at] >= BLANK and buf[at] != _PAREN_CLOSE:
+                at += 1
+            if buf[at] != _PAREN_CLOSE:
+                return -1
+            at = skip_blanks(buf, at + 1)
+        elif load64(buf, at) != _RAW_PLACE:
             return -1
-        while buf[at] >= BLANK and buf[at] != _PAREN_CLOSE:
-            at += 1
-        if buf[at] != _PAREN_CLOSE:
-            return -1
-        at = skip_blanks(buf, at + 1)
     elif kind == _CLEAR_DIRTY_LOG:
         fields[CODE] = _ALL_ONES
     seen = np.int64(0)

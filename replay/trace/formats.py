@@ -9,8 +9,8 @@ from replay.errors import UsageError
 AUTO = "auto"
 TEXT_FORMATS: dict[str, tuple[str, ...]] = {
     "ftrace": (),
-    "trace-cmd": ("lost", "difference", "latency", "pages", "raw"),
-    "perf-script": ("lost", "period", "no_cpu", "pages", "raw"),
+    "trace-cmd": ("lost", "difference", "latency", "pages"),
+    "perf-script": ("lost", "period", "no_cpu", "pages"),
     "dmesg": ("prefix", "lost"),
 }
 """Forms of text, and the stages of ``replay.trace.forms`` that one needs."""

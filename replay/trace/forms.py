@@ -4,8 +4,7 @@ The scanner reads the kernel's own text.  A line that it cannot read may be of a
 a *stage*, a function from text to text that keeps the number of lines and leaves alone what is not its.
 A stage is used from the first line on that needs it.  Forms:
 
-- PAGE events that libtraceevent prints, with its kvm plugin or without (``replay.trace.pages``);
-- raw fields of all events (``replay.trace.raw``);
+- PAGE events as libtraceevent's kvm plugin prints them (``replay.trace.pages``);
 - headers without CPU or task, with the time since the last event, with latency columns of trace-cmd;
 - a prefix in front of each line: quotes of mail, times of dmesg, syslog;
 - lines that a mailer has wrapped (see ``replay.trace.wrapped``), or that someone has shortened.
@@ -17,7 +16,6 @@ import re
 from collections.abc import Callable
 
 from replay.trace.pages import WITHOUT, rewrite_pages
-from replay.trace.raw import BARE_RAW, RAW, RawFields
 from replay.trace.wrapped import unwrap
 
 Stage = Callable[[bytes], bytes]
@@ -66,7 +64,6 @@ def has_prefix(header: bytes) -> bool:
 
 def stages() -> dict[str, Stage]:
     """All stages, in the order in which they are used."""
-    bare = RawFields(BARE_RAW)
     return {
         "prefix": _in_lines(_LINE_PREFIX, b"\n"),
         WRAPPED: unwrap,
@@ -76,8 +73,6 @@ def stages() -> dict[str, Stage]:
         "latency": _in_lines(_LATENCY, rb"\1 [\2] \3 "),
         "no_cpu": _in_lines(_NO_CPU, rb"\1 [-1] "),
         "pages": rewrite_pages,
-        "raw": RawFields(RAW),
-        "bare": lambda text: bare(b"\n" + text)[1:],
         "shortened": lambda text: _NO_RIP.sub(rb"\1 rip 0", _NO_SPTEP.sub(_WITHOUT_SPTEP, text)),
     }
 

@@ -1,7 +1,4 @@
-"""PAGE events in the words of libtraceevent's kvm plugin, or as raw fields, rewritten for the scanner.
-
-Plugin: libtraceevent plugins/plugin_kvm.c.  Raw fields: what libtraceevent prints where no plugin helps,
-``[FAILED TO PARSE] mmu_valid_gen=0 gfn=79872 role=1937 ...``, numbers in decimal.
+"""PAGE events in the words of libtraceevent's kvm plugin, plugins/plugin_kvm.c, rewritten for the scanner.
 
 A page's role goes on as the word that the form tells (see ``replay.trace.roles``).  A PAGE event without
 gfn cannot be replayed: it gets a name of its own, one of ``INCOMPLETE_NAMES``, and is counted as lost.
@@ -32,16 +29,8 @@ _PLUGIN_PAGE = re.compile(
 )
 _PAGE = re.compile(
     rb"(kvm_mmu_(?:get|sync|unsync|prepare_zap)_page)(: +)"
-    rb"(?=new |existing |\d+(?:/\d+)? q|WORD|\[F|\w+=)([^\n]*)"
+    rb"(?=new |existing |\d+(?:/\d+)? q|WORD)([^\n]*)"
 )
-FIELD = re.compile(rb"(\w+)=(\S+)")
-HEX_LETTER = re.compile(rb"[a-f]")
-_NEW_WORDS = (b"1", b"true", b"Y", b"y")
-
-
-def _number(text: bytes) -> int:
-    """A raw field: decimal as libtraceevent prints it, or hex with 0x or seen to be hex."""
-    return int(text, 16 if HEX_LETTER.search(text) or text.startswith(b"0x") else 10)
 
 
 def _plugin_word(page: re.Match[bytes]) -> int:
@@ -63,32 +52,16 @@ def _page_text(match: re.Match[bytes]) -> bytes:
     """One PAGE event in the words that the scanner reads: ``sp [gen G ]gfn X role WORD root R sync ...``."""
     name, colon, text = match.groups()
     page = _PLUGIN_PAGE.fullmatch(text)
-    if page:
-        gfn = page["gfn"]
-        tail = b"role %x root %s %s" % (
-            _plugin_word(page),
-            page["root"] or b"0",
-            (page["sync"] or b"") + b"sync",
-        )
-        created = page["created"] or b""
-    else:
-        fields = dict(FIELD.findall(text))
-        try:
-            gfn = b"%x" % _number(fields[b"gfn"])
-            tail = b"gen %x " % _number(fields[b"mmu_valid_gen"]) if b"mmu_valid_gen" in fields else b""
-            word = RAW_WORD | _number(fields[b"role"]) & 0xFFFFFFFF & ~PLUGIN_WORD
-            root = _number(fields.get(b"root_count", b"0"))
-            unsync = fields[b"unsync"] in _NEW_WORDS
-            created = (b"new" if fields[b"created"] in _NEW_WORDS else b"existing") if b"get" in name else b""
-        except (KeyError, ValueError):
-            return match[0]
-        sync = b"unsync" if unsync else b"sync"
-        return b"%s%ssp %sgfn %s role %x root %d %s %s" % (name, colon, tail, gfn, word, root, sync, created)
+    if not page:
+        return match[0]
+    gfn = page["gfn"]
     if gfn is None and b"get" in name:
         return match[0]
     if gfn is None:
         return name + WITHOUT.encode() + b"gfn: ?"
-    return b"%s%ssp gfn %s %s %s" % (name, colon, gfn, tail, created)
+    word, root, sync = _plugin_word(page), page["root"] or b"0", page["sync"] or b""
+    text = (name, colon, gfn, word, root, sync, page["created"] or b"")
+    return b"%s%ssp gfn %s role %x root %s %ssync %s" % text
 
 
 def rewrite_pages(text: bytes) -> bytes:

@@ -285,7 +285,7 @@ def _read_page(buf, at, is_get_page, row, rows):
 
 
 @jit
-def _read_error_code(buf, at):
+def read_error_code(buf, at):
     """(code, index behind it) of flags, ``P|W|U|0x100000000`` or nothing; index -1 if one is unknown."""
     code = _ZERO
     while byte_at(buf, at) > BLANK:
@@ -346,7 +346,7 @@ def read_payload(buf, at, kind, row, rows):
             rows.wide[where, row] = number if end >= 0 and byte_at(buf, end) <= BLANK else _ZERO
             at = token_end(buf, at)
         elif what == STEP_ERROR_CODE:
-            rows.wide[CODE, row], at = _read_error_code(buf, at)
+            rows.wide[CODE, row], at = read_error_code(buf, at)
         elif what == STEP_SKIP:
             at = token_end(buf, at)
         elif what == STEP_NONE:

@@ -30,6 +30,7 @@ from replay.trace.lex import NEWLINE, PADDING, decoded, grown
 from replay.trace.pages import INCOMPLETE_NAMES, WITHOUT
 from replay.trace.payload import WIDE
 from replay.trace.perf import PerfScript
+from replay.trace.raw import is_in_hex
 from replay.trace.roles import RoleWords
 from replay.trace.scan import Rows, scan
 from replay.trace.scanner import new_rows, new_scanner, with_task
@@ -50,6 +51,8 @@ BATCH_ROWS = 1 << 20
 SECTION_CHUNKS = 4
 SAMPLE_BYTES = 1 << 14
 """The beginning of a trace, by which its form is told."""
+RAW_SAMPLE_BYTES = 1 << 20
+"""The first raw fields, by which the base of their numbers is told."""
 WITHOUT_PROCESS = "events of several VMs without process"
 MAX_LINE = 1 << 14
 """A malformed line is looked at again in so many bytes."""
@@ -317,6 +320,9 @@ class Parser:
                 self._scanner = self._scanner._replace(texts=grown(self._scanner.texts, stop - first))
             elif reason == scanning.COMMENT:
                 self._take_comment(buf)
+            elif reason == scanning.BASE_IS_NEW:
+                sample = buf[int(state[START]) : min(stop, int(state[START]) + RAW_SAMPLE_BYTES)].tobytes()
+                state[scanning.BASE] = 16 if is_in_hex(sample) else 10
             elif self._is_other_form(buf, stop):
                 if self._at_beginning:
                     self._begin()
@@ -429,8 +435,7 @@ class Parser:
     def _add_batch(self, rows: Rows, count: int) -> None:
         batch = self._columns(rows, count)
         self._created += vm_created(batch)
-        if self._forms.used:  # native text has no role words
-            self._role_words.note(batch)
+        self._role_words.note(batch)
         self._slot_owners.note(batch)
         self._at_beginning = False
         trace = self._trace

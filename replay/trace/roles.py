@@ -89,9 +89,9 @@ class RoleWords:
 
     def note(self, batch: Columns) -> None:
         """Take in what the words of ``batch`` tell about their layout."""
-        words = batch.role[(batch.role & _MARKS) != 0]
-        if not len(words):
+        if batch.role.max() < PLUGIN_WORD:
             return
+        words = batch.role[(batch.role & _MARKS) != 0]
         self.seen = True
         got = batch.role[(batch.kind == Kind.GET_PAGE) & ((batch.role & _MARKS) != 0)]
         is_upper = (words & int(Role.LEVEL)) >= 3

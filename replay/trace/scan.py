@@ -50,21 +50,22 @@ from replay.trace.lex import (
 )
 from replay.trace.pages import INCOMPLETE_NAMES
 from replay.trace.payload import FIELDS, FLAGS, LEVEL, NUM, ROLE, WIDE, read_payload
+from replay.trace.raw import is_raw, read_raw
 
 MAX_MALFORMED = 100
 MAX_NAMES, MAX_NAME = 2048, 64
 """How many names of other events are counted by name, and their length; the rest are just ignored lines."""
 
 # places of the array ``state`` behind those of ``replay.trace.dialect``
-# (DONE: the line has been read up to there)
+# (DONE: the line has been read up to there; BASE: of numbers in raw fields, 0 not known)
 # (DOUBTS: ask at malformed lines, by stopping; GIVEN_UP: but not at the one that begins there)
-LINES, ROWS, KVMMMU, IGNORED, MALFORMED, LOST, STOP, DONE, DOUBTS, GIVEN_UP = range(
-    HEADER_STATE, HEADER_STATE + 10
+LINES, ROWS, KVMMMU, IGNORED, MALFORMED, LOST, STOP, DONE, DOUBTS, GIVEN_UP, BASE = range(
+    HEADER_STATE, HEADER_STATE + 11
 )
-STATE = HEADER_STATE + 10
+STATE = HEADER_STATE + 11
 
 # why ``scan`` stopped: ``state[STOP]``; ``buf[state[START]:state[END]]`` is what is new
-AT_END, ROWS_FULL, TEXTS_FULL, TASK_IS_NEW, COMMENT, DOUBTFUL = range(6)
+AT_END, ROWS_FULL, TEXTS_FULL, TASK_IS_NEW, COMMENT, DOUBTFUL, BASE_IS_NEW = range(7)
 
 NO_TASK = 0
 """Number of the task of a line that names none."""
@@ -128,12 +129,12 @@ _LOST_EVENTS, _FIRST_CONTROL = int(Kind.LOST_EVENTS), int(Kind.SET_REGION)
 _LAST_KVMMMU = int(Kind.SPLIT_HUGE_PAGE)
 _ZERO, _MINUS_ONE = np.uint64(0), np.uint64(2**64 - 1)
 _REPLAY, _CPU = words_of("replay:")[0][0], words_of("CPU:")[0][0]
-_IP, _LOST_WORD, _PERF_RECORD = (words_of(text)[0][0] for text in ("ip=", "[LOST", "PERF_REC"))
+_IP, _BUF, _LOST_WORD, _PERF_RECORD = (words_of(text)[0][0] for text in ("ip=", "buf=", "[LOST", "PERF_REC"))
 _SEEN_NUMBER, _SEEN_GROUP = 2, 3
 _HASH, _OPEN, _UPPER_E, _UPPER_L, _UPPER_V = 35, 91, 69, 76, 86
 
 # what the readers of a line return beside kinds
-IGNORED_LINE, MALFORMED_LINE, NO_ROOM = 0, -10, -11
+IGNORED_LINE, MALFORMED_LINE, NO_ROOM, NO_BASE = 0, -10, -11, -12
 
 SHOWS_VM = np.zeros(256, np.bool_)
 SHOWS_VM[[*range(1, _LAST_KVMMMU + 1), Kind.PAGE_FAULT, Kind.SET_REGION, Kind.COMMIT_REGION]] = True
@@ -202,7 +203,7 @@ def _find_event(buf, at, end, names, arena, kinds):
 
 @jit
 def _read_event(buf, at, rows, scanner):
-    """The event whose name is at ``at``: (kind, IGNORED_LINE, MALFORMED_LINE or NO_ROOM; text number).
+    """The event whose name is at ``at``: (kind or a word below 1 that says why there is none; text number).
 
     The payload of tracepoints stands in row ``state[ROWS]`` then, that of control lines in ``fields``.
     """
@@ -228,22 +229,29 @@ def _read_event(buf, at, rows, scanner):
         kinds[number, 1] += 1
         return np.int64(IGNORED_LINE), np.int64(-1)
     elif kind == PRINT:
-        if load64(buf, text) & WORD_MASKS[3] == _IP:  # raw fields
-            return np.int64(MALFORMED_LINE), np.int64(-1)
         place = token_end(buf, text)
         if buf[place - 1] == COLON:
             text = place + 1 if buf[place] == BLANK else place
+        elif load64(buf, text) & WORD_MASKS[3] == _IP and load64(buf, place + 1) & WORD_MASKS[4] == _BUF:
+            text = place + 5  # raw fields
     elif kind == _MARK_TEXT:
         text = end + 2 if buf[end + 1] == BLANK else end + 1  # further blanks belong to the text
     else:
-        if kind < _FIRST_CONTROL:
-            row = np.uint64(state[ROWS])
-            text = read_payload(buf, text, kind, row, rows)
-            if text < 0:
-                _clear_row(rows, row)
-        else:
+        if kind >= _FIRST_CONTROL:
             _clear_fields(scanner.fields)
             text = read_control(buf, text, kind, scanner.fields)
+        else:
+            row = np.uint64(state[ROWS])
+            if not is_raw(buf, text):
+                text = read_payload(buf, text, kind, row, rows)
+            elif state[BASE] == 0:
+                return np.int64(NO_BASE), np.int64(-1)
+            else:
+                _clear_fields(scanner.fields)
+                text = read_raw(buf, text, kind, state[BASE] == 16, scanner.fields)
+                _write_fields(row, rows, scanner.fields)
+            if text < 0:
+                _clear_row(rows, row)
         state[DONE] = text
         return (kind if text >= 0 else np.int64(MALFORMED_LINE)), np.int64(-1)
     texts, texts_arena = scanner.texts
@@ -302,6 +310,13 @@ def _write_place(kind, row, rows, state):
 def write_row(kind, text, row, rows, fields, state):
     """Write a line whose payload is in ``fields`` into row ``row``."""
     _write_place(kind, row, rows, state)
+    _write_fields(row, rows, fields)
+    if text >= 0:
+        rows.text[row] = text + 1
+
+
+@jit
+def _write_fields(row, rows, fields):
     for column in range(len(WIDE)):
         if fields[column] != _ZERO:
             rows.wide[column, row] = fields[column]
@@ -311,8 +326,6 @@ def write_row(kind, text, row, rows, fields, state):
         rows.flags[row] = np.uint8(fields[FLAGS])
     if fields[ROLE] != _ZERO:
         rows.role[row] = np.uint32(fields[ROLE])
-    if text >= 0:
-        rows.text[row] = text + 1
 
 
 @kernel
@@ -366,8 +379,8 @@ def scan(buf, at, stop, rows, scanner):
                     state[TIME] = 0
         if event >= 0:
             kind, text = _read_event(buf, event, all_rows, all_tables)
-        if kind == NO_ROOM:
-            state[STOP] = TEXTS_FULL
+        if kind == NO_ROOM or kind == NO_BASE:
+            state[STOP], state[START] = TEXTS_FULL if kind == NO_ROOM else BASE_IS_NEW, at
             break
         if kind == MALFORMED_LINE and state[DOUBTS] and state[GIVEN_UP] != at:
             state[STOP], state[START], state[END] = DOUBTFUL, at, line_end(buf, at)

@@ -52,6 +52,7 @@ def fork(scanner: Scanner) -> Scanner:
     tasks[:, 1] = kinds[:, 1] = 0
     state[COLUMN], state[TIME] = scanner.state[COLUMN], _NO_TIME
     state[scanning.DOUBTS], state[scanning.GIVEN_UP] = scanner.state[scanning.DOUBTS], -1
+    state[scanning.BASE] = scanner.state[scanning.BASE]
     return scanner._replace(
         headers=Strings(*(array.copy() for array in scanner.headers)),
         names=Strings(*(array.copy() for array in scanner.names)),

@@ -274,7 +274,7 @@ def test_lost_events_in_every_form(text: str, lost: int, tmp_path: Path) -> None
 @pytest.mark.parametrize("word", ["ftrace", "trace-cmd", "perf-script", "dmesg"])
 def test_a_format_that_is_asked_for_is_used(word: str, tmp_path: Path) -> None:
     path = tmp_path / "trace.txt"
-    path.write_text(forms.trace_cmd(lines("linux-5.10"), forms.unparsed("5.1")))
+    path.write_text(forms.trace_cmd(lines("linux-5.10"), forms.plugin("5.1")))
     trace = read_trace(str(path), file_format=word)
     assert trace.format == word
     pages = sum(forms.is_page(line) for line in lines("linux-5.10"))
@@ -312,6 +312,28 @@ def test_raw_fields(raw: str, native_text: str, head: str, tmp_path: Path) -> No
     for path, line in zip(paths, (raw, native_text), strict=True):
         path.write_text(head + line + "\n")
     assert_same_rows(read_trace(str(paths[1])), read_trace(str(paths[0])))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "kvm_mmu_get_page: [FAILED TO PARSE] mmu_valid_gen=0 gfn=1 role=17 root_count=0 unsync=0",
+        "kvm_mmu_get_page: [FAILED TO PARSE] mmu_valid_gen=0 gfn=1 role=16 root_count=0 unsync=0 created=1",
+        "kvm_mmu_get_page: [FAILED TO",
+        "kvm_mmu_sync_page: [FAILED TO PARSE] gfn=1 role=17 unsync=0 root_count",
+        "kvm_mmu_spte_requested:  gfn=10 pfn=11g level=1",
+        "kvm_mmu_spte_requested:  gfn=10 pfn=11 level=16",
+        "kvm_mmu_spte_requested:  gfn=10 pfn= level=1",
+        "kvm_mmu_spte_requested:  gfn=10 level=1 pfn",
+        "fast_page_fault:  vcpu_id=1 cr2_or_gpa=1 error_code=Z sptep=0x1 old_spte=1 new_spte=2 ret=4",
+    ],
+)
+def test_malformed_raw_fields(text: str, tmp_path: Path) -> None:
+    other = HEAD + "kvm_mmu_spte_requested:  gfn=10 pfn=118a71 level=1\n"
+    (tmp_path / "trace.txt").write_text(other + HEAD + text + "\n" + other)
+    trace = read_trace(str(tmp_path / "trace.txt"))
+    assert (trace.events, trace.lines) == (2, 3)
+    assert [line for line, _ in trace.malformed] == [2]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Which field of a record fills which column, compiled for one file into tables that jitted code follows.
 
-Fields: TP_STRUCT__entry of arch/x86/kvm/mmu/mmutrace.h and arch/x86/kvm/trace.h, Linux 3.11 to 7.x, by the
-names that the file's own formats give them; arguments of probes: ``replay.trace.control.KEYS``.
+Fields: ``replay.trace.raw.FIELDS``, by the names that the file's own formats give them; arguments of probes:
+``replay.trace.control.KEYS``.
 """
 
 from __future__ import annotations
@@ -16,48 +16,10 @@ import numpy as np
 from replay.schema import Flag, Kind
 from replay.trace.control import KEYS
 from replay.trace.dat.formats import Field, Format
-from replay.trace.payload import ADDR, CODE, END, GFN, LEVEL, NUM, OLD_SPTE, ROLE, SPTE, SPTEP
+from replay.trace.payload import CODE, LEVEL, OLD_SPTE, ROLE, SPTE
+from replay.trace.raw import FIELDS
 from replay.trace.roles import RoleLayout
 from replay.trace.scan import NAMES, OTHER, PRINT
-
-_PAGE = {"gfn": GFN, "role": ROLE, "root_count": NUM}
-
-FIELDS: dict[Kind, dict[str, int]] = {
-    Kind.PAGETABLE_WALK: {"addr": ADDR, "pferr": CODE},
-    Kind.PAGING_ELEMENT: {"pte": SPTE, "level": LEVEL},
-    Kind.SET_ACCESSED_BIT: {"gpa": ADDR},
-    Kind.SET_DIRTY_BIT: {"gpa": ADDR},
-    Kind.WALKER_ERROR: {"pferr": CODE},
-    Kind.GET_PAGE: _PAGE,
-    Kind.SYNC_PAGE: _PAGE,
-    Kind.UNSYNC_PAGE: _PAGE,
-    Kind.PREPARE_ZAP_PAGE: _PAGE,
-    Kind.MARK_MMIO_SPTE: {"sptep": SPTEP, "gfn": GFN, "access": CODE, "gen?": NUM},
-    Kind.HANDLE_MMIO_PAGE_FAULT: {"addr": ADDR, "gfn": GFN, "access": CODE},
-    Kind.FAST_PAGE_FAULT: {
-        "vcpu_id": NUM,
-        "cr2_or_gpa|gva": ADDR,
-        "error_code": CODE,
-        "sptep": SPTEP,
-        "old_spte": OLD_SPTE,
-        "new_spte": SPTE,
-    },
-    Kind.ZAP_ALL_FAST: {"mmu_valid_gen": CODE, "mmu_used_pages": NUM},
-    Kind.CHECK_MMIO_SPTE: {"kvm_gen": NUM, "spte_gen": CODE, "spte": SPTE},
-    Kind.SET_SPTE: {"gfn": GFN, "spte": SPTE, "sptep": SPTEP, "level": LEVEL},
-    Kind.SPTE_REQUESTED: {"gfn": GFN, "pfn": NUM, "level": LEVEL},
-    Kind.TDP_MMU_SPTE_CHANGED: {
-        "gfn": GFN,
-        "old_spte": OLD_SPTE,
-        "new_spte": SPTE,
-        "level": LEVEL,
-        "as_id": NUM,
-    },
-    Kind.SPLIT_HUGE_PAGE: {"gfn": GFN, "spte": SPTE, "level": LEVEL, "errno": NUM},
-    Kind.PAGE_FAULT: {"vcpu_id?": NUM, "fault_address": ADDR, "error_code": CODE},
-    Kind.UNMAP_HVA_RANGE: {"start": ADDR, "end": END},
-}
-"""The fields of each kind and what they fill; ``a|b`` for names a field had, ``?`` if it may be absent."""
 
 _FLAGS: dict[Kind, dict[str, Flag]] = {
     Kind.GET_PAGE: {"unsync": Flag.UNSYNC, "created": Flag.CREATED},

@@ -30,7 +30,7 @@ from replay.trace.dat.fields import (
 from replay.trace.lex import NEWLINE, PADDING, load64
 from replay.trace.payload import END, FIELDS, GFN, WIDE
 
-WITHOUT_TEXT = -12
+WITHOUT_TEXT = -20
 """What ``read_record`` returns, beside what the readers of lines do, where trace_printk's text is missing."""
 
 _FIRST_CONTROL = int(Kind.SET_REGION)
