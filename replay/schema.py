@@ -85,7 +85,7 @@ class Kind(IntEnum):
     V2_RESTART = 74  # gfn, level, code=why
     # marker lines "replay: WORD key=value ..."; text = what follows "replay: "
     MARK_VM_CREATE = 90  # num=pid (0 where not given)
-    MARK_MEMSLOT = 91  # num=id, gfn=base_gfn, end=base_gfn+npages, code=flags, addr=hva, level=as
+    MARK_MEMSLOT = 91  # num=id|as<<16, gfn=base_gfn, end=base_gfn+npages, code=flags, addr=hva, level=as
     MARK_MANUAL_PROTECT = 92  # num=arg
     MARK_CLEAR_DIRTY_LOG = (
         93  # num=slot, gfn=first_page, end=first_page+num_pages, code=mask (all ones where not given)

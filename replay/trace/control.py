@@ -137,12 +137,13 @@ _HAS_COUNTED_END[list(_COUNTED_END)] = True
 
 _RAW_PLACE = words_of("__probe_")[0][0]  # of __probe_ip=ADDRESS, in raw fields
 _EQUALS, _PAREN_OPEN, _PAREN_CLOSE = 61, 40, 41
-_PAGE_SHIFT = np.uint64(12)
+_PAGE_SHIFT, _SPACE_SHIFT = np.uint64(12), np.uint64(16)
 _ZERO = np.uint64(0)
 _LARGEST_LEVEL = np.uint64(255)
 _ALL_ONES = np.uint64(2**64 - 1)
 _SET_REGION = int(Kind.SET_REGION)
 _CLEAR_DIRTY_LOG, _FIRST_MARK = int(Kind.MARK_CLEAR_DIRTY_LOG), int(Kind.MARK_VM_CREATE)
+_MARK_MEMSLOT = int(Kind.MARK_MEMSLOT)
 
 
 @jit
@@ -178,7 +179,13 @@ def _read_pair(buf, at, kind, fields, seen):
 
 @jit
 def to_frames(kind, fields):
-    """Turn what a control line says of a range into what the table has: gfns, the end instead of a count."""
+    """Turn what a control line says into what the table has.
+
+    Ranges are of gfns, with the end instead of a count; the number of a slot has its address space in the
+    upper half, as KVM_SET_USER_MEMORY_REGION and the probes have it.
+    """
+    if kind == _MARK_MEMSLOT:
+        fields[NUM] |= fields[LEVEL] << _SPACE_SHIFT
     if kind == _SET_REGION:
         fields[GFN] >>= _PAGE_SHIFT
         fields[END] >>= _PAGE_SHIFT

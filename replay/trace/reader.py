@@ -39,7 +39,7 @@ from replay.trace.source import PERF_DATA, Source, TruncatedInput
 from replay.trace.store import BatchStore
 from replay.trace.table import read_table, trace_table, write_table
 from replay.trace.vms import SlotOwners, VmCreated, find_vms, vm_created
-from replay.trace.wrapped import MAX_LINES, goes_on
+from replay.trace.wrapped import MAX_LINES, goes_on, last_event
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -56,8 +56,10 @@ RAW_SAMPLE_BYTES = 1 << 20
 WITHOUT_PROCESS = "events of several VMs without process"
 MAX_LINE = 1 << 14
 """A malformed line is looked at again in so many bytes."""
-MAX_DOUBTS = 1000
-"""After so many malformed lines that no other form explains, the rest is only counted."""
+MAX_DOUBTS, RARE_DOUBTS = 1000, 61
+"""After so many malformed lines that no other form explains, only each 61st is looked at: a form may still
+begin, but a trace of nonsense takes no time.  A prime, for lines that take turns.
+"""
 MEMORY_BYTES = 1 << 30
 """Columns kept in memory; a trace that needs more continues in a temporary file."""
 
@@ -197,37 +199,38 @@ class Parser:
         if mapped is not None:
             self._parse_mapped(mapped, chunk_bytes)
         buf = np.empty(chunk_bytes + PADDING, np.uint8)
-        held = 0  # bytes of an unfinished line at the beginning of the buffer
+        held = 0  # bytes at the beginning of the buffer that are yet to be scanned
         while True:
             room = len(buf) - PADDING
             count = self._read(buf[held:room])
             self._trace.bytes += count
-            filled = held + count
+            held += count
             if count == 0:
-                if filled:
-                    buf[filled : filled + PADDING] = NEWLINE
-                    self._scan(buf, 0, filled + 1)
+                if held:
+                    buf[held : held + PADDING] = NEWLINE
+                    self._scan(buf, 0, held + (buf[held - 1] != NEWLINE))
                 return self._finish()
-            stop = _last_line_end(buf, held, filled)
-            if stop == 0:
-                held = filled
-                if held == room:  # one line longer than the buffer
-                    buf = np.concatenate([buf, np.empty(len(buf), np.uint8)])
+            if held < room:
+                continue
+            stop = _chunk_end(buf, 0, held)
+            if stop == 0:  # one line longer than the buffer
+                buf = np.concatenate([buf, np.empty(len(buf), np.uint8)])
                 continue
             tail = buf[stop : stop + PADDING].copy()
             buf[stop : stop + PADDING] = NEWLINE
             self._scan(buf, 0, stop)
             buf[stop : stop + PADDING] = tail
-            held = filled - stop
-            buf[:held] = buf[stop:filled].copy()
+            rest = buf[stop:held].copy()
+            held = len(rest)
+            buf[:held] = rest
             self._tell(self._source.position())
 
     def _parse_mapped(self, mapped: np.ndarray, chunk_bytes: int) -> None:
         """Parse whole chunks where they lie, up to the end of the file or a line longer than a chunk."""
         at = 0
         while at + chunk_bytes + PADDING <= len(mapped):
-            stop = _last_line_end(mapped, at, at + chunk_bytes)
-            if stop == 0:
+            stop = _chunk_end(mapped, at, at + chunk_bytes)
+            if stop <= at:
                 break
             self._scan(mapped, at, stop)
             first = at == 0
@@ -249,8 +252,8 @@ class Parser:
         try:
             while given_up < MAX_GIVEN_UP and not self._forms.used:
                 while len(pending) <= threads and begin + size + PADDING <= len(mapped):
-                    stop = _last_line_end(mapped, begin, begin + size)
-                    if stop == 0:
+                    stop = _chunk_end(mapped, begin, begin + size)
+                    if stop <= begin:
                         break
                     known = fork(self._scanner), self._batch_rows
                     pending.append((stop, pool.submit(scan_section, mapped, begin, stop, *known)))
@@ -369,10 +372,10 @@ class Parser:
         return WRAPPED in self._forms.used
 
     def _give_up_line(self) -> None:
-        """The line at START is malformed; after many of them no other is looked at again."""
+        """The line at START is malformed; after many of them few are looked at again."""
         self._useless_doubts += 1
         self._scanner.state[scanning.GIVEN_UP] = self._scanner.state[START]
-        self._scanner.state[scanning.DOUBTS] = self._useless_doubts < MAX_DOUBTS
+        self._scanner.state[scanning.DOUBTS] = 1 if self._useless_doubts < MAX_DOUBTS else RARE_DOUBTS
 
     def _check_is_trace(self, text: np.ndarray) -> None:
         state = self._scanner.state
@@ -511,12 +514,20 @@ class Parser:
         return trace
 
 
-def _last_line_end(buf: np.ndarray, held: int, filled: int) -> int:
-    """Index behind the last newline of ``buf[held:filled]``, 0 if there is none."""
+def _chunk_end(buf: np.ndarray, begin: int, end: int) -> int:
+    """Where the last whole line of ``buf[begin:end]`` ends that nothing behind it continues, at most ``begin``
+    if there is none."""
+    stop = _last_line_end(buf, begin, end)
+    lines = buf[max(begin, stop - MAX_LINE) : stop].tobytes()
+    return stop - len(lines) + last_event(lines)  # the last may be wrapped
+
+
+def _last_line_end(buf: np.ndarray, begin: int, end: int) -> int:
+    """Index behind the last newline of ``buf[begin:end]``, 0 if there is none."""
     step = 1 << 16
-    for start in range(filled, held, -step):
-        block = buf[max(held, start - step) : start].tobytes()
+    for start in range(end, begin, -step):
+        block = buf[max(begin, start - step) : start].tobytes()
         place = block.rfind(b"\n")
         if place >= 0:
-            return max(held, start - step) + place + 1
+            return max(begin, start - step) + place + 1
     return 0

@@ -58,7 +58,8 @@ MAX_NAMES, MAX_NAME = 2048, 64
 
 # places of the array ``state`` behind those of ``replay.trace.dialect``
 # (DONE: the line has been read up to there; BASE: of numbers in raw fields, 0 not known)
-# (DOUBTS: ask at malformed lines, by stopping; GIVEN_UP: but not at the one that begins there)
+# (DOUBTS: ask at each so many malformed lines, by stopping, 0 never; GIVEN_UP: but not at the one that
+# begins there)
 LINES, ROWS, KVMMMU, IGNORED, MALFORMED, LOST, STOP, DONE, DOUBTS, GIVEN_UP, BASE = range(
     HEADER_STATE, HEADER_STATE + 11
 )
@@ -382,7 +383,8 @@ def scan(buf, at, stop, rows, scanner):
         if kind == NO_ROOM or kind == NO_BASE:
             state[STOP], state[START] = TEXTS_FULL if kind == NO_ROOM else BASE_IS_NEW, at
             break
-        if kind == MALFORMED_LINE and state[DOUBTS] and state[GIVEN_UP] != at:
+        may_ask = kind == MALFORMED_LINE and state[DOUBTS] != 0 and state[GIVEN_UP] != at
+        if may_ask and state[MALFORMED] % state[DOUBTS] == 0:
             state[STOP], state[START], state[END] = DOUBTFUL, at, line_end(buf, at)
             break
         state[LINES] += 1

@@ -39,6 +39,16 @@ def goes_on(lines: list[bytes]) -> int:
     return count
 
 
+def last_event(text: bytes) -> int:
+    """Where the last line of whole lines begins that may go on behind them; their end if there is none."""
+    at = len(text)
+    for line in reversed(text.splitlines(keepends=True)[-MAX_LINES:]):
+        at -= len(line)
+        if _EVENT.search(line[:_LOOKED_AT]):
+            return at
+    return len(text)
+
+
 def unwrap(text: bytes) -> bytes:
     """``text`` with each wrapped event on one line; the lines that it took besides become blank."""
     lines = text.split(b"\n")

@@ -233,7 +233,8 @@ def test_kprobes(tmp_path: Path, text: str, expected: dict[str, int]) -> None:
         ("vm_create vm=alpha pid=160", {"kind": 90, "num": 160}),
         ("vm_create", {"kind": 90}),
         ("memslot id=1 base_gfn=0x40000 npages=0x8000 flags=0x1 hva=0x7f0000000000 as=1 vm=alpha",
-         {"kind": 91, "num": 1, "gfn": 0x40000, "end": 0x48000, "code": 1, "addr": 0x7F0000000000, "level": 1}),
+         {"kind": 91, "num": 1 << 16 | 1, "gfn": 0x40000, "end": 0x48000, "code": 1, "addr": 0x7F0000000000,
+          "level": 1}),
         ("memslot npages=0 flags=0 base_gfn=16 id=1 colour=red", {"kind": 91, "num": 1, "gfn": 16, "end": 16}),
         ("manual_dirty_log_protect2 arg=3", {"kind": 92, "num": 3}),
         ("clear_dirty_log slot=1 first_page=64 num_pages=128", {
