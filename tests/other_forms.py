@@ -201,6 +201,7 @@ def trace_cmd(
     payload: Payload = no_symbols,
     prefix: str = "",
     latency: bool = False,
+    raw_latency: bool = False,
     flags: bool = False,
     difference: bool = False,
 ) -> str:
@@ -209,6 +210,8 @@ def trace_cmd(
         column = f"{line.name}: ".ljust(22)
         if latency:
             head = f"{line.comm[:8]:>8}-{line.pid:<5} {int(line.cpu):3d}{line.flags} {line.time:>13}: "
+        elif raw_latency:
+            head = f"{line.comm[:8]:>8}-{line.pid:<5} {int(line.cpu):3d}-0x0 {line.time:>13}: "
         else:
             shown = f"{line.flags} " if flags else ""
             head = f"{line.comm:>16}-{line.pid:<5} [{line.cpu}] {shown}{line.time:>12}"

@@ -31,7 +31,8 @@ _LOST = re.compile(rb"\n[^\n\[]*(CPU:\d+ \[[^\n\]]{0,40}EVENTS[^\n\]]{0,20}\])")
 _PERF_LOST = re.compile(
     rb"\n(?:[^\n\[]*\[(\d+)\])?[^\n]*?PERF_RECORD_LOST(?:_SAMPLES)?[^\n\d]{0,20}(\d+)[^\n]*"
 )
-_LATENCY = re.compile(rb"(\n[^\n\[]*?-\d+) +(\d{1,4})([.dDbX][^ \n]{3,4}) +(?=" + _TIME + rb":)")
+_LATENCY_FLAGS = rb"(?:([.dDbX][^ \n]{3,4})|-0x[0-9a-f]{1,4})"  # the latter of trace-cmd report -R -l
+_LATENCY = re.compile(rb"(\n[^\n\[]*?-\d+) +(\d{1,4})" + _LATENCY_FLAGS + rb" +(?=" + _TIME + rb":)")
 _NO_CPU = re.compile(rb"(\n[^\n\[]*?)(?<![ \t])[ \t]++(?=" + _TIME + rb": )")
 _DIFFERENCE = re.compile(rb"(" + _TIME + rb")(?::?[ \t]+\(\+\d+\)[ \t]*:?|[ \t]+:)(?=[ \t])")
 _PERIOD = re.compile(rb"(" + _TIME + rb": +)\d+ +(?:[\w/:-]+:? +)?(?=\w+:\w+: )")

@@ -147,6 +147,7 @@ DERIVED: dict[str, tuple[Callable[[str], str], tuple[str, ...], str]] = {
     "trace-cmd -R": (trace_cmd_with(payload=forms.raw), (), "trace-cmd"),
     "trace-cmd -R of old": (trace_cmd_with(payload=forms.old_raw), (), "trace-cmd"),
     "trace-cmd -l": (trace_cmd_with(payload=forms.unparsed(), latency=True), (), "trace-cmd"),
+    "trace-cmd -R -l": (trace_cmd_with(payload=forms.raw, raw_latency=True), (), "trace-cmd"),
     "trace-cmd --ts-diff": (trace_cmd_with(payload=forms.unparsed(), difference=True), (), "trace-cmd"),
     "trace-cmd of files": (
         trace_cmd_with(payload=forms.unparsed(), prefix="  host-1.dat: "), (), "trace-cmd"),
