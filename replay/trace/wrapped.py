@@ -12,28 +12,45 @@ MAX_LINES = 16
 _LOOKED_AT = 400
 """Bytes of a line that tell whether it begins an event."""
 
-_QUOTE = re.compile(rb"^[\s>|]+")
-_NAME_LIST = "|".join(name for kind, name in EVENT_NAMES.items() if kind < Kind.MARK_VM_CREATE)
-_NAMES = rb"(?:\w+:)?(?:" + _NAME_LIST.encode() + rb"|tracing_mark_write):"
-_EVENT = re.compile(rb"(?:^|[\s>])(?:" + _NAMES + rb"|b?print:)(?=\s|$)")
-_HEADER = rb".*?(?:\[-?\d+\]\s.*?\d:(?:\s|$)|\d\.\d{6,9}: |\dus.:)"
-_BEGINS = re.compile(_HEADER + rb"|" + _NAMES + rb"|CPU:\d+ \[|#|=>|<stack|-{3}")
-_BEGINS_WITH_HEADER = re.compile(_HEADER)
+_QUOTE = b" \t\r\v\f>|"
+_EVENTS = frozenset(
+    name.encode()
+    for name in (
+        *(name for kind, name in EVENT_NAMES.items() if kind < Kind.MARK_VM_CREATE),
+        "tracing_mark_write",
+        "print",
+        "bprint",
+    )
+)
+_NAMED = re.compile(rb"(?:^|[\s>:])(\w+):(?=\s|$)")
+_HEADER = re.compile(rb".*?(?:\[-?\d+\]\s.*?\d:(?:\s|$)|\d\.\d{6,9}: |\dus.:)")
+_OTHER_BEGINS = (b"#", b"=>", b"<stack", b"---")
+_LOST = re.compile(rb"CPU:\d+ \[")
 _PAIRS = re.compile(rb"(?:\w+=\S+\s*)+$")
+
+
+def _has_event(line: bytes) -> bool:
+    return any(name in _EVENTS for name in _NAMED.findall(line))
+
+
+def _begins(part: bytes) -> bool:
+    """A line, without quotes, is not the rest of another."""
+    if part.startswith(_OTHER_BEGINS):
+        return True
+    return b":" in part and bool(_HEADER.match(part) or _LOST.match(part) or _has_event(part))
 
 
 def goes_on(lines: list[bytes]) -> int:
     """Number of lines, 0 to ``MAX_LINES - 1``, behind the first one that go on with its event."""
     is_marker = b"tracing_mark_write:" in lines[0]
+    is_cut_before_text = lines[0].rstrip().endswith(b":")
     count = 0
     for line in lines[1:MAX_LINES]:
-        part = _QUOTE.sub(b"", line[:_LOOKED_AT]).rstrip()
-        if count == 0 and lines[0].rstrip().endswith(b":") and part and not _BEGINS_WITH_HEADER.match(part):
+        part = line[:_LOOKED_AT].lstrip(_QUOTE).rstrip()
+        if count == 0 and is_cut_before_text and part and not _HEADER.match(part):
             count, is_marker = 1, is_marker or b"tracing_mark_write:" in part
             continue
-        if not part or _BEGINS.match(part) or _EVENT.search(part):
-            break
-        if is_marker and not _PAIRS.match(part):
+        if not part or _begins(part) or (is_marker and not _PAIRS.match(part)):
             break
         count += 1
     return count
@@ -44,7 +61,7 @@ def last_event(text: bytes) -> int:
     at = len(text)
     for line in reversed(text.splitlines(keepends=True)[-MAX_LINES:]):
         at -= len(line)
-        if _EVENT.search(line[:_LOOKED_AT]):
+        if _has_event(line[:_LOOKED_AT]):
             return at
     return len(text)
 
@@ -54,10 +71,10 @@ def unwrap(text: bytes) -> bytes:
     lines = text.split(b"\n")
     number = 0
     while number < len(lines):
-        if _EVENT.search(lines[number]):
+        if _has_event(lines[number]):
             more = goes_on(lines[number : number + MAX_LINES])
             if more:
-                parts = [_QUOTE.sub(b"", line).rstrip() for line in lines[number + 1 : number + 1 + more]]
+                parts = [line.lstrip(_QUOTE).rstrip() for line in lines[number + 1 : number + 1 + more]]
                 lines[number] = b" ".join([lines[number].rstrip(), *parts])
                 lines[number + 1 : number + 1 + more] = [b""] * more
             number += more
