@@ -139,6 +139,32 @@ def perf_with(**options: Any) -> Callable[[str], str]:
     return lambda kernel: forms.perf_script(lines(kernel), **options)
 
 
+def trace_cmd_of_two_files(kernel: str) -> str:
+    """``trace-cmd report -i one -i two``: names in a column of their own, each behind its host."""
+    prefixes = "         host-1.dat: ", "other/guest-22.dat: "
+    return "".join(
+        forms.trace_cmd([line], forms.unparsed(), prefix=prefixes[number % 2])
+        for number, line in enumerate(lines(kernel))
+    )
+
+
+def trace_cmd_in_ns(kernel: str) -> str:
+    return forms.trace_cmd((line._replace(time=f"{line.time}000") for line in lines(kernel)), forms.raw)
+
+
+def with_stack_traces(kernel: str) -> str:
+    """Options stacktrace and userstacktrace: an event of its own behind each, and lines without a header."""
+    stack = " => kvm_mmu_get_page+0x1f/0x2d0 [kvm]\n => kvm_page_fault\n"
+    text = ""
+    for line in native(kernel).splitlines(keepends=True):
+        found = forms.NATIVE.match(line)
+        text += line
+        if found:
+            head = line[: found.start("name")]
+            text += f"{head}<stack trace>\n{stack}{head}<user stack trace>\n =>  <00007f88db0a1b2c>\n"
+    return text
+
+
 NO_TASK = ("pid", "cpu", "comm", "vm")
 SYSLOG = "Nov 22 17:00:{:02d} host kernel: [  12.{:06d}] "
 DERIVED: dict[str, tuple[Callable[[str], str], tuple[str, ...], str]] = {
@@ -151,6 +177,9 @@ DERIVED: dict[str, tuple[Callable[[str], str], tuple[str, ...], str]] = {
     "trace-cmd --ts-diff": (trace_cmd_with(payload=forms.unparsed(), difference=True), (), "trace-cmd"),
     "trace-cmd of files": (
         trace_cmd_with(payload=forms.unparsed(), prefix="  host-1.dat: "), (), "trace-cmd"),
+    "trace-cmd of two files": (trace_cmd_of_two_files, (), "trace-cmd"),
+    "trace-cmd -R -t": (trace_cmd_in_ns, (), "trace-cmd"),
+    "stack traces": (with_stack_traces, (), "ftrace"),
     "perf": (perf_with(payload=forms.unparsed()), (), "perf-script"),
     "perf, tid": (perf_with(payload=forms.unparsed(), with_tid=True), (), "perf-script"),
     "perf without cpu": (perf_with(payload=forms.unparsed(), with_cpu=False), ("cpu",), "perf-script"),
@@ -195,7 +224,22 @@ def test_chunks_make_no_difference(form: str, tmp_path: Path) -> None:
     assert (whole.lines, whole.events) == (parts.lines, parts.events)
 
 
-@pytest.mark.parametrize("form", ["trace-cmd -R of old", "trace-cmd -l", "perf without cpu", "mail"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "trace-cmd -R of old",
+        "trace-cmd -l",
+        "trace-cmd --ts-diff",
+        "trace-cmd of two files",
+        "trace-cmd -R -t",
+        "stack traces",
+        "perf without cpu",
+        "perf -g",
+        "dmesg",
+        "mail",
+        "payload only",
+    ],
+)
 def test_derived_forms_have_the_outcomes_of_native_text(form: str, tmp_path: Path) -> None:
     path = tmp_path / "trace.txt"
     path.write_text(DERIVED[form][0]("linux-6.1"))
