@@ -8,6 +8,7 @@ the TDP MMU prints its change, so does the model.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from replay.synth.guest import ACC_ALL, ROOT_LEVEL, GuestTables
 from replay.synth.memory import Host, MemSlot
@@ -87,6 +88,21 @@ class Kvm:
         self.requested_pages = 0
         self.initially_all_set = False
         self.default_mmu_pages()
+
+    @contextmanager
+    def noted_lines(self) -> Iterator[list[tuple[str, str]]]:
+        """Collects what is emitted meanwhile, beside writing it."""
+        lines: list[tuple[str, str]] = []
+
+        def emit(start: str, event: str) -> None:
+            lines.append((start, event))
+            self.writer.emit(start, event)
+
+        self.emit = emit
+        try:
+            yield lines
+        finally:
+            self.emit = self.writer.emit
 
     def _guest_table(self) -> int:
         gfn = self.next_table_gfn

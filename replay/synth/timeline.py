@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from replay.errors import InputError
+from replay.synth.bulk import Fault, map_run
 from replay.synth.fault import host_level, lookup, page_fault, permits, remove_table
 from replay.synth.guest import ROOT_LEVEL
 from replay.synth.kvm import NONLEAF, REMOVED_SPTE, SPTE_W, Kvm, ShadowPage
@@ -103,20 +105,33 @@ class Timeline:
         args = step.args
         root, vcpu = self.root(kvm, step)
         start = args["start"] + round_number * args["advance"]
-        addresses = list(range(start, start + args["size"], args["stride"]))
+        addresses: Sequence[int] = range(start, start + args["size"], args["stride"])
         if args["order"] == "random":
+            addresses = list(addresses)
             self.random.shuffle(addresses)
         access = args["access"]
+        steady = args["order"] == "ascending" and access != "random"
         top = kvm.load_root(kvm.vcpus[vcpu], root)
-        for addr in addresses:
+        last: Fault | None = None
+        number = 0
+        while number < len(addresses):
+            addr = addresses[number]
+            number += 1
             kind = self.random.choice(("read", "write")) if access == "random" else access
             spte = lookup(top, addr)[2]
             if permits(spte, kind):
                 continue
             self.writer.pause(FAULT_US)
-            refusal = page_fault(kvm, vcpu, root, top, addr, kind, spte)
+            with kvm.noted_lines() as lines:
+                refusal = page_fault(kvm, vcpu, root, top, addr, kind, spte)
             if refusal is not None:
                 raise self.error(step, refusal)
+            sp, index, _ = lookup(top, addr)
+            fault = Fault(addr, sp, index, lines)
+            if steady and last is not None and not spte and args["stride"] == pages(sp.level) << PAGE_SHIFT:
+                slot = kvm.slot_of(sp.leaf_gfn(index))
+                number += map_run(kvm, root, last, fault, slot, len(addresses) - number, FAULT_US)
+            last = fault
 
     def root_step(self, kvm: Kvm, step: Step) -> None:
         """The guest loads a root anew (its page tables are synced), or a root is dropped and recycled."""

@@ -7,9 +7,12 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from replay.errors import OutputError
+
+if TYPE_CHECKING:
+    from replay.synth.digits import Piece
 
 HEADER = """\
 # tracer: nop
@@ -28,6 +31,7 @@ HEADER = """\
 UNLOCKED, LOCKED, LOCKED_TWICE, IRQS_OFF = ".....", "...1.", "...2.", "d...."
 """irq-info flags: outside of mmu_lock, under it, under it and mmu_unsync_pages_lock, irqs disabled."""
 CHUNK_LINES = 1 << 14
+SECOND_US = 1000000
 START_S = 100
 
 
@@ -45,7 +49,7 @@ class Task:
 class TraceWriter:
     """Collects lines in a temporary file; the clock goes one microsecond a line."""
 
-    def __init__(self, body: IO[str], start_s: int) -> None:
+    def __init__(self, body: IO[bytes], start_s: int) -> None:
         self.body = body
         self.count = 0
         self._lines: list[str] = []
@@ -57,15 +61,27 @@ class TraceWriter:
     def emit(self, start: str, event: str) -> None:
         """Append one line: ``start`` is one of a task's prefixes, ``event`` is ``name: text``."""
         us = self._us = self._us + 1
-        if us >= 1000000:
+        if us >= SECOND_US:
             us = self._next_second()
         self._append(f"{start}{self._second_text}{us:06d}: {event}\n")
 
     def _next_second(self) -> int:
-        seconds, self._us = divmod(self._us, 1000000)
+        seconds, self._us = divmod(self._us, SECOND_US)
         self._second += seconds
         self._second_text = f"{self._second:5d}."
         return self._us
+
+    def emit_run(self, pieces: list[Piece], lines: int, count: int, pause_us: int) -> None:
+        """Append ``pieces``, ``lines`` lines, ``count`` times, each time behind a pause of ``pause_us``."""
+        from replay.synth.digits import render
+
+        self.flush()
+        period = pause_us + lines
+        start = self._second * SECOND_US + self._us
+        self.body.writelines(render(pieces, count, start + pause_us + 1, period))
+        self.count += count * lines
+        self._second, self._us = divmod(start + period * count, SECOND_US)
+        self._second_text = f"{self._second:5d}."
 
     def pause(self, microseconds: int) -> None:
         """Let time pass, and write out what has piled up."""
@@ -76,34 +92,32 @@ class TraceWriter:
     def flush(self) -> None:
         """Write the collected lines to the body."""
         self.count += len(self._lines)
-        self.body.write("".join(self._lines))
+        self.body.write("".join(self._lines).encode())
         self._lines.clear()
 
 
-def finish(writer: TraceWriter, output: IO[str], cpus: int) -> None:
+def finish(writer: TraceWriter, output: IO[bytes], cpus: int) -> None:
     """Write header and body to ``output``."""
     writer.flush()
-    output.write(HEADER.format(lines=writer.count, cpus=cpus))
+    output.write(HEADER.format(lines=writer.count, cpus=cpus).encode())
     writer.body.seek(0)
     shutil.copyfileobj(writer.body, output, 1 << 20)
 
 
-def open_body() -> IO[str]:
+def open_body() -> IO[bytes]:
     """A temporary file for the lines, gone when closed."""
-    return tempfile.SpooledTemporaryFile(max_size=1 << 26, mode="w+", encoding="ascii", newline="\n")
+    return tempfile.SpooledTemporaryFile(max_size=1 << 26)
 
 
 def save(writer: TraceWriter, path: str | os.PathLike[str], cpus: int) -> None:
     """Write the trace to ``path`` by way of a temporary name, or to standard output for ``-``."""
     if os.fspath(path) == "-":
-        finish(writer, sys.stdout, cpus)
-        sys.stdout.flush()
+        finish(writer, sys.stdout.buffer, cpus)
+        sys.stdout.buffer.flush()
         return
     final = Path(path)
     try:
-        with tempfile.NamedTemporaryFile(
-            "w", dir=final.parent, prefix=f".{final.name}.", delete=False, encoding="ascii", newline="\n"
-        ) as output:
+        with tempfile.NamedTemporaryFile(dir=final.parent, prefix=f".{final.name}.", delete=False) as output:
             temporary = Path(output.name)
             try:
                 finish(writer, output, cpus)
