@@ -352,6 +352,21 @@ def synth(
 
 
 @app.command()
+def warmup(quiet: QuietOption = False) -> None:
+    """Compile all kernels and keep them, so that no later command has to.
+
+    Exit code 0, also where there was nothing to do. 2: they cannot be kept.
+    """
+    from replay.warmup import warm_up
+
+    done = warm_up()
+    if not quiet:
+        for word, names in (("compiled", done.compiled), ("found", done.found)):
+            print(f"{word}: {', '.join(names) or 'none'}")
+        print(f"kept in: {done.directory}")
+
+
+@app.command()
 def policies(
     as_json: Annotated[bool, typer.Option("--json", help="Print the policies as JSON.")] = False,
 ) -> None:

@@ -18,7 +18,15 @@ from replay.jit.cache import KernelCache, NoCache, announce_compile, cache_direc
 from replay.jit.compiler import KernelCompiler, PartCompiler
 from replay.jit.table import by_reference
 
-__all__ = ["announce_compile", "by_reference", "cache_directory", "compile_meanwhile", "jit", "kernel"]
+__all__ = [
+    "KERNELS",
+    "announce_compile",
+    "by_reference",
+    "cache_directory",
+    "compile_meanwhile",
+    "jit",
+    "kernel",
+]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -73,9 +81,14 @@ def jit(function: Function) -> Function:
     return function if config.DISABLE_JIT else cast(Function, _Part(function))
 
 
+KERNELS: list[Any] = []
+"""Every kernel of the modules imported so far."""
+
+
 def kernel(function: Function) -> Function:
     """A function that Python calls: compiled with all its parts on the first call, kept between runs."""
     dispatcher = numba.njit(pipeline_class=KernelCompiler, **_OPTIONS)(function)
     if not config.DISABLE_JIT:
         dispatcher._cache = NoCache() if cache_directory() is None else KernelCache(function)
+        KERNELS.append(dispatcher)
     return cast(Function, dispatcher)

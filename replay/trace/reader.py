@@ -515,8 +515,7 @@ class Parser:
 
 
 def _chunk_end(buf: np.ndarray, begin: int, end: int) -> int:
-    """Where the last whole line of ``buf[begin:end]`` ends that nothing behind it continues, at most ``begin``
-    if there is none."""
+    """Where the last line of ``buf[begin:end]`` ends that nothing continues, not above ``begin`` if none."""
     stop = _last_line_end(buf, begin, end)
     lines = buf[max(begin, stop - MAX_LINE) : stop].tobytes()
     return stop - len(lines) + last_event(lines)  # the last may be wrapped

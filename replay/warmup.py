@@ -1,0 +1,85 @@
+"""Compile every kernel of the package and keep it, so that no later command has to."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from numba.core import config
+
+import replay.mmu
+import replay.trace
+from replay.errors import UsageError
+from replay.jit import KERNELS, cache_directory
+
+_TEXT = "vmm-1 ( 1) [000] ..... 1.000000: kvm_mmu_set_accessed_bit: gpa 1000\n"
+
+
+@dataclass(frozen=True)
+class Warmup:
+    """What there was to do: names of kernels, as ``module.function``."""
+
+    directory: Path
+    compiled: list[str]
+    found: list[str]
+    """Already kept."""
+
+
+def warm_up() -> Warmup:
+    """Have all kernels in the cache.  Raises ``UsageError`` where none can be kept."""
+    directory = cache_directory()
+    if directory is None:
+        raise UsageError("no cache directory is writable, so that nothing can be kept: set REPLAY_CACHE_DIR")
+    if config.DISABLE_JIT:
+        raise UsageError("NUMBA_DISABLE_JIT is set: nothing is compiled")
+    for package in (replay.trace, replay.mmu):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
+    with tempfile.TemporaryDirectory() as temporary:
+        _use_all(Path(temporary))
+    compiled, found = [], []
+    for kernel in KERNELS:
+        name = f"{kernel.py_func.__module__.removeprefix('replay.')}.{kernel.py_func.__name__}"
+        if kernel.stats.cache_misses:
+            compiled.append(name)
+        elif kernel.stats.cache_hits:
+            found.append(name)
+    return Warmup(directory, compiled, found)
+
+
+def _use_all(directory: Path) -> None:
+    """Call every kernel as the commands do, with next to nothing to work on."""
+    from replay.mmu import state
+    from replay.mmu.engine import compile_kernels
+    from replay.run import Request, run_trace
+    from replay.trace.reader import read_trace
+
+    text, binary = directory / "trace.txt", directory / "trace.dat"
+    text.write_text(_TEXT)
+    binary.write_bytes(_trace_dat())
+    read_trace(str(binary))
+    compile_kernels()
+    run_trace(str(text), Request(rmap_histogram=("end",), census=True))
+    full = state.make(1, 1, 1, 1)
+    full.ctl[[state.CTL_SP_TOP, state.CTL_GIB_TOP]] = len(full.sp)
+    state.grow(full)
+
+
+def _trace_dat() -> bytes:
+    """A trace.dat file, version 6, of one CPU that recorded nothing."""
+
+    def sized(size: int, data: bytes) -> bytes:
+        return len(data).to_bytes(size, "little") + data
+
+    fields = (("u64 timestamp", 0, 8), ("local_t commit", 8, 8), ("char data", 16, 4080))
+    page = "".join(f"\tfield: {name};\toffset:{at};\tsize:{size};\tsigned:1;\n" for name, at, size in fields)
+    head = b"\x17\x08\x44tracing6\0\0\x08" + (4096).to_bytes(4, "little")
+    head += b"header_page\0" + sized(8, page.encode()) + b"header_event\0" + sized(8, b"type_len : 5 bits\n")
+    event = b"name: x\nID: 1\nformat:\n\tfield:int common_pid;\toffset:4;\tsize:4;\tsigned:1;\n"
+    head += bytes(4) + (1).to_bytes(4, "little") + b"kvm\0" + (1).to_bytes(4, "little") + sized(8, event)
+    head += bytes(4 + 4 + 8)  # no addresses, formats of printk, tasks
+    head += (1).to_bytes(4, "little") + b"flyrecord\0"
+    return head + (len(head) + 16).to_bytes(8, "little") + bytes(8)
