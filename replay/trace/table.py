@@ -6,7 +6,9 @@ All that ``Trace`` tells beside its events stands in the schema metadata under t
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
+import mmap
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -72,6 +74,7 @@ def trace_table(trace: Trace) -> pa.Table:
 def write_table(trace: Trace, path: str | os.PathLike[str]) -> None:
     """Write the events of ``trace``: Parquet for ``.parquet``, Arrow for ``.arrow`` and ``.feather``.
 
+    Arrow is as large as the text and read by mapping it, Parquet is compressed and decoded when it is read.
     The file is complete or absent: it is written beside ``path`` and renamed.  Raises OutputError.
     """
     path = Path(path)
@@ -91,7 +94,7 @@ def _writer(path: Path, file: IO[bytes], schema: pa.Schema) -> Any:
         import pyarrow.parquet as pq
 
         return pq.ParquetWriter(file, schema, compression="zstd")
-    return pa.ipc.new_file(file, schema, options=pa.ipc.IpcWriteOptions(compression="zstd"))
+    return pa.ipc.new_file(file, schema)  # not compressed, so that it is read by mapping it
 
 
 @contextlib.contextmanager
@@ -132,7 +135,7 @@ def read_table(path: str, file_format: str) -> Trace:
         try:
             for batch in batches():
                 yield _columns(batch, places)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise TraceError(path, 0, f"corrupt {file_format} file: {str(error).splitlines()[0]}") from error
 
     return Trace(path, file_format, **facts, _batches=columns)
@@ -154,10 +157,11 @@ def _open_parquet(path: str) -> _Opened:
 
 def _open_arrow(path: str) -> _Opened:
     def batches() -> Iterator[pa.RecordBatch]:
-        with pa.memory_map(path) as mapped:
-            reader = pa.ipc.open_file(mapped)
-            for number in range(reader.num_record_batches):
-                yield reader.get_batch(number)
+        with open(path, "rb") as file:  # written by nobody, but private, as jitted code wants arrays writable
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        reader = pa.ipc.open_file(pa.py_buffer(mapped))
+        for number in range(reader.num_record_batches):
+            yield reader.get_batch(number)
 
     with pa.memory_map(path) as mapped:
         return pa.ipc.open_file(mapped).schema, batches
@@ -167,10 +171,26 @@ def _columns(batch: pa.RecordBatch, places: dict[str, dict[str, int]]) -> Column
     """The arrays of a record batch, writable; dictionary columns numbered as in the whole trace."""
     arrays = []
     for name, column in zip(COLUMN_TYPES, batch.columns, strict=True):
-        if name in places:
+        if name not in places:
+            arrays.append(_values(column, COLUMN_TYPES[name]))
+        elif column.null_count == len(column):
+            arrays.append(np.full(len(column), -1, np.int32))
+        else:
             own = np.array([places[name][word] for word in column.dictionary.to_pylist()], np.int32)
             indices = column.indices.fill_null(-1).to_numpy(zero_copy_only=False)
             arrays.append(np.append(own, np.int32(-1))[indices])
-        else:
-            arrays.append(np.array(column.to_numpy(zero_copy_only=False)))
     return Columns(*arrays)
+
+
+def _values(column: pa.Array, kind: str) -> np.ndarray:
+    """The memory of ``column``, which nobody else has, as a writable array.
+
+    Arrow hands out arrays that cannot be written to, which are another type to jitted code.
+    """
+    buffer = column.buffers()[1]
+    dtype = np.dtype(kind)
+    if column.null_count or buffer is None:
+        return np.array(column.fill_null(0).to_numpy(zero_copy_only=False))
+    memory = (ctypes.c_uint8 * buffer.size).from_address(buffer.address)
+    memory.owner = buffer  # which lives as long as the array
+    return np.frombuffer(memory, dtype, len(column), column.offset * dtype.itemsize)
