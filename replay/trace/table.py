@@ -149,7 +149,8 @@ def _open_parquet(path: str) -> _Opened:
 
     def batches() -> Iterator[pa.RecordBatch]:
         with pq.ParquetFile(path, read_dictionary=["comm", "text"]) as file:
-            yield from file.iter_batches(batch_size=1 << 20)
+            for number in range(file.num_row_groups):  # batches across row groups would be copied together
+                yield from file.read_row_group(number).to_batches(max_chunksize=1 << 20)
 
     with pq.ParquetFile(path) as file:
         return file.schema_arrow, batches

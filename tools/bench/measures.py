@@ -1,0 +1,206 @@
+"""What is measured: each function gives rows of the table, all of one run on one machine."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from tools.bench.parse import write_synthetic
+from tools.bench.timing import ROOT, best_call, best_command, on_one_core, python, replay
+
+MIXED = ROOT / "traces" / "synthetic" / "bench-mixed.toml"
+GUEST = ROOT / "tools" / "bench" / "guest-12tib.toml"
+SMALL = ROOT / "traces" / "synthetic" / "full-split.txt"
+LINES_A_ROUND = 1500
+"""About as many has one round of the mixed scenario."""
+EMPTY_APP = "import typer; app = typer.Typer(); app.command()(lambda: None); app()"
+
+
+class Row(NamedTuple):
+    """One line of the table; ``ratio`` is that of ``value`` to what ``against`` names."""
+
+    name: str
+    value: float
+    unit: str
+    against: str = ""
+    ratio: float | None = None
+
+
+class Inputs(NamedTuple):
+    """Traces made for the run."""
+
+    directory: Path
+    runs: int
+    text: Path  # about ``lines`` lines in the proportions of a guest that touches its memory
+    lines: int
+
+
+Measure = Callable[[Inputs], Iterator[Row]]
+
+
+def parsing(inputs: Inputs) -> Iterator[Row]:
+    """Text to columns, on one core and on all, beside tools that look for one word."""
+    from replay.trace import reader
+
+    tool = next(name for name in ("rg", "grep") if shutil.which(name))
+    counting = best_command([tool, "-c", "set_spte", inputs.text], inputs.runs)
+    words = best_command(["wc", "-l", inputs.text], inputs.runs)
+    threads, reader.thread_count = reader.thread_count, lambda: 1
+    try:
+        one = best_call(lambda: reader.read_trace(str(inputs.text)), inputs.runs + 1)
+    finally:
+        reader.thread_count = threads
+    every = best_call(lambda: reader.read_trace(str(inputs.text)), inputs.runs)
+    yield Row(
+        "parse, one core", inputs.lines / one.cpu / 1e6, "M lines/s", f"{tool} -c", one.cpu / counting.cpu
+    )
+    yield Row("parse, one core", one.cpu * 1e9 / inputs.lines, "ns/line", "wc -l", one.cpu / words.cpu)
+    yield Row(
+        f"parse, {threads()} cores, wall",
+        inputs.lines / every.wall / 1e6,
+        "M lines/s",
+        f"{tool} -c",
+        every.wall / counting.wall,
+    )
+
+
+def memory(inputs: Inputs) -> Iterator[Row]:
+    """Peak memory of ``replay parse`` for a trace and for one ten times as long."""
+    longer = inputs.directory / "longer.txt"
+    with longer.open("wb") as file:
+        for _ in range(10):
+            with inputs.text.open("rb") as part:
+                shutil.copyfileobj(part, file, 1 << 20)
+    table = inputs.directory / "memory.arrow"
+    peaks = [
+        best_command(replay("parse", "-q", trace, "-o", table), 1).memory for trace in (inputs.text, longer)
+    ]
+    yield Row("parse, memory at ten times the lines", peaks[1], "MB", "the lines", peaks[1] / peaks[0])
+    longer.unlink()
+    table.unlink()
+
+
+def caching(inputs: Inputs) -> Iterator[Row]:
+    """Reading the columns from tables, and from the text they were made of, in processor time."""
+    from replay.trace.reader import read_trace, write_table
+
+    def columns(path: Path) -> int:
+        return sum(int(batch.line[-1]) for batch in read_trace(str(path)).batches())
+
+    text = best_call(lambda: columns(inputs.text), inputs.runs)
+    for ending in (".arrow", ".parquet"):
+        table = inputs.directory / f"table{ending}"
+        write_table(read_trace(str(inputs.text)), table)
+        read = best_call(lambda path=table: columns(path), inputs.runs)  # type: ignore[misc]
+        yield Row(f"read {ending}", read.cpu * 1e3, "ms", "text", read.cpu / text.cpu)
+
+
+def synthesis(inputs: Inputs) -> Iterator[Row]:
+    """Writing traces: a guest that touches its memory in order, and one that does all sorts of things."""
+    trace = inputs.directory / "synth.txt"
+    for name, text in (("in order", _guest(1)), ("mixed", _mixed(100))):
+        seconds = best_call(lambda text=text: _write(text, inputs.directory, trace), 1)  # type: ignore[misc]
+        yield Row(f"synth, {name}", _lines(trace) / seconds.cpu / 1e6, "M lines/s")
+
+
+def replaying(inputs: Inputs) -> Iterator[Row]:
+    """The simulated MMU alone, on columns in memory: mixed events, and a guest far larger than the cache."""
+    from replay.mmu.engine import Options, replay_trace
+    from replay.policy import Policy
+    from replay.trace.reader import Trace, read_trace
+
+    def seconds(trace: Trace, split_at: str) -> float:
+        options = Options(split_at=split_at, compare_recorded=False)
+        return best_call(lambda: replay_trace(trace, Policy.parse("v2"), options), inputs.runs).cpu
+
+    for name, text in (("mixed", _mixed(100)), ("large state", _guest(1))):
+        path = inputs.directory / "synth.txt"
+        _write(text, inputs.directory, path)
+        trace = read_trace(str(path))
+        without = seconds(trace, "never")
+        yield Row(f"replay, {name}", trace.events / without / 1e6, "M events/s")
+    options = Options(split_at="end", compare_recorded=False)
+    splits = replay_trace(trace, Policy.parse("v2"), options).counters["split"] or 1
+    each = (seconds(trace, "end") - without) / splits
+    yield Row("split of a 2M page", each * 1e9, "ns", "25 us of Linux", each / 25e-6)
+
+
+def commands(inputs: Inputs) -> Iterator[Row]:
+    """Whole commands, compiled code warm, on the wall clock."""
+    best_command(replay("warmup"), 1)
+    app = best_command(python("-c", EMPTY_APP), inputs.runs)
+    usage = best_command(replay("--help"), inputs.runs)
+    yield Row("replay --help", usage.wall * 1e3, "ms", "an empty typer app", usage.wall / app.wall)
+    imports = best_command(python("-c", "import numba, pyarrow"), inputs.runs)
+    small = best_command(replay("run", SMALL, "--expect", "none"), inputs.runs)
+    yield Row(
+        "replay run, small trace",
+        small.wall * 1e3,
+        "ms",
+        "importing numba, pyarrow",
+        small.wall / imports.wall,
+    )
+    mixed, table = inputs.directory / "mixed.txt", inputs.directory / "mixed.arrow"
+    _write(_mixed(inputs.lines // LINES_A_ROUND), inputs.directory, mixed)
+    best_command(replay("parse", mixed, "-o", table), 1)
+    whole = best_command(replay("run", mixed, "--expect", "none"), inputs.runs)
+    yield Row(f"replay run, {_lines(mixed) / 1e6:.2f} M lines", whole.wall, "s")
+    cached = best_command(replay("run", table, "--expect", "none"), inputs.runs)
+    yield Row("replay run on the table (.arrow)", cached.wall, "s", "on the text", cached.wall / whole.wall)
+
+
+def compilation(inputs: Inputs) -> Iterator[Row]:
+    """Everything cold, on one core."""
+    with tempfile.TemporaryDirectory() as cache:
+        cold = best_command(on_one_core(replay("warmup")), 1, REPLAY_CACHE_DIR=cache)
+        warm = best_command(on_one_core(replay("warmup")), 1, REPLAY_CACHE_DIR=cache)
+    yield Row("compile everything", cold.cpu - warm.cpu, "s")
+
+
+def make_inputs(directory: Path, lines: int, runs: int) -> Inputs:
+    """The traces that several measures use."""
+    text = directory / "text.txt"
+    write_synthetic(text, lines)
+    return Inputs(directory, runs, text, lines)
+
+
+def _write(scenario: str, directory: Path, trace: Path) -> None:
+    """Write the trace of the TOML ``scenario``."""
+    from replay.synth import write_trace
+
+    path = directory / "scenario.toml"
+    path.write_text(scenario)
+    write_trace(path, trace)
+
+
+def _lines(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+
+
+def _guest(tebibytes: int) -> str:
+    """The scenario of the large guest with ``tebibytes`` instead of 12."""
+    text = (
+        GUEST.read_text()
+        .replace("0xc0000000000", hex(tebibytes << 40))
+        .replace("0xc0000000", hex(tebibytes << 28))
+    )
+    return "\n".join(line for line in text.splitlines() if 'do = "dirty_log"' not in line)
+
+
+def _mixed(rounds: int) -> str:
+    return MIXED.read_text().replace("times = 700", f"times = {rounds}")
+
+
+MEASURES: tuple[Measure, ...] = (
+    parsing,
+    memory,
+    caching,
+    synthesis,
+    replaying,
+    commands,
+    compilation,
+)
