@@ -67,6 +67,9 @@ class PerfScript:
     def skip(self, count: int) -> None:
         """Never called: nothing was mapped."""
 
+    def forget(self, start: int, stop: int) -> None:
+        """Never called: nothing was mapped."""
+
     def position(self) -> int:
         """0: nobody knows how far perf is."""
         return 0

@@ -241,6 +241,7 @@ class Parser:
 
     def _pass(self, at: int, stop: int) -> int:
         self._trace.bytes += stop - at
+        self._source.forget(at, stop)
         self._tell(stop)
         return stop
 

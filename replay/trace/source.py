@@ -75,6 +75,7 @@ class Source:
         self.size: int | None = None
         self._compression = ""
         self._head = b""  # read already, to be read again
+        self._map: mmap.mmap | None = None
         try:
             self._file = _open(path)
         except OSError as error:
@@ -151,9 +152,17 @@ class Source:
             return None
         try:
             # written by nobody: a private mapping, because jitted code tells read-only arrays apart
-            return np.frombuffer(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8)
+            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
         except (OSError, ValueError):  # a file system that cannot, a file that has become empty
             return None
+        return np.frombuffer(self._map, np.uint8)
+
+    def forget(self, start: int, stop: int) -> None:
+        """Give back the memory of bytes that were mapped; they are read again should anybody look."""
+        start -= start % mmap.PAGESIZE
+        stop -= stop % mmap.PAGESIZE
+        if self._map is not None and stop > start and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED, start, stop - start)
 
     def plain_file(self) -> int | None:
         """The descriptor of a plain file, to be read at any place; None for all other sources."""

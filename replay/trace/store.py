@@ -59,3 +59,5 @@ class BatchStore:
         reader = pa.ipc.open_file(pa.py_buffer(self._mapped))
         for number in range(reader.num_record_batches):
             yield Columns(*(np.array(column.to_numpy()) for column in reader.get_batch(number).columns))
+            if hasattr(mmap, "MADV_DONTNEED"):
+                self._mapped.madvise(mmap.MADV_DONTNEED)  # what was copied need not stay in memory
