@@ -78,8 +78,6 @@ def _trace_dat() -> bytes:
     page = "".join(f"\tfield: {name};\toffset:{at};\tsize:{size};\tsigned:1;\n" for name, at, size in fields)
     head = b"\x17\x08\x44tracing6\0\0\x08" + (4096).to_bytes(4, "little")
     head += b"header_page\0" + sized(8, page.encode()) + b"header_event\0" + sized(8, b"type_len : 5 bits\n")
-    event = b"name: x\nID: 1\nformat:\n\tfield:int common_pid;\toffset:4;\tsize:4;\tsigned:1;\n"
-    head += bytes(4) + (1).to_bytes(4, "little") + b"kvm\0" + (1).to_bytes(4, "little") + sized(8, event)
-    head += bytes(4 + 4 + 8)  # no addresses, formats of printk, tasks
+    head += bytes(4 + 4 + 4 + 4 + 8)  # no formats of ftrace, systems, addresses, formats of printk, tasks
     head += (1).to_bytes(4, "little") + b"flyrecord\0"
     return head + (len(head) + 16).to_bytes(8, "little") + bytes(8)

@@ -192,6 +192,21 @@ def test_read_only_install_uses_the_home_cache(package: Path, tmp_path: Path) ->
     assert Path(directory).parent == tmp_path / "home" / ".cache" / "kvm-replay"
 
 
+def test_a_filled_cache_serves_where_it_cannot_be_written(package: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    environment = {"REPLAY_CACHE_DIR": str(cache), "HOME": str(tmp_path / "home")}
+    first = finish(start(package, **environment))
+    closed = [cache, *filter(Path.is_dir, cache.rglob("*"))]
+    for path in closed:
+        path.chmod(0o555)
+    try:
+        second = finish(start(package, preexec_fn=drop_dac_override, **environment))
+    finally:
+        for path in closed:
+            path.chmod(0o755)
+    assert second == (first[0], first[1], "")
+
+
 def test_unwritable_home_uses_the_temporary_directory(package: Path, tmp_path: Path) -> None:
     home, temporary = tmp_path / "home", tmp_path / "tmp"
     home.mkdir(mode=0o555)

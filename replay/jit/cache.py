@@ -163,6 +163,11 @@ def _prepare(directory: Path, root: Path, own: bool) -> bool:
     return True
 
 
+def _is_filled(directory: Path) -> bool:
+    """True if kernels are kept there: one that the user named serves even where it cannot be written."""
+    return next(directory.rglob("*.nbi"), None) is not None
+
+
 def _prune(root: Path, keep: Path) -> None:
     """Remove hash directories of other sources that have not been used lately."""
     try:
@@ -185,7 +190,7 @@ def cache_directory() -> Path | None:
     for root, own in _roots():
         directory = root / name
         is_new = not directory.exists()
-        if _prepare(directory, root, own):
+        if _prepare(directory, root, own) or (not own and _is_filled(directory)):
             if is_new:
                 _prune(root, directory)
             return directory

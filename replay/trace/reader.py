@@ -54,6 +54,8 @@ SAMPLE_BYTES = 1 << 14
 RAW_SAMPLE_BYTES = 1 << 20
 """The first raw fields, by which the base of their numbers is told."""
 WITHOUT_PROCESS = "events of several VMs without process"
+LEAST_LINE = 32
+"""Bytes of most lines, at least."""
 MAX_LINE = 1 << 14
 """A malformed line is looked at again in so many bytes."""
 MAX_DOUBTS, RARE_DOUBTS = 1000, 61
@@ -190,8 +192,13 @@ class Parser:
         self._trace.lost_events = 0
         self._scanner = new_scanner()
         self._scanner.state[[scanning.DOUBTS, scanning.GIVEN_UP]] = self._file_format != "ftrace", -1
-        self._rows = new_rows(self._batch_rows)
+        self._rows = new_rows(min(self._batch_rows, self._rows_to_expect()))
         self._at_beginning = True  # the first lines are being scanned, and can be again
+
+    def _rows_to_expect(self) -> int:
+        """About as many rows as a small file has, so that few pages of memory are cleared for it."""
+        size = self._source.size
+        return self._batch_rows if size is None else max(1024, size // LEAST_LINE)
 
     def parse(self, chunk_bytes: int) -> Trace:
         """Read the source to its end."""

@@ -221,6 +221,11 @@ def test_events_of_other_kinds(tmp_path: Path) -> None:
     assert trace.ignored_events == {"sched_switch": 2, "unknown": 1}
 
 
+def test_a_file_without_formats(tmp_path: Path) -> None:
+    trace = read(tmp_path, {0: page(10, [record(OTHER.data(4))])}, formats=())
+    assert (trace.events, trace.ignored_events) == (0, {"unknown": 1})
+
+
 def test_markers(tmp_path: Path) -> None:
     texts = [
         "replay: vm_create vm=a pid=77",

@@ -13,7 +13,7 @@ from replay.trace.dat import decode as decoding
 from replay.trace.dat import pages as paging
 from replay.trace.dat.container import CpuData, DatFile, read_container
 from replay.trace.dat.cursor import FileBytes
-from replay.trace.dat.fields import Layouts, compile_layouts
+from replay.trace.dat.fields import compile_layouts
 from replay.trace.dat.formats import parse_format
 from replay.trace.dat.pages import (
     LEAST_RECORD,
@@ -74,7 +74,7 @@ class DatParser(Parser):
         self._formats = formats
         self._layouts = compile_layouts(formats)
         self._streams = [_Stream(cpu) for cpu in file.cpus if len(cpu.data)]
-        self._pages = _new_pages(file, self._streams, self._layouts)
+        self._pages = _new_pages(file, self._streams, len(formats))
         with np.errstate(over="ignore"):  # clocks wrap around, which numpy tells without compilation
             self._decode()
         self._count_ignored()
@@ -212,8 +212,8 @@ class _Stream:
             count += len(part)
 
 
-def _new_pages(file: DatFile, streams: list[_Stream], layouts: Layouts) -> paging.Pages:
-    """Empty windows for ``streams``."""
+def _new_pages(file: DatFile, streams: list[_Stream], formats: int) -> paging.Pages:
+    """Empty windows for ``streams``, of records in so many formats."""
     rows = np.zeros((len(streams), STREAM), np.int64)
     begin, listed = 0, 0
     if sum(stream.cpu.page_size for stream in streams) > MAX_PAGES_BYTES:
@@ -241,7 +241,7 @@ def _new_pages(file: DatFile, streams: list[_Stream], layouts: Layouts) -> pagin
         head=np.array(file.layout, np.int64),
         clock=np.array([file.tsc_mult, file.tsc_shift, file.offset_ns], np.int64),
         pids=_pid_table([]),
-        counts=np.zeros(len(layouts.events) + 1, np.int64),
+        counts=np.zeros(formats + 1, np.int64),
         scratch=np.zeros(largest + 2 * PADDING, np.uint8),
         markers=np.array([at for at, text in file.printk.items() if text.startswith("replay:")], np.uint64),
     )
