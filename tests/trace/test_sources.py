@@ -180,7 +180,7 @@ def test_progress(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "t"
     path.write_bytes(text)
     calls: list[tuple[int, int | None]] = []
-    read_trace(str(path), chunk_bytes=10_000, progress=lambda done, size: calls.append((done, size)))
+    read_trace(str(path), chunk_bytes=5_000, progress=lambda done, size: calls.append((done, size)))
     assert len(calls) > 10
     assert {size for _, size in calls} == {len(text)}
     assert [done for done, _ in calls] == sorted(done for done, _ in calls)
