@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from replay.cli import app
+from replay.bulk.commands import app
 from replay.errors import ReplayError
 
 UNUSABLE = 2

@@ -12,6 +12,8 @@ from enum import IntEnum, IntFlag
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import numpy as np
     import pyarrow as pa
 
@@ -409,3 +411,100 @@ def window_schema() -> pa.Schema:
             *((name, pa.int64()) for name in counts),  # flushes_recorded: null without flush probes
         ]
     )
+
+
+class RunError(IntEnum):
+    """Why a trace of many could not be replayed; the lower-case words are those of ``runs.error_code``."""
+
+    TRACE = 0  # no trace, damaged
+    MALFORMED_LINE = 1  # under --strict
+    GOLDEN = 2  # its golden file cannot be used
+    USAGE = 3  # an option means nothing for it
+    UNREADABLE = 4  # missing, a directory, no permission
+    MEMORY = 5
+    WORKER_DIED = 6  # its process was killed or crashed, twice
+    INTERNAL = 7  # a defect of the simulator
+
+
+BULK_TABLES = ("runs", "outcomes", "windows", "flushes")
+"""The tables of a dataset of many runs."""
+
+
+def runs_schema() -> pa.Schema:
+    """Arrow schema of ``runs`` in a dataset: one row a trace and policy.
+
+    Names are the keys of the ``replay.run/1`` document joined by ``_``, those of ``trace`` and
+    ``totals`` without their section.  What has no fixed keys (``losses``, ``policy_knobs``,
+    ``recorded_skipped``, ``divergences``) is JSON text.  Where a trace could not be replayed, all is
+    null but the first columns and ``error_code``, ``error_line`` and ``error_message``.
+    """
+    import pyarrow as pa
+
+    flushes = ("total", *(cause.name.lower() for cause in FlushCause), "lost")
+    totals = [
+        *("attempts", "split", "partial"),
+        *("by_level_1g_attempts", "by_level_1g_split", "by_level_2m_attempts", "by_level_2m_split"),
+        *(f"skipped_{word}" for word in SKIP_WORDS),
+        *("retries", "retries_cache", "retries_resched"),
+        *("sptes_installed", "sptes_left_nonpresent", "sptes_reused"),
+        *("shadow_pages_created", "shadow_pages_reused", "shadow_pages_leaked"),
+        *("shadow_pages_used_end", "shadow_pages_used_peak", "max_mmu_pages"),
+        *(f"flushes_{word}" for word in flushes),
+    ]
+    expected = ["attempts", "matched", "mismatched", "missing", "unexpected"]
+    expected += ["flushes_expected", "flushes_simulated"]
+    others = {
+        "environment": ("lock_drops", "yields", "alloc_failures"),
+        "tdp": ("huge_sptes", "attempts", "split", "failed"),
+        "recorded": ("attempts", "split", "retries"),
+        "faults": ("avoided", "write_protected", "nonpresent", "lazy_splits"),
+    }
+
+    def counts(names: Iterable[str]) -> list[pa.Field]:
+        return [pa.field(name, pa.int64()) for name in names]
+
+    def text(*names: str) -> list[pa.Field]:
+        return [pa.field(name, pa.string()) for name in names]
+
+    return pa.schema(
+        [
+            *text("path"),  # as it was given
+            *text("content"),  # SHA-256 of the trace; with a golden file, of both; null if unreadable
+            *counts(["file_bytes"]),
+            *text("format"),
+            *counts(["bytes", "lines", "events", "kvmmmu_events", "ignored_lines", "malformed_lines"]),
+            *counts(["lost_events", "first_ts_ns", "last_ts_ns"]),
+            *text("losses"),
+            pa.field("vms", pa.list_(pa.string())),
+            *text("kernel"),  # its version, null where the trace does not tell it
+            *text("policy_name", "policy_reason", "policy_knobs"),
+            *counts(["windows", *totals]),
+            *text("expected_source"),
+            *counts(f"expected_{name}" for name in expected),
+            *counts(f"{section}_{name}" for section, names in others.items() for name in names),
+            *text("recorded_skipped", "divergences", "verdict"),
+            pa.field("verdict_reasons", pa.list_(pa.string())),
+            *text("error_code"),  # the words of class RunError
+            *counts(["error_line"]),
+            *text("error_message"),
+        ]
+    )
+
+
+def bulk_schema(table: str) -> pa.Schema:
+    """Arrow schema of one of ``BULK_TABLES`` as its Parquet files have it.
+
+    The tables of a run have ``content`` before their own columns, which names the rows of ``runs``
+    they belong to, and words as plain strings.  The policy as it was asked for is no column of the
+    files but the directory that they are in, ``policy=...``.
+    """
+    import pyarrow as pa
+
+    if table == "runs":
+        return runs_schema()
+    schema = {"outcomes": outcome_schema, "windows": window_schema, "flushes": flush_schema}[table]()
+    plain = [
+        pa.field(column.name, pa.string() if pa.types.is_dictionary(column.type) else column.type)
+        for column in schema
+    ]
+    return pa.schema([pa.field("content", pa.string()), *plain])

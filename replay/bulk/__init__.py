@@ -1,0 +1,1 @@
+"""Many traces, one dataset: on the cores of one machine, or on the workers of a Dask cluster."""

@@ -1,0 +1,148 @@
+"""The commands ``bulk`` and ``query``, beside those of ``replay.cli``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from replay.cli import (
+    DIFFERED,
+    MATCHED,
+    FormatOption,
+    LostOption,
+    MaxPagesOption,
+    QuietOption,
+    ReschedOption,
+    SetOption,
+    SplitAtOption,
+    StrictOption,
+    app,
+)
+
+__all__ = ["app"]
+SHOWN_ROWS = 100
+
+
+@app.command()
+def bulk(
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="PATH...", help="Traces, directories, patterns; - for a list on stdin."),
+    ],
+    output: Annotated[
+        str, typer.Option("-o", "--output", metavar="DIR", help="The dataset: a directory or an fsspec URL.")
+    ],
+    policies: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--policy", metavar="auto|NAME|FILE.toml", help="Policy, default auto; repeatable: read once."
+        ),
+    ] = None,
+    settings: SetOption = None,
+    split_at: SplitAtOption = None,
+    expect: Annotated[
+        str | None,
+        typer.Option(
+            "--expect",
+            metavar="recorded|none",
+            help="What to compare with. Default: golden files beside traces, else the recorded outcomes.",
+        ),
+    ] = None,
+    max_mmu_pages: MaxPagesOption = None,
+    resched: ReschedOption = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", min=1, metavar="N", help="Processes. Default: all cores.")
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option("--memory", metavar="SIZE", help="For all processes: 4G. Default: 4/5 of what is free."),
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option("--scheduler", metavar="ADDRESS", help="Of a Dask cluster: tcp://HOST:PORT."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON, no more.")] = False,
+    quiet: QuietOption = False,
+    strict: StrictOption = False,
+    allow_lost: LostOption = False,
+    file_format: FormatOption = None,
+) -> None:
+    """Replay many traces into one Parquet dataset.
+
+    What the dataset has already is not replayed again: after an interruption, the same command goes on.
+
+    Exit code 0: nothing mismatched or failed. 1: something did. 2: nothing could be done.
+    """
+    from replay.bulk.memory import parse_size
+    from replay.bulk.run import Where, run_bulk
+    from replay.errors import UsageError
+    from replay.report.bulk import bulk_progress
+    from replay.run import Request
+
+    if scheduler is not None and (jobs is not None or memory is not None):
+        raise UsageError("--jobs and --memory are for local processes: the cluster's own limits hold")
+    request = Request(
+        settings=tuple(settings or ()),
+        split_at=split_at,
+        resched=resched,
+        max_mmu_pages=max_mmu_pages,
+        expect=expect,
+        strict=strict,
+        allow_lost=allow_lost,
+        file_format=file_format,
+    )
+    where = Where(scheduler, jobs, None if memory is None else parse_size(memory))
+    with bulk_progress(sys.stderr, quiet) as progress:
+        summary = run_bulk(paths, output, policies or [], request, where, progress)
+    if as_json:
+        print(json.dumps(summary.document, indent=1))
+    elif not quiet:
+        from replay.report.bulk import print_bulk
+        from replay.report.console import console
+
+        print_bulk(console(sys.stdout), summary)
+    if summary.failed == len(summary.rows):
+        first = summary.worst[0]
+        raise UsageError(f"no trace could be replayed: {first['path']}: {first['error_message']}")
+    raise typer.Exit(DIFFERED if summary.failed or summary.mismatched else MATCHED)
+
+
+@app.command()
+def query(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="A dataset of replay bulk.")],
+    sql: Annotated[str, typer.Argument(metavar="SQL", help="Tables: runs, outcomes, windows, flushes.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print a list of objects.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write Parquet; ends in .parquet.")
+    ] = None,
+) -> None:
+    """Ask a dataset in SQL (that of polars).
+
+    Exit code 0. 2: no dataset, or the query cannot be answered.
+    """
+    from replay.bulk.query import query as ask
+    from replay.bulk.query import write_csv
+    from replay.errors import UsageError
+
+    if output is not None and output.suffix != ".parquet":
+        raise UsageError(f"{output}: the ending must be .parquet")
+    answer = ask(directory, sql)
+    if output is not None:
+        from replay.output import replacing
+
+        with replacing(output) as temporary:
+            answer.write_parquet(temporary)
+    if as_json:
+        print(json.dumps(answer.to_dicts(), indent=1))
+    elif as_csv:
+        write_csv(answer, sys.stdout)
+    elif output is None:
+        from replay.report.bulk import print_rows
+        from replay.report.console import console
+
+        print_rows(console(sys.stdout), answer.columns, answer.rows(), SHOWN_ROWS)

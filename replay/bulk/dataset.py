@@ -1,0 +1,359 @@
+"""The dataset: Parquet files in ``TABLE/policy=LABEL/part-N.parquet``, made from staged rows.
+
+A part is four files of one name.  That of ``runs`` is written last and so makes the part valid; its
+metadata names the parts that it replaces.  Whatever a run left half done is told by this: files of
+the other tables without one of ``runs``, and parts that another one replaces, are removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import posixpath
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+import replay
+from replay.bulk.plan import MANIFEST
+from replay.bulk.storage import STAGING, Storage, read_staged
+from replay.errors import UsageError
+from replay.schema import BULK_TABLES, RunError, bulk_schema
+
+if TYPE_CHECKING:
+    from replay.bulk.work import Reply, Tables
+
+SCHEMA = "replay.dataset/1"
+SMALL_PART = 1 << 22
+"""Parts of fewer bytes are joined with the next one that is written."""
+_ROW_GROUP = 1 << 17
+_REPLACES = b"replay.replaces"
+_UNSETTLED = {
+    error.name.lower()
+    for error in (RunError.UNREADABLE, RunError.MEMORY, RunError.WORKER_DIED, RunError.INTERNAL)
+}
+"""Errors that another attempt at the same content may not meet."""
+
+
+def results_version() -> str:
+    """Changes when the same trace may give other results: a hash of the sources that they come from."""
+    package = Path(replay.__file__).parent
+    files = [path for room in ("trace", "mmu", "verdict") for path in (package / room).rglob("*.py")]
+    files += [package / name for name in ("schema.py", "policy.py", "kernel.py", "run.py", "bulk/rows.py")]
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is kept in memory of one row of ``runs``."""
+
+    content: str | None
+    file_bytes: int
+    part: str
+    error: str | None
+
+    @property
+    def settled(self) -> bool:
+        """The same content would give this row again."""
+        return self.content is not None and self.error not in _UNSETTLED
+
+
+@dataclass
+class Partition:
+    """The rows of one policy."""
+
+    label: str
+    rows: dict[str, Row] = field(default_factory=dict)  # by path
+    part_bytes: dict[str, int] = field(default_factory=dict)
+
+    def directory(self, table: str) -> str:
+        return f"{table}/policy={quote(self.label, safe='')}"
+
+    def file(self, table: str, part: str) -> str:
+        return f"{self.directory(table)}/{part}"
+
+
+class Dataset:
+    """An open dataset; hold ``storage.lock()`` while there is one."""
+
+    def __init__(self, storage: Storage, options: Mapping[str, Any], policies: Mapping[str, Any]) -> None:
+        """``options`` and the knobs by label in ``policies`` must be those that the dataset was begun with.
+
+        Results of another version of the simulator are removed.  Raises ``UsageError``.
+        """
+        self.storage = storage
+        self.discarded = 0
+        version = results_version()
+        self.key = hashlib.sha256(json.dumps([version, options]).encode()).hexdigest()
+        known = self._check_manifest(options, policies)
+        if known and known["version"] != version:
+            self._discard_all()
+        self._adopted: dict[str, dict[str, str]] = defaultdict(dict)
+        manifest = {"schema": SCHEMA, "version": version, "options": options}
+        manifest["policies"] = (known or {}).get("policies", {}) | policies
+        if manifest != known:
+            with storage.replacing(MANIFEST) as file:
+                file.write(json.dumps(manifest, indent=1).encode() + b"\n")
+        self._partitions = {label: self._open(label) for label in manifest["policies"]}
+        for name in storage.names(STAGING):
+            if not name.endswith(".arrow"):
+                storage.remove(name)
+        self.commit()
+
+    def _check_manifest(self, options: Mapping[str, Any], policies: Mapping[str, Any]) -> Any:
+        if not self.storage.exists(MANIFEST):
+            return None
+        with self.storage.reading(MANIFEST) as file:
+            try:
+                known = json.loads(file.read())
+            except ValueError:
+                known = {}
+        where = self.storage.url
+        if not isinstance(known, dict) or known.get("schema") != SCHEMA:
+            raise UsageError(f"{where}: {MANIFEST} is not of schema {SCHEMA!r}: use another directory")
+        for name, value in options.items():
+            if known["options"].get(name) != value:
+                raise UsageError(
+                    f"{where}: holds results with {name} = {known['options'].get(name)!r}, "
+                    f"not {value!r}: use another directory"
+                )
+        for label, knobs in policies.items():
+            if known["policies"].get(label, knobs) != knobs:
+                raise UsageError(f"{where}: policy {label} had other knobs then: use another directory")
+        return known
+
+    def _discard_all(self) -> None:
+        for table in (*BULK_TABLES, STAGING):
+            for name in self.storage.names(table):
+                self.discarded += table == "runs"
+                self.storage.remove(name)
+
+    def _open(self, label: str) -> Partition:
+        """Read what a partition holds, and remove what is left in it of an unfinished commit."""
+        partition = Partition(label)
+        sizes = {
+            table: {posixpath.basename(name): size for name, size in found.items()}
+            for table in BULK_TABLES
+            for found in [self.storage.names(partition.directory(table))]
+        }
+        replaced: set[str] = set()
+        for part in sizes["runs"]:
+            with self.storage.reading(partition.file("runs", part)) as file:
+                metadata = pq.read_metadata(file).metadata or {}
+            replaced.update(json.loads(metadata.get(_REPLACES, b"[]")))
+        for part in replaced & sizes["runs"].keys():
+            self.storage.remove(partition.file("runs", part))
+            del sizes["runs"][part]
+        for table, parts in sizes.items():
+            for part in parts.keys() - sizes["runs"].keys():
+                self.storage.remove(partition.file(table, part))
+        for part in sizes["runs"]:
+            partition.part_bytes[part] = sum(sizes[table].get(part, 0) for table in BULK_TABLES)
+            columns = ["path", "content", "file_bytes", "error_code"]
+            for path, content, size, error in zip(
+                *self._read(partition, "runs", part, columns).to_pydict().values(), strict=True
+            ):
+                partition.rows[path] = Row(content, size, part, error)
+        return partition
+
+    def known(self, labels: Iterable[str]) -> dict[str, dict[int, frozenset[str]]]:
+        """By policy and size of the file, contents that need not be replayed again."""
+        found: dict[str, dict[int, set[str]]] = {label: defaultdict(set) for label in labels}
+        for label, by_size in found.items():
+            for row in self._partitions[label].rows.values():
+                if row.settled and row.content is not None:
+                    by_size[row.file_bytes].add(row.content)
+        return {
+            label: {size: frozenset(contents) for size, contents in by_size.items()}
+            for label, by_size in found.items()
+        }
+
+    def keep(self, reply: Reply) -> None:
+        """A trace has contents whose rows are there: see to it that one of them has its path."""
+        for label in reply.kept:
+            row = self._partitions[label].rows.get(reply.path)
+            if reply.content is not None and (row is None or row.content != reply.content):
+                self._adopted[label][reply.path] = reply.content
+
+    def commit(self) -> None:
+        """Make parts of all that is staged and kept."""
+        staged = [name for name in self.storage.names(STAGING) if name.endswith(".arrow")]
+        if not staged and not self._adopted:
+            return
+        number = 1 + max(
+            (int(part[5:-8]) for each in self._partitions.values() for part in each.part_bytes), default=0
+        )
+        with ExitStack() as stack:
+            writers: dict[str, _PartWriter] = {}
+
+            def writer(label: str) -> _PartWriter:
+                if label not in writers:
+                    part = _PartWriter(self.storage, self._partitions[label], f"part-{number:05d}.parquet")
+                    writers[label] = stack.enter_context(part)
+                return writers[label]
+
+            for label, adopted in self._adopted.items():
+                for runs in self._adopted_rows(self._partitions[label], adopted):
+                    writer(label).add_runs(runs)
+            for name in staged:
+                for label, tables in self._staged(name):
+                    writer(label).add(tables)
+            for each in writers.values():
+                self._finish(each)
+        self._adopted.clear()
+        for name in staged:
+            self.storage.remove(name)
+
+    def _staged(self, name: str) -> Iterator[tuple[str, Tables]]:
+        """The rows of a staged file, nothing if it is damaged or of no use."""
+        try:
+            yield from read_staged(self.storage, self.key, name)
+        except (pa.ArrowException, KeyError):
+            return
+
+    def _adopted_rows(self, partition: Partition, adopted: Mapping[str, str]) -> Iterator[pa.Table]:
+        """Rows of ``runs`` for paths whose content the dataset has under other paths."""
+        sources = {row.content: (row.part, path) for path, row in partition.rows.items() if row.settled}
+        by_part: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        for path, content in adopted.items():
+            part, source = sources[content]
+            by_part[part].append((path, source))
+        for part, pairs in by_part.items():
+            runs = self._read(partition, "runs", part)
+            places = {path: n for n, path in enumerate(runs["path"].to_pylist())}
+            taken = runs.take([places[source] for _, source in pairs])
+            yield taken.set_column(0, "path", pa.array([path for path, _ in pairs], pa.string()))
+
+    def _finish(self, writer: _PartWriter) -> None:
+        """Close a part, join it with what is left of the parts that it replaces, and remove those."""
+        partition = writer.partition
+        replaced = writer.replaced()
+        rest = {path: row for path, row in partition.rows.items() if path not in writer.paths}
+        contents = {row.content for row in rest.values() if row.error is None} | writer.contents
+        for part in replaced:
+            runs = self._read(partition, "runs", part)
+            writer.add_runs(runs.filter(pc.is_in(runs["path"], pa.array(rest, pa.string()))))
+            for table in BULK_TABLES[1:]:
+                rows = self._read(partition, table, part)
+                kept = pc.is_in(rows["content"], pa.array(contents, pa.string()))
+                writer.add_rows(table, rows.filter(kept))
+        part, rows = writer.finish(replaced)
+        for old in replaced:
+            for table in BULK_TABLES:
+                self.storage.remove(partition.file(table, old))
+            partition.part_bytes.pop(old)
+        partition.rows.update(rows)
+        partition.part_bytes[part] = writer.bytes
+
+    def _read(
+        self, partition: Partition, table: str, part: str, columns: list[str] | None = None
+    ) -> pa.Table:
+        with self.storage.reading(partition.file(table, part)) as file:
+            return pq.read_table(file, columns=columns).replace_schema_metadata(None)
+
+    def runs(self, labels: Iterable[str], paths: Iterable[str]) -> list[dict[str, Any]]:
+        """The rows of ``runs`` of some traces, with their ``policy``."""
+        wanted = pa.array(paths, pa.string())
+        found = []
+        for partition in (self._partitions[label] for label in labels):
+            for part in partition.part_bytes:
+                table = self._read(partition, "runs", part)
+                rows = table.filter(pc.is_in(table["path"], wanted)).to_pylist()
+                found += [{"policy": partition.label, **row} for row in rows]
+        return found
+
+
+class _PartWriter:
+    """The files of one new part, each under a temporary name until ``finish``."""
+
+    def __init__(self, storage: Storage, partition: Partition, part: str) -> None:
+        self.partition = partition
+        self.paths: set[str] = set()
+        self.contents: set[str] = set()
+        """Contents that the rows of ``runs`` refer to."""
+        self.bytes = 0
+        self._storage = storage
+        self._part = part
+        self._have = {row.content for row in partition.rows.values() if row.error is None}
+        self._runs: list[pa.Table] = []
+        self._waiting: dict[str, list[pa.Table]] = {table: [] for table in BULK_TABLES[1:]}
+        self._files: dict[str, Any] = {}
+        self._writers: dict[str, Any] = {}
+
+    def __enter__(self) -> _PartWriter:
+        self._stack = ExitStack()
+        for table in self._waiting:
+            self._storage.make_directory(self.partition.directory(table))
+            name = self.partition.file(table, self._part)
+            self._files[table] = self._stack.enter_context(self._storage.replacing(name))
+            self._writers[table] = pq.ParquetWriter(
+                self._files[table], bulk_schema(table), compression="zstd"
+            )
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    def add(self, tables: Tables) -> None:
+        """Add a staged trace; rows beside those of ``runs`` only if no other trace has brought them."""
+        runs = tables["runs"]
+        content = runs["content"][0].as_py()
+        self.add_runs(runs)
+        if runs["error_code"][0].as_py() is None and content not in self._have:
+            self._have.add(content)
+            for table in self._waiting:
+                self.add_rows(table, tables[table])
+
+    def add_runs(self, runs: pa.Table) -> None:
+        self._runs.append(runs)
+        self.paths.update(runs["path"].to_pylist())
+        good = runs.filter(pc.is_null(runs["error_code"]))
+        self.contents.update(good["content"].to_pylist())
+
+    def add_rows(self, table: str, rows: pa.Table) -> None:
+        waiting = self._waiting[table]
+        waiting.append(rows)
+        if sum(each.num_rows for each in waiting) >= _ROW_GROUP:
+            self._write(table)
+
+    def _write(self, table: str) -> None:
+        if self._waiting[table]:
+            self._writers[table].write_table(pa.concat_tables(self._waiting[table]))
+            self._waiting[table] = []
+
+    def replaced(self) -> list[str]:
+        """The parts to be joined with this one: those with a row of the same path, and small ones."""
+        rows = self.partition.rows
+        old = {rows[path].part for path in self.paths if path in rows}
+        return sorted(old | {part for part, size in self.partition.part_bytes.items() if size < SMALL_PART})
+
+    def finish(self, replaced: list[str]) -> tuple[str, dict[str, Row]]:
+        """Give the files their names, that of ``runs`` last: the part and its rows."""
+        for table, writer in self._writers.items():
+            self._write(table)
+            writer.close()
+            self.bytes += self._files[table].tell()
+        self._stack.close()
+        runs = pa.concat_tables(self._runs).sort_by("path")
+        self._storage.make_directory(self.partition.directory("runs"))
+        with self._storage.replacing(self.partition.file("runs", self._part)) as file:
+            with pq.ParquetWriter(file, bulk_schema("runs"), compression="zstd") as writer:
+                writer.write_table(runs)
+                writer.add_key_value_metadata({_REPLACES: json.dumps(replaced)})
+            self.bytes += file.tell()
+        columns = (runs[name].to_pylist() for name in ("path", "content", "file_bytes", "error_code"))
+        return self._part, {
+            path: Row(content, size, self._part, error)
+            for path, content, size, error in zip(*columns, strict=True)
+        }

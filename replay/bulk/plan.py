@@ -1,0 +1,143 @@
+"""What is to be replayed: the traces that paths name, and what each of them will cost."""
+
+from __future__ import annotations
+
+import glob
+import os
+import stat
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from replay.errors import InputError, UsageError
+from replay.verdict.golden import GOLDEN_SUFFIX
+
+COMPRESSED = (".gz", ".zst", ".xz")
+SUFFIXES = (".txt", ".trace", ".log", ".out", ".dat", ".data", ".perf", ".parquet", ".arrow", ".feather")
+"""Endings of traces in directories, before that of a compression; a path of its own may have any name."""
+MANIFEST = "_replay.json"
+"""Marks the directory of a dataset, whose tables are no traces."""
+
+TRACE_COST = 1 << 19
+"""What a trace costs beside its text, in bytes of text."""
+_UNKNOWN_RATIO = {"gzip": 15, "zstd": 20, "xz": 25}
+"""Bytes of text to one byte of a file that does not tell its size."""
+_HEADER_BYTES = 18
+
+
+@dataclass(frozen=True)
+class Task:
+    """One trace to replay."""
+
+    path: str
+    """As it was given; the dataset names it so."""
+    file: str
+    """Its absolute path."""
+    file_bytes: int
+    """0 where it cannot be known."""
+    text_bytes: int
+    """An estimate of its text, decompressed."""
+    kind: str
+    """``plain``, or the compression."""
+
+    @property
+    def cost(self) -> int:
+        """What it takes to replay, in bytes of text."""
+        return self.text_bytes + TRACE_COST
+
+
+def find_tasks(paths: Iterable[str], leave_out: str | None = None) -> list[Task]:
+    """The traces that ``paths`` name, the largest first, each once.
+
+    A path may be a file, a directory, a pattern of the shell, or ``-`` for a list of these on standard
+    input, one a line.  Directories are walked for files that are named as traces; hidden files, links
+    to directories, datasets and the directory ``leave_out`` are passed over.  A path that does not
+    exist becomes a task, too, and fails as one.  Raises ``InputError`` where there is no trace at all.
+    """
+    given = list(_listed(paths))
+    left_out = None if leave_out is None else os.path.realpath(leave_out)
+    found = dict.fromkeys(path for each in given for path in _expanded(each, left_out))
+    if not found:
+        raise InputError(", ".join(given) or "-", 0, "no trace")
+    return sorted(map(_task, found), key=lambda task: (-task.cost, task.path))
+
+
+def _listed(paths: Iterable[str]) -> Iterator[str]:
+    for path in paths:
+        if path != "-":
+            yield path
+            continue
+        if sys.stdin is None:
+            raise UsageError("standard input is closed")
+        try:
+            yield from (line for line in sys.stdin.read().splitlines() if line)
+        except UnicodeDecodeError as error:
+            raise InputError("-", 0, "a list of paths is expected, not a trace") from error
+
+
+def _expanded(path: str, left_out: str | None) -> Iterator[str]:
+    if os.path.isdir(path):
+        yield from trace_files(path, left_out)
+    elif not os.path.lexists(path) and glob.has_magic(path):
+        for match in sorted(glob.glob(path, recursive=True)):
+            if os.path.isdir(match):
+                yield from trace_files(match, left_out)
+            elif not match.endswith(GOLDEN_SUFFIX):
+                yield match
+    else:
+        yield path
+
+
+def trace_files(directory: str | os.PathLike[str], left_out: str | None = None) -> Iterator[str]:
+    """The files below ``directory`` that are named as traces, sorted."""
+    for parent, directories, names in os.walk(directory):
+        if MANIFEST in names or (left_out is not None and os.path.realpath(parent) == left_out):
+            directories.clear()
+            continue
+        directories[:] = sorted(name for name in directories if not name.startswith("."))
+        for name in sorted(filter(is_trace_name, names)):
+            yield os.path.join(parent, name)
+
+
+def is_trace_name(name: str) -> bool:
+    """A file in a directory is taken for a trace by its ending; without one, if it begins with "trace"."""
+    stem, suffix = os.path.splitext(name)
+    if suffix in COMPRESSED:
+        stem, suffix = os.path.splitext(stem)
+    if not suffix:
+        return stem.startswith("trace")
+    return not name.startswith(".") and suffix in SUFFIXES
+
+
+def _task(path: str) -> Task:
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            return Task(path, os.path.abspath(path), 0, 0, "plain")
+        with open(path, "rb") as file:
+            head = file.read(_HEADER_BYTES)
+            file.seek(max(0, status.st_size - 4))
+            tail = file.read(4)
+    except (OSError, ValueError):  # told when it is replayed
+        return Task(path, os.path.abspath(path), 0, 0, "plain")
+    kind, text_bytes = _text_bytes(head, tail, status.st_size)
+    return Task(path, os.path.abspath(path), status.st_size, text_bytes, kind)
+
+
+def _text_bytes(head: bytes, tail: bytes, size: int) -> tuple[str, int]:
+    """The compression of a file and the bytes of its text, by its first and last bytes and its size."""
+    if head.startswith(b"\x28\xb5\x2f\xfd"):
+        import zstandard
+
+        try:
+            told = zstandard.get_frame_parameters(head).content_size
+        except zstandard.ZstdError:
+            told = 0
+        known = told if told not in (zstandard.CONTENTSIZE_UNKNOWN, zstandard.CONTENTSIZE_ERROR) else 0
+        return "zstd", max(known, size) if known else size * _UNKNOWN_RATIO["zstd"]
+    if head.startswith(b"\x1f\x8b"):
+        told = int.from_bytes(tail, "little")  # of the last member, modulo 4 GiB
+        return "gzip", told if told > size else size * _UNKNOWN_RATIO["gzip"]
+    if head.startswith(b"\xfd7zXZ\x00"):
+        return "xz", size * _UNKNOWN_RATIO["xz"]
+    return "plain", size

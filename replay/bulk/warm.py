@@ -1,0 +1,28 @@
+"""What a worker needs before its first trace.  Imported once by the process that they are forked from."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import replay.bulk.work
+import replay.mmu.engine
+import replay.trace.reader
+import replay.verdict.compare
+import replay.verdict.outcome  # noqa: F401
+from replay.jit import announce_compile
+from replay.run import Request, run_trace
+
+_SLOT = "tracing_mark_write: replay: memslot id=0 base_gfn=0 npages=512 flags={}"
+
+
+def warm_up(say: Callable[[str], None] | None = None) -> None:
+    """Compile the kernels, or load them, by replaying a trace of two lines."""
+    if say is not None:
+        announce_compile(say)
+    with tempfile.TemporaryDirectory(prefix="replay-") as directory:
+        trace = Path(directory, "trace")
+        lines = (f" vmm-1 [000] ..... 1.{n:06d}: {_SLOT.format(n)}\n" for n in range(2))
+        trace.write_text("# tracer: nop\n" + "".join(lines))
+        run_trace(str(trace), Request())

@@ -1,0 +1,142 @@
+"""One trace of many: replayed with every policy, its rows put where the dataset is made from them.
+
+The local processes and the workers of a cluster both call ``work``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from replay.bulk.plan import Task
+from replay.bulk.rows import error_tables, run_tables
+from replay.bulk.storage import Storage, write_staged
+from replay.errors import ReplayError, TraceError
+from replay.policy import Policy
+from replay.run import Request, run_trace
+from replay.verdict.golden import golden_path
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Tables = Mapping[str, "pa.Table"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all traces of a bulk run have in common."""
+
+    url: str
+    """Of the dataset: a path or what fsspec takes."""
+    key: str
+    """Of version and options: rows that were staged under another one are not taken."""
+    policies: Mapping[str, str | Policy]
+    """By the label of their partition."""
+    request: Request
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What became of one trace."""
+
+    path: str
+    content: str | None
+    kept: tuple[str, ...] = ()
+    """Policies for which the dataset has this content already."""
+    staged_bytes: int = 0
+    verdicts: Mapping[str, str] = field(default_factory=dict)
+    """By policy, ``error`` where there is none."""
+
+
+def work(job: Job, task: Task, known: Mapping[str, frozenset[str]], memory_bytes: int | None = None) -> Reply:
+    """Replay one trace with all policies of ``job`` and stage the rows.
+
+    ``known`` holds, by policy, contents that need not be replayed; ``memory_bytes`` bounds what its
+    events take in memory, beyond which they are kept in a temporary file.  Whatever is wrong with the
+    trace becomes a row.  Raises ``OutputError`` where the rows cannot be written.
+    """
+    try:
+        content = content_of(task.file, job.request)
+    except (OSError, ReplayError) as error:
+        return stage_error(job, task, error)
+    kept = tuple(label for label in job.policies if content in known.get(label, ()))
+    labels = [label for label in job.policies if label not in kept]
+    if not labels:
+        return Reply(task.path, content, kept)
+    verdicts: dict[str, str] = {}
+    runs = _noted(_runs(job, task, labels, content, memory_bytes), verdicts)
+    size = write_staged(storage_of(job.url), job.key, task.path, runs)
+    return Reply(task.path, content, kept, size, verdicts)
+
+
+def stage_error(job: Job, task: Task, error: Exception) -> Reply:
+    """Stage the rows of a trace that cannot be read, or that ``work`` did not return from."""
+    runs = [(label, error_tables(task.path, None, task.file_bytes, error)) for label in job.policies]
+    size = write_staged(storage_of(job.url), job.key, task.path, runs)
+    return Reply(task.path, None, (), size, dict.fromkeys(job.policies, "error"))
+
+
+def _runs(
+    job: Job, task: Task, labels: list[str], content: str, memory_bytes: int | None
+) -> Iterator[tuple[str, Tables]]:
+    """The rows of each policy; the trace is read once."""
+    from replay.trace.reader import MEMORY_BYTES, read_trace
+
+    request = job.request
+    try:
+        trace = read_trace(
+            task.file,
+            file_format=request.file_format,
+            strict=request.strict,
+            memory_bytes=min(MEMORY_BYTES, memory_bytes or MEMORY_BYTES),
+        )
+    except Exception as error:
+        for label in labels:
+            yield label, error_tables(task.path, content, task.file_bytes, error)
+        return
+    for label in labels:
+        try:
+            run = run_trace(trace, replace(request, policy=job.policies[label]))
+            tables = run_tables(task.path, content, task.file_bytes, run)
+        except Exception as error:
+            tables = error_tables(task.path, content, task.file_bytes, error)
+        yield label, tables
+
+
+def _noted(runs: Iterator[tuple[str, Tables]], verdicts: dict[str, str]) -> Iterator[tuple[str, Tables]]:
+    for label, tables in runs:
+        verdicts[label] = tables["runs"]["verdict"][0].as_py() or "error"
+        yield label, tables
+
+
+def content_of(path: str, request: Request) -> str:
+    """What decides the results beside policy and options: the SHA-256 of the trace.
+
+    With a golden file beside it that a run would use, the SHA-256 of both digests.
+    """
+    status = os.stat(path)
+    if stat.S_ISDIR(status.st_mode):
+        raise TraceError(path, 0, "Is a directory")
+    if not stat.S_ISREG(status.st_mode):
+        raise TraceError(path, 0, "not a regular file")
+    digest = _digest(path)
+    golden = golden_path(path)
+    if request.expect is None and golden.exists():
+        digest = hashlib.sha256(f"{digest} {_digest(golden)}".encode()).hexdigest()
+    return digest
+
+
+def _digest(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@cache
+def storage_of(url: str) -> Storage:
+    return Storage(url)
