@@ -106,10 +106,7 @@ class Dataset:
             with storage.replacing(MANIFEST) as file:
                 file.write(json.dumps(manifest, indent=1).encode() + b"\n")
         self._partitions = {label: self._open(label) for label in manifest["policies"]}
-        for name in storage.names(STAGING):
-            if not name.endswith(".arrow"):
-                storage.remove(name)
-        self.commit()
+        self.finish()
 
     def _check_manifest(self, options: Mapping[str, Any], policies: Mapping[str, Any]) -> Any:
         if not self.storage.exists(MANIFEST):
@@ -185,6 +182,12 @@ class Dataset:
             row = self._partitions[label].rows.get(reply.path)
             if reply.content is not None and (row is None or row.content != reply.content):
                 self._adopted[label][reply.path] = reply.content
+
+    def finish(self) -> None:
+        """Commit, and remove what was being written when a run ended; nobody writes any more."""
+        self.commit()
+        for name in self.storage.names(STAGING):
+            self.storage.remove(name)
 
     def commit(self) -> None:
         """Make parts of all that is staged and kept."""
@@ -292,14 +295,14 @@ class _PartWriter:
         self._writers: dict[str, Any] = {}
 
     def __enter__(self) -> _PartWriter:
-        self._stack = ExitStack()
-        for table in self._waiting:
-            self._storage.make_directory(self.partition.directory(table))
-            name = self.partition.file(table, self._part)
-            self._files[table] = self._stack.enter_context(self._storage.replacing(name))
-            self._writers[table] = pq.ParquetWriter(
-                self._files[table], bulk_schema(table), compression="zstd"
-            )
+        with ExitStack() as stack:
+            for table in self._waiting:
+                self._storage.make_directory(self.partition.directory(table))
+                name = self.partition.file(table, self._part)
+                file = stack.enter_context(self._storage.replacing(name))
+                writer = pq.ParquetWriter(file, bulk_schema(table), compression="zstd")
+                self._files[table], self._writers[table] = file, stack.enter_context(writer)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *error: Any) -> None:

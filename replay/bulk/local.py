@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
+from multiprocessing.forkserver import ensure_running
 from typing import Any, cast
 
 from replay.bulk.memory import NEED_BYTES, Estimate, begin_peak, peak, resident
@@ -59,6 +60,13 @@ class Pool:
         self._context.set_forkserver_preload(["replay.bulk.warm"])
 
     def __enter__(self) -> Pool:
+        # the server and the workers inherit what is set and blocked here: Ctrl-C is for this process alone
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            with _environment(_ENVIRONMENT):
+                ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -99,8 +107,7 @@ class Pool:
     def _start(self) -> None:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_serve, args=(theirs, self._job), daemon=True)
-        with _environment(_ENVIRONMENT):
-            process.start()
+        process.start()
         theirs.close()
         self._workers.append(_Worker(process, ours))
 
@@ -206,7 +213,6 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 def _serve(connection: Connection, job: Job) -> None:
     """A worker: takes traces from ``connection`` until it is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process sees to the end of all
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         import pyarrow as pa

@@ -132,11 +132,15 @@ def run_bulk(
         job = Job(url if "://" in url else os.path.abspath(url), dataset.key, chosen, request)
         summary = Summary(url, len(tasks))
         watcher.begin(len(tasks), sum(task.cost for task in tasks))
-        with _workers(job, where, watcher) as workers:
-            try:
+        try:
+            with _workers(job, where, watcher) as workers:
                 _replay(workers, dataset, tasks, chosen, watcher, summary)
-            finally:
-                dataset.commit()
+        except (KeyboardInterrupt, SystemExit):
+            done = summary.replayed + summary.kept
+            watcher.say(f"interrupted, {done:,} of {len(tasks):,} traces are done: the same command goes on")
+            raise
+        finally:
+            dataset.finish()
         summary.peak_bytes = workers.peak_bytes if isinstance(workers, Pool) else None
         summary.rows = dataset.runs(chosen, [task.path for task in tasks])
     summary.seconds = time.monotonic() - begun
