@@ -322,18 +322,38 @@ def check(
     update: Annotated[
         bool, typer.Option("--update", help="Show what differs, then rewrite the golden files.")
     ] = False,
+    junit: Annotated[
+        Path | None, typer.Option("--junit", metavar="FILE", help="Write the results as JUnit XML, too.")
+    ] = None,
     quiet: QuietOption = False,
     strict: StrictOption = False,
 ) -> None:
     """Run traces with golden files and compare."""
+    from replay.output import write_text
+    from replay.report.check import junit_text, print_check, print_tally
     from replay.report.console import console
-    from replay.verdict.check import check_traces, find_traces
+    from replay.verdict.check import Check, check_traces, find_traces, without_golden
 
     out = None if quiet else console(sys.stdout)
     traces = find_traces(paths)
+    checks = []
     with _progress(quiet) as progress:
-        passed = check_traces(traces, strict=strict, update=update, out=out, progress=progress)
-    raise typer.Exit(MATCHED if passed else DIFFERED)
+        for check in check_traces(traces, strict, update, progress):
+            checks.append(check)
+            if out is not None:
+                print_check(out, check)
+    missing = [Check(trace, "no_golden") for trace in without_golden(paths)]
+    checks += missing
+    if out is not None:
+        for check in missing:
+            print_check(out, check)
+        print_tally(out, checks)
+    if junit is not None:
+        write_text(junit, junit_text(checks))
+    for check in checks:
+        if check.error is not None:
+            raise check.error
+    raise typer.Exit(DIFFERED if any(check.status == "failed" for check in checks) else MATCHED)
 
 
 @app.command()

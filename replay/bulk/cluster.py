@@ -89,7 +89,7 @@ class Cluster:
 
 
 def _sees_manifest(url: str) -> bool:
-    from replay.bulk.plan import MANIFEST
     from replay.bulk.work import storage_of
+    from replay.trace.files import MANIFEST
 
     return storage_of(url).exists(MANIFEST)

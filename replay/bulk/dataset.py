@@ -23,10 +23,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 import replay
-from replay.bulk.plan import MANIFEST
 from replay.bulk.storage import STAGING, Storage, read_staged
 from replay.errors import UsageError
 from replay.schema import BULK_TABLES, RunError, bulk_schema
+from replay.trace.files import MANIFEST
 
 if TYPE_CHECKING:
     from replay.bulk.work import Reply, Tables

@@ -10,13 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from replay.errors import InputError, UsageError
+from replay.trace.files import trace_files
 from replay.verdict.golden import GOLDEN_SUFFIX
-
-COMPRESSED = (".gz", ".zst", ".xz")
-SUFFIXES = (".txt", ".trace", ".log", ".out", ".dat", ".data", ".perf", ".parquet", ".arrow", ".feather")
-"""Endings of traces in directories, before that of a compression; a path of its own may have any name."""
-MANIFEST = "_replay.json"
-"""Marks the directory of a dataset, whose tables are no traces."""
 
 TRACE_COST = 1 << 19
 """What a trace costs beside its text, in bytes of text."""
@@ -86,27 +81,6 @@ def _expanded(path: str, left_out: str | None) -> Iterator[str]:
                 yield match
     else:
         yield path
-
-
-def trace_files(directory: str | os.PathLike[str], left_out: str | None = None) -> Iterator[str]:
-    """The files below ``directory`` that are named as traces, sorted."""
-    for parent, directories, names in os.walk(directory):
-        if MANIFEST in names or (left_out is not None and os.path.realpath(parent) == left_out):
-            directories.clear()
-            continue
-        directories[:] = sorted(name for name in directories if not name.startswith("."))
-        for name in sorted(filter(is_trace_name, names)):
-            yield os.path.join(parent, name)
-
-
-def is_trace_name(name: str) -> bool:
-    """A file in a directory is taken for a trace by its ending; without one, if it begins with "trace"."""
-    stem, suffix = os.path.splitext(name)
-    if suffix in COMPRESSED:
-        stem, suffix = os.path.splitext(stem)
-    if not suffix:
-        return stem.startswith("trace")
-    return not name.startswith(".") and suffix in SUFFIXES
 
 
 def _task(path: str) -> Task:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import IO, TYPE_CHECKING
 
-from replay.bulk.plan import MANIFEST
 from replay.bulk.storage import Storage
 from replay.errors import InputError, UsageError
 from replay.schema import BULK_TABLES
+from replay.trace.files import MANIFEST
 
 if TYPE_CHECKING:
     import polars as pl

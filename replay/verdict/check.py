@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from replay.errors import InputError, ReplayError
+from replay.trace.files import trace_files
 from replay.verdict.golden import GOLDEN_SUFFIX, golden_path, write_golden
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from replay.run import Progress
+    from replay.verdict.compare import Difference
+
+
+@dataclass(frozen=True)
+class Check:
+    """What came of one trace."""
+
+    trace: Path
+    status: str
+    """``passed``, ``failed``, ``updated``, ``error`` or ``no_golden``."""
+    seconds: float = 0.0
+    attempts: int | None = None
+    policy: str = ""
+    lost_events: int = 0
+    reasons: list[str] = field(default_factory=list)
+    differences: list[Difference] = field(default_factory=list)
+    error: ReplayError | None = None
 
 
 def find_traces(paths: Iterable[Path]) -> list[Path]:
@@ -41,52 +59,43 @@ def find_traces(paths: Iterable[Path]) -> list[Path]:
     return list(traces)
 
 
-def check_traces(
-    traces: list[Path], strict: bool, update: bool, out: Console | None, progress: Progress | None
-) -> bool:
-    """Run each trace with its golden file; true if all are as expected, or were rewritten.
+def without_golden(paths: Iterable[Path]) -> list[Path]:
+    """What is named as a trace in the directories among ``paths`` and has no golden file beside it."""
+    found = (Path(name) for path in paths if path.is_dir() for name in trace_files(path))
+    return [trace for trace in dict.fromkeys(found) if not golden_path(trace).exists()]
 
-    Prints one line a trace to ``out``, and under it what differs.  A trace or golden file that
-    cannot be used does not stop the others; the first such error is raised at the end.
-    """
-    errors: list[ReplayError] = []
-    failed = 0
+
+def check_traces(
+    traces: Iterable[Path], strict: bool, update: bool, progress: Progress | None
+) -> Iterator[Check]:
+    """Run each trace with its golden file; one that cannot be used does not stop the others."""
     for trace in traces:
         try:
-            failed += not _check(trace, strict, update, out, progress)
+            yield check_trace(trace, strict, update, progress)
         except ReplayError as error:
-            errors.append(error)
-            _say(out, f"ERROR {error}")
-    passed = len(traces) - failed - len(errors)
-    _say(out, f"{passed} passed, {failed} failed" + (f", {len(errors)} errors" if errors else ""))
-    if errors:
-        raise errors[0]
-    return failed == 0
+            yield Check(trace, "error", error=error)
 
 
-def _check(trace: Path, strict: bool, update: bool, out: Console | None, progress: Progress | None) -> bool:
-    from replay.report.console import print_reasons
+def check_trace(
+    trace: Path, strict: bool = False, update: bool = False, progress: Progress | None = None
+) -> Check:
+    """Run one trace with its golden file.  Raises ``ReplayError`` where one of them cannot be used."""
     from replay.run import Request, run_trace
 
+    begun = time.monotonic()
     # Lost events are part of the trace: the same trace must give the same outcomes all the same.
     run = run_trace(str(trace), Request(strict=strict, allow_lost=True), progress)
     comparison = run.comparison
-    if comparison.verdict == "match":
-        lost = f" ({run.trace.lost_events} events lost)" if run.trace.lost_events else ""
-        _say(out, f"PASS {trace}: {comparison.attempts} attempts, policy {run.policy.name}{lost}")
-        return True
-    _say(out, f"{'UPDATE' if update else 'FAIL'} {trace}: policy {run.policy.name}")
-    if out is not None:
-        print_reasons(out, comparison.reasons, comparison.differences)
-    if update:
+    status = "passed" if comparison.verdict == "match" else "updated" if update else "failed"
+    if status == "updated":
         write_golden(golden_path(trace), run.golden)
-        return True
-    _say(out, f"  to accept: replay check --update {trace}")
-    return False
-
-
-def _say(out: Console | None, text: str) -> None:
-    from replay.report.console import print_line
-
-    if out is not None:
-        print_line(out, text)
+    return Check(
+        trace,
+        status,
+        time.monotonic() - begun,
+        comparison.attempts,
+        run.policy.name,
+        run.trace.lost_events,
+        comparison.reasons,
+        comparison.differences,
+    )
