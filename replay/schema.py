@@ -9,6 +9,7 @@ Text formats: Linux arch/x86/kvm/mmu/mmutrace.h, 5.4 to 7.x (PAGE lines since 3.
 from __future__ import annotations
 
 from enum import IntEnum, IntFlag
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -430,6 +431,7 @@ BULK_TABLES = ("runs", "outcomes", "windows", "flushes")
 """The tables of a dataset of many runs."""
 
 
+@cache
 def runs_schema() -> pa.Schema:
     """Arrow schema of ``runs`` in a dataset: one row a trace and policy.
 
@@ -491,6 +493,7 @@ def runs_schema() -> pa.Schema:
     )
 
 
+@cache
 def bulk_schema(table: str) -> pa.Schema:
     """Arrow schema of one of ``BULK_TABLES`` as its Parquet files have it.
 

@@ -13,7 +13,7 @@ from replay.errors import InputError, UsageError
 from replay.trace.files import trace_files
 from replay.verdict.golden import GOLDEN_SUFFIX
 
-TRACE_COST = 1 << 19
+TRACE_COST = 1 << 21
 """What a trace costs beside its text, in bytes of text."""
 _UNKNOWN_RATIO = {"gzip": 15, "zstd": 20, "xz": 25}
 """Bytes of text to one byte of a file that does not tell its size."""

@@ -32,7 +32,7 @@ class Watcher(Protocol):
 
     def say(self, line: str) -> None: ...
     def begin(self, traces: int, cost: int) -> None: ...
-    def advance(self, cost: int, kept: bool, verdicts: Mapping[str, str]) -> None: ...
+    def advance(self, task: Task, verdicts: Mapping[str, str]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def _replay(
         dataset.keep(reply)
         summary.replayed += bool(reply.verdicts)
         summary.kept += not reply.verdicts
-        watcher.advance(task.cost, not reply.verdicts, reply.verdicts)
+        watcher.advance(task, reply.verdicts)
         staged, staged_bytes = staged + 1, staged_bytes + reply.staged_bytes
         if staged >= COMMIT_TRACES or staged_bytes >= COMMIT_BYTES:
             dataset.commit()

@@ -14,6 +14,7 @@ from replay.report.console import number, print_line, print_table
 from replay.report.progress import ERASE_LINE, REDRAW_SECONDS
 
 if TYPE_CHECKING:
+    from replay.bulk.plan import Task
     from replay.bulk.run import Summary
 
 LOG_SECONDS = 10.0
@@ -28,7 +29,8 @@ class BulkProgress:
         self._terminal = stream.isatty()
         self._told = self._begun = time.monotonic()
         self._traces = self._cost = 0
-        self._done = self._done_cost = self._replayed_cost = self._bad = 0
+        self._done = self._done_cost = self._bad = 0
+        self._replayed = self._replayed_cost = self._replayed_text = 0
         self._drawn = False
 
     def say(self, line: str) -> None:
@@ -42,11 +44,14 @@ class BulkProgress:
         self._traces, self._cost = traces, cost
         self._told = self._begun = time.monotonic()
 
-    def advance(self, cost: int, kept: bool, verdicts: Mapping[str, str]) -> None:
-        """One more trace is done, or was."""
+    def advance(self, task: Task, verdicts: Mapping[str, str]) -> None:
+        """One more trace has been replayed, or, without a verdict, had been before."""
         self._done += 1
-        self._done_cost += cost
-        self._replayed_cost += 0 if kept else cost
+        self._done_cost += task.cost
+        if verdicts:
+            self._replayed += 1
+            self._replayed_cost += task.cost
+            self._replayed_text += task.text_bytes
         self._bad += any(verdict in ("mismatch", "error") for verdict in verdicts.values())
         now = time.monotonic()
         if now - self._told < (REDRAW_SECONDS if self._terminal else LOG_SECONDS):
@@ -68,11 +73,11 @@ class BulkProgress:
 
     def _line(self, now: float) -> str:
         seconds = max(now - self._begun, 1e-9)
-        rate = self._replayed_cost / seconds
-        line = f"{self._done:,} of {self._traces:,} traces, {self._done / seconds:,.0f}/s, "
-        line += f"{rate / 1e6:,.0f} MB/s"
-        if rate:
-            line += f", {_duration((self._cost - self._done_cost) / rate)} to go"
+        line = f"{self._done:,} of {self._traces:,} traces"
+        if self._replayed:
+            left = (self._cost - self._done_cost) * seconds / self._replayed_cost
+            line += f", {self._replayed / seconds:,.0f}/s, {self._replayed_text / seconds / 1e6:,.0f} MB/s"
+            line += f", {_duration(left)} to go"
         return line + (f", {self._bad:,} bad" if self._bad else "")
 
 
@@ -81,7 +86,7 @@ class Silence:
 
     def say(self, line: str) -> None: ...
     def begin(self, traces: int, cost: int) -> None: ...
-    def advance(self, cost: int, kept: bool, verdicts: Mapping[str, str]) -> None: ...
+    def advance(self, task: Task, verdicts: Mapping[str, str]) -> None: ...
 
 
 @contextmanager
