@@ -90,7 +90,7 @@ from replay.__main__ import main
 try:
     main()
 except SystemExit as end:
-    heavy = {"numba", "llvmlite", "numpy", "polars", "pyarrow"} & sys.modules.keys()
+    heavy = {"numba", "llvmlite", "numpy", "polars", "pyarrow", "distributed"} & sys.modules.keys()
     sys.exit(f"imports {heavy}" if heavy or end.code else 0)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -20,6 +20,7 @@ from replay.cli import (
     SetOption,
     SplitAtOption,
     StrictOption,
+    _request,
     app,
 )
 
@@ -81,19 +82,11 @@ def bulk(
     from replay.bulk.run import Where, run_bulk
     from replay.errors import UsageError
     from replay.report.bulk import bulk_progress
-    from replay.run import Request
 
     if scheduler is not None and (jobs is not None or memory is not None):
         raise UsageError("--jobs and --memory are for local processes: the cluster's own limits hold")
-    request = Request(
-        settings=tuple(settings or ()),
-        split_at=split_at,
-        resched=resched,
-        max_mmu_pages=max_mmu_pages,
-        expect=expect,
-        strict=strict,
-        allow_lost=allow_lost,
-        file_format=file_format,
+    request = _request(
+        None, settings, split_at, resched, max_mmu_pages, expect, strict, allow_lost, file_format
     )
     where = Where(scheduler, jobs, None if memory is None else parse_size(memory))
     with bulk_progress(sys.stderr, quiet) as progress:

@@ -99,6 +99,8 @@ class Summary:
             "traces": self.traces,
             "replayed": self.replayed,
             "kept": self.kept,
+            "seconds": round(self.seconds, 3),
+            "peak_bytes": self.peak_bytes,
             "mismatched": self.mismatched,
             "failed": self.failed,
             "verdicts": self.verdicts,

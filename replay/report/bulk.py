@@ -114,7 +114,8 @@ def print_bulk(out: Console, summary: Summary) -> None:
         out,
         f"{summary.directory}: {number(summary.traces)} traces, {number(summary.replayed)} replayed"
         f"{f' in {_duration(summary.seconds)}' if summary.replayed else ''}, "
-        f"{number(summary.kept)} done before",
+        f"{number(summary.kept)} done before"
+        + (f", {summary.peak_bytes >> 20:,} MiB at most" if summary.peak_bytes else ""),
     )
     print_line(out)
     counts = summary.verdicts
