@@ -471,7 +471,7 @@ def runs_schema() -> pa.Schema:
     return pa.schema(
         [
             *text("path"),  # as it was given
-            *text("content"),  # SHA-256 of the trace; with a golden file, of both; null if unreadable
+            *text("content"),  # XXH64 of the trace, and of a golden file that was used
             *counts(["file_bytes"]),
             *text("format"),
             *counts(["bytes", "lines", "events", "kvmmmu_events", "ignored_lines", "malformed_lines"]),

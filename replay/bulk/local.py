@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ class Pool:
     def __init__(self, job: Job, jobs: int, memory: int, say: Say) -> None:
         self.peak_bytes = 0
         """The most memory that was seen taken by all processes together."""
+        self._looked = 0.0
         self._job = job
         self._jobs = jobs
         self._memory = memory
@@ -109,7 +111,8 @@ class Pool:
         process = self._context.Process(target=_serve, args=(theirs, self._job), daemon=True)
         process.start()
         theirs.close()
-        self._workers.append(_Worker(process, ours))
+        likely = max((worker.idle_bytes for worker in self._workers), default=0)
+        self._workers.append(_Worker(process, ours, idle_bytes=likely))
 
     def _bury(self, worker: _Worker) -> Reply | None:
         """A process has died: start another one; a reply if its trace is given up."""
@@ -132,8 +135,10 @@ class Pool:
     def _heard(self) -> list[_Worker]:
         """The workers that have something to say, or have died."""
         ready = wait([worker.connection for worker in self._workers], LOOK_SECONDS)
-        taken = resident() + sum(resident(worker.process.pid) for worker in self._workers)
-        self.peak_bytes = max(self.peak_bytes, taken)
+        if time.monotonic() - self._looked >= LOOK_SECONDS:
+            self._looked = time.monotonic()
+            taken = resident() + sum(resident(worker.process.pid) for worker in self._workers)
+            self.peak_bytes = max(self.peak_bytes, taken)
         return [worker for worker in self._workers if worker.connection in ready]
 
     def _take(self, worker: _Worker, message: tuple[Any, ...]) -> Reply | None:

@@ -6,11 +6,11 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import replay.bulk.work
 import replay.mmu.engine
 import replay.trace.reader
 import replay.verdict.compare
 import replay.verdict.outcome  # noqa: F401
+from replay.bulk.work import content_of
 from replay.jit import announce_compile
 from replay.run import Request, run_trace
 
@@ -25,4 +25,5 @@ def warm_up(say: Callable[[str], None] | None = None) -> None:
         trace = Path(directory, "trace")
         lines = (f" vmm-1 [000] ..... 1.{n:06d}: {_SLOT.format(n)}\n" for n in range(2))
         trace.write_text("# tracer: nop\n" + "".join(lines))
+        content_of(str(trace), Request())
         run_trace(str(trace), Request())

@@ -5,13 +5,11 @@ The local processes and the workers of a cluster both call ``work``.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from replay.bulk.plan import Task
@@ -116,25 +114,21 @@ def _noted(runs: Iterator[tuple[str, Tables]], verdicts: dict[str, str]) -> Iter
 
 
 def content_of(path: str, request: Request) -> str:
-    """What decides the results beside policy and options: the SHA-256 of the trace.
+    """What decides the results beside policy and options: the XXH64 of the trace.
 
-    With a golden file beside it that a run would use, the SHA-256 of both digests.
+    With a golden file beside it that a run would use, the digest of that behind it.
     """
+    from replay.bulk.digest import file_digest
+
     status = os.stat(path)
     if stat.S_ISDIR(status.st_mode):
         raise TraceError(path, 0, "Is a directory")
     if not stat.S_ISREG(status.st_mode):
         raise TraceError(path, 0, "not a regular file")
-    digest = _digest(path)
     golden = golden_path(path)
     if request.expect is None and golden.exists():
-        digest = hashlib.sha256(f"{digest} {_digest(golden)}".encode()).hexdigest()
-    return digest
-
-
-def _digest(path: str | Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return f"{file_digest(path)}-{file_digest(golden)}"
+    return file_digest(path)
 
 
 @cache
