@@ -52,6 +52,7 @@ def warm_up() -> Warmup:
 
 def _use_all(directory: Path) -> None:
     """Call every kernel as the commands do, with next to nothing to work on."""
+    from replay.bulk.work import content_of
     from replay.mmu import state
     from replay.mmu.engine import compile_kernels
     from replay.run import Request, run_trace
@@ -62,6 +63,7 @@ def _use_all(directory: Path) -> None:
     binary.write_bytes(_trace_dat())
     read_trace(str(binary))
     compile_kernels()
+    content_of(str(text), Request())
     run_trace(str(text), Request(rmap_histogram=("end",), census=True))
     full = state.make(1, 1, 1, 1)
     full.ctl[[state.CTL_SP_TOP, state.CTL_GIB_TOP]] = len(full.sp)
