@@ -66,7 +66,7 @@ def _use_all(directory: Path) -> None:
     content_of(str(text), Request())
     run_trace(str(text), Request(rmap_histogram=("end",), census=True))
     full = state.make(1, 1, 1, 1)
-    full.ctl[[state.CTL_SP_TOP, state.CTL_GIB_TOP]] = len(full.sp)
+    full.ctl[[state.CTL_SP_TOP, state.CTL_GIB_TOP]] = len(full.hash)
     state.grow(full)
 
 

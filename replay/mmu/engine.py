@@ -250,31 +250,40 @@ def _as_table(schema: pa.Schema, arrays: dict[str, Any]) -> pa.Table:
         if isinstance(array, tuple):
             values, mask = array
             kind = np.dtype(column.type.to_pandas_dtype())
-            array = pa.array(values.astype(kind), type=column.type, mask=mask)
+            mask = mask if mask.any() else None
+            array = pa.array(values.astype(kind, copy=False), type=column.type, mask=mask)
         columns.append(array)
     return pa.table(columns, schema=schema)
 
 
+def _columns_of(rows: np.ndarray) -> np.ndarray:
+    """The transpose of ``rows``, made in pieces that fit a cache."""
+    columns = np.empty(rows.shape[::-1], rows.dtype)
+    for begin in range(0, len(rows), 2048):
+        columns[:, begin : begin + 2048] = rows[begin : begin + 2048].T
+    return columns
+
+
 def _outcomes(m: state.Mmu) -> pa.Table:
-    rows = m.out[: m.ctl[state.CTL_OUT_TOP]]
-    only_recorded = rows[:, window.OUT_OUTCOME] < 0
-    unrecorded = rows[:, window.OUT_HAS_RECORD] == 0
+    columns = _columns_of(m.out[: m.ctl[state.CTL_OUT_TOP]])
+    only_recorded = columns[window.OUT_OUTCOME] < 0
+    unrecorded = columns[window.OUT_HAS_RECORD] == 0
     arrays: dict[str, Any] = {}
     for name, column in _OUT_COLUMNS.items():
         if name in _PLACE:
-            mask = np.zeros(len(rows), bool)
+            mask = np.zeros(columns.shape[1], bool)
         elif name.startswith("recorded_"):
             mask = unrecorded
         elif name == "sptep":
-            mask = only_recorded | (rows[:, column] < 0)
+            mask = only_recorded | (columns[column] < 0)
         else:
             mask = only_recorded
-        arrays[name] = (rows[:, column], mask)
-    arrays["child_created"] = (rows[:, window.OUT_CREATED], only_recorded)
-    arrays["flush"] = (rows[:, window.OUT_FLUSH], only_recorded)
-    arrays["mmu"] = _words(rows[:, window.OUT_MMU], ["shadow", "tdp"])
-    arrays["outcome"] = _words(rows[:, window.OUT_OUTCOME], _lower(Outcome))
-    arrays["match"] = _words(rows[:, window.OUT_MATCH], _lower(Match))
+        arrays[name] = (columns[column], mask)
+    arrays["child_created"] = (columns[window.OUT_CREATED], only_recorded)
+    arrays["flush"] = (columns[window.OUT_FLUSH], only_recorded)
+    arrays["mmu"] = _words(columns[window.OUT_MMU], ["shadow", "tdp"])
+    arrays["outcome"] = _words(columns[window.OUT_OUTCOME], _lower(Outcome))
+    arrays["match"] = _words(columns[window.OUT_MATCH], _lower(Match))
     return _as_table(outcome_schema(), arrays)
 
 

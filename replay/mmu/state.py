@@ -10,6 +10,8 @@ and Python doubles what is short (:func:`grow`).
 
 from __future__ import annotations
 
+import mmap
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -227,6 +229,10 @@ _ROOM_WINDOW = 2
 _ROOM_SLOT = 2
 EVENTS = 32
 
+LEAST_ROWS, MOST_ROWS = 4096, 1 << 23
+HUGE_FROM = 4 << 20
+"""Bytes of a table from which on large pages are asked for: small traces touch few bytes of many tables."""
+
 
 @jit
 def has_room(m: Mmu) -> bool:
@@ -255,6 +261,7 @@ def has_rows(m: Mmu, n: int) -> bool:
     ctl = m.ctl
     return (
         ctl[CTL_SP_TOP] + n * _ROOM_SP < m.sp.shape[0]
+        and ctl[CTL_SP_TOP] + n * _ROOM_SP < m.hash.shape[0]
         and ctl[CTL_SPT_TOP] + n * _ROOM_SPT < m.spt.shape[0]
         and ctl[CTL_BLOCK_TOP] + n * _ROOM_BLOCK < m.block.shape[0]
         and ctl[CTL_DESC_TOP] + n * _ROOM_DESC < m.desc.shape[0]
@@ -269,27 +276,31 @@ def has_rows(m: Mmu, n: int) -> bool:
     )
 
 
-def make(vms: int, out_columns: int, flush_columns: int, window_columns: int) -> Mmu:
+def make(
+    vms: int, out_columns: int, flush_columns: int, window_columns: int, rows: int = MOST_ROWS
+) -> Mmu:
     """A state without pages or memslots for ``vms`` virtual machines.
 
     Rows that are not used yet take no memory: zeroed pages are mapped when they are first written.
+    Addresses are reserved for ``rows`` shadow pages and outcomes, which few guests exceed, so that large
+    tables need not be copied to grow.
     """
-    pages = 4096
+    buckets = 4096
     m = Mmu(
-        sp=np.zeros((pages, SP_COLUMNS), np.int64),
-        spt=np.zeros((pages, 512), np.int64),
-        hash=np.full(2 * pages, -1, np.int64),
-        pages=np.full(2 * pages, -1, np.int64),
-        block=np.zeros((pages, 512), np.int64),
-        region=np.zeros((256 * 512, REGION_COLUMNS), np.int64),
+        sp=_reserved(rows, SP_COLUMNS),
+        spt=_reserved(rows // 16, 512),
+        hash=np.full(buckets, -1, np.int64),
+        pages=np.full(buckets, -1, np.int64),
+        block=_reserved(rows // 16, 512),
+        region=_reserved(rows, REGION_COLUMNS),
         gib=np.full((512, GIB_COLUMNS), -1, np.int64),
-        desc=np.zeros((1 << 16, DESC_COLUMNS), np.int64),
+        desc=_reserved(rows // 2, DESC_COLUMNS),
         slot=np.zeros((128, SLOT_COLUMNS), np.int64),
         vm=np.zeros((max(vms, 1), VM_COLUMNS), np.int64),
         task=np.zeros((256, TASK_COLUMNS), np.int64),
         bitmap=np.zeros(0, np.int64),
         window=np.zeros((128, window_columns), np.int64),
-        out=np.zeros((1 << 16, out_columns), np.int64),
+        out=_reserved(rows, out_columns),
         flush=np.zeros((1 << 14, flush_columns), np.int64),
         ctl=np.zeros(CTL_SIZE, np.int64),
     )
@@ -300,13 +311,27 @@ def make(vms: int, out_columns: int, flush_columns: int, window_columns: int) ->
     return m
 
 
-def _doubled(rows: np.ndarray, fill: int = 0) -> np.ndarray:
-    bigger = (
-        np.full((2 * rows.shape[0], *rows.shape[1:]), fill, np.int64)
-        if fill
-        else np.zeros((2 * rows.shape[0], *rows.shape[1:]), np.int64)
-    )
-    bigger[: rows.shape[0]] = rows
+def _reserved(rows: int, columns: int) -> np.ndarray:
+    """Zeroed rows, as many as addresses can be had for: int64[n, columns]."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    while rows > LEAST_ROWS:
+        try:
+            memory = mmap.mmap(-1, rows * columns * 8, flags=flags)
+        except OSError:  # a limit on the process, or a system that promises no more than it has
+            rows //= 8
+            continue
+        if hasattr(mmap, "MADV_HUGEPAGE") and len(memory) > HUGE_FROM:
+            with suppress(OSError):  # not in this kernel
+                memory.madvise(mmap.MADV_HUGEPAGE, HUGE_FROM, len(memory) - HUGE_FROM)
+        return np.frombuffer(memory, np.int64).reshape(rows, columns)
+    return np.zeros((LEAST_ROWS, columns), np.int64)
+
+
+def _doubled(rows: np.ndarray, top: int) -> np.ndarray:
+    bigger = _reserved(2 * len(rows), rows.shape[1])
+    if len(bigger) <= len(rows):
+        raise MemoryError
+    bigger[:top] = rows[:top]
     return bigger
 
 
@@ -326,11 +351,11 @@ def grow(m: Mmu) -> Mmu:
         ("slot", CTL_SLOT_TOP, _ROOM_SLOT),
     ):
         if ctl[top] + room >= getattr(m, name).shape[0]:
-            new[name] = _doubled(getattr(m, name))
-    if "sp" in new:
-        new["hash"] = np.full(2 * new["sp"].shape[0], -1, np.int64)
-        new["pages"] = np.full(2 * new["sp"].shape[0], -1, np.int64)
-        _rehash_pages(new["sp"], ctl[CTL_SP_TOP], new["hash"], new["pages"])
+            new[name] = _doubled(getattr(m, name), ctl[top])
+    if ctl[CTL_SP_TOP] + _ROOM_SP >= m.hash.shape[0]:
+        new["hash"] = np.full(2 * m.hash.shape[0], -1, np.int64)
+        new["pages"] = np.full(2 * m.hash.shape[0], -1, np.int64)
+        _rehash_pages(new.get("sp", m.sp), ctl[CTL_SP_TOP], new["hash"], new["pages"])
     if 2 * (ctl[CTL_GIB_TOP] + _ROOM_GIB) >= m.gib.shape[0]:
         new["gib"] = np.full((2 * m.gib.shape[0], GIB_COLUMNS), -1, np.int64)
         _rehash_rows(m.gib, new["gib"])
