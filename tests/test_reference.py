@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,8 @@ def test_model_of_another_policy_is_told_apart(tmp_path: Path) -> None:
 def test_recorded_lines_match_until_one_is_changed(table: Table, data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as directory:
         trace = make_trace(table, Path(directory))
+        # whoever write-protects a huge page of the TDP MMU in the trace would find it split already
+        assume(not re.search(r"spte_changed: .* level [23] old_spte [1-9a-f]", trace.read_text()))
         windows = [window for window in run_through(trace, "v2") if window.understood]
         assume(not any(window.count("zap") for window in windows))
         output = Path(directory) / "recorded.txt"
@@ -199,7 +202,8 @@ def test_recorded_lines_match_until_one_is_changed(table: Table, data: st.DataOb
         else:
             del lines[row]
         output.write_text("".join(lines))
-        assert verdict(output)[0] == "mismatch"
+        is_left = any("kvm_mmu_split_huge_page" in line for line in lines)
+        assert verdict(output)[0] == ("mismatch" if is_left else "unchecked")
 
 
 def verdict(trace: Path) -> tuple[str, list[str]]:
