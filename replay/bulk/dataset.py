@@ -28,7 +28,8 @@ from replay.schema import BULK_TABLES
 from replay.trace.files import MANIFEST
 
 if TYPE_CHECKING:
-    from replay.bulk.work import Reply, Tables
+    from replay.bulk.rows import Tables
+    from replay.bulk.work import Reply
 
 SCHEMA = "replay.dataset/1"
 

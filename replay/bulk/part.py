@@ -16,7 +16,7 @@ from replay.bulk.storage import Storage
 from replay.schema import BULK_TABLES, RunError, bulk_schema
 
 if TYPE_CHECKING:
-    from replay.bulk.work import Tables
+    from replay.bulk.rows import Tables
 
 REPLACES = b"replay.replaces"
 """Metadata of a file of ``runs``: a JSON list of the parts that its part replaces."""

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from replay.run import Run
 
+Tables = Mapping[str, "pa.Table"]
+"""The rows of a run, by the names of ``BULK_TABLES``."""
+
 _UNNAMED = ("trace", "totals")
 """Sections of the document whose name is not part of a column's."""
 _LEFT_OUT = ("schema", "path", "rmap_histogram")

@@ -26,7 +26,7 @@ from replay.errors import OutputError, UsageError
 from replay.schema import BULK_TABLES
 
 if TYPE_CHECKING:
-    from replay.bulk.work import Tables
+    from replay.bulk.rows import Tables
 
 STAGING = ".staging"
 LOCK = ".lock"

@@ -10,20 +10,14 @@ import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import TYPE_CHECKING
 
 from replay.bulk.plan import Task
-from replay.bulk.rows import error_tables, run_tables
+from replay.bulk.rows import Tables, error_tables, run_tables
 from replay.bulk.storage import Storage, write_staged
 from replay.errors import ReplayError, TraceError
 from replay.policy import Policy
 from replay.run import Request, run_trace
 from replay.verdict.golden import golden_path
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-Tables = Mapping[str, "pa.Table"]
 
 
 @dataclass(frozen=True)

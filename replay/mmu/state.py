@@ -276,9 +276,7 @@ def has_rows(m: Mmu, n: int) -> bool:
     )
 
 
-def make(
-    vms: int, out_columns: int, flush_columns: int, window_columns: int, rows: int = MOST_ROWS
-) -> Mmu:
+def make(vms: int, out_columns: int, flush_columns: int, window_columns: int, rows: int = MOST_ROWS) -> Mmu:
     """A state without pages or memslots for ``vms`` virtual machines.
 
     Rows that are not used yet take no memory: zeroed pages are mapped when they are first written.
