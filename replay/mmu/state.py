@@ -229,9 +229,7 @@ _ROOM_WINDOW = 2
 _ROOM_SLOT = 2
 EVENTS = 32
 
-LEAST_ROWS, MOST_ROWS = 4096, 1 << 23
-HUGE_FROM = 4 << 20
-"""Bytes of a table from which on large pages are asked for: small traces touch few bytes of many tables."""
+RESERVED_BYTES = 2 << 30
 
 
 @jit
@@ -276,29 +274,27 @@ def has_rows(m: Mmu, n: int) -> bool:
     )
 
 
-def make(vms: int, out_columns: int, flush_columns: int, window_columns: int, rows: int = MOST_ROWS) -> Mmu:
+def make(vms: int, out_columns: int, flush_columns: int, window_columns: int) -> Mmu:
     """A state without pages or memslots for ``vms`` virtual machines.
 
     Rows that are not used yet take no memory: zeroed pages are mapped when they are first written.
-    Addresses are reserved for ``rows`` shadow pages and outcomes, which few guests exceed, so that large
-    tables need not be copied to grow.
     """
-    buckets = 4096
+    pages = 4096
     m = Mmu(
-        sp=_reserved(rows, SP_COLUMNS),
-        spt=_reserved(rows // 16, 512),
-        hash=np.full(buckets, -1, np.int64),
-        pages=np.full(buckets, -1, np.int64),
-        block=_reserved(rows // 16, 512),
-        region=_reserved(rows, REGION_COLUMNS),
+        sp=np.zeros((pages, SP_COLUMNS), np.int64),
+        spt=np.zeros((pages, 512), np.int64),
+        hash=np.full(pages, -1, np.int64),
+        pages=np.full(pages, -1, np.int64),
+        block=np.zeros((pages, 512), np.int64),
+        region=np.zeros((256 * 512, REGION_COLUMNS), np.int64),
         gib=np.full((512, GIB_COLUMNS), -1, np.int64),
-        desc=_reserved(rows // 2, DESC_COLUMNS),
+        desc=np.zeros((1 << 16, DESC_COLUMNS), np.int64),
         slot=np.zeros((128, SLOT_COLUMNS), np.int64),
         vm=np.zeros((max(vms, 1), VM_COLUMNS), np.int64),
         task=np.zeros((256, TASK_COLUMNS), np.int64),
         bitmap=np.zeros(0, np.int64),
         window=np.zeros((128, window_columns), np.int64),
-        out=_reserved(rows, out_columns),
+        out=np.zeros((1 << 16, out_columns), np.int64),
         flush=np.zeros((1 << 14, flush_columns), np.int64),
         ctl=np.zeros(CTL_SIZE, np.int64),
     )
@@ -309,32 +305,33 @@ def make(vms: int, out_columns: int, flush_columns: int, window_columns: int, ro
     return m
 
 
-def _reserved(rows: int, columns: int) -> np.ndarray:
-    """Zeroed rows, as many as addresses can be had for: int64[n, columns]."""
+def _larger(rows: np.ndarray, top: int) -> np.ndarray:
+    """Zeroed rows, at least twice as many, the first ``top`` of them those of ``rows``.
+
+    Addresses are reserved for some GB, which few guests need: memory is taken as rows are used, and nothing
+    is copied again.
+    """
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-    while rows > LEAST_ROWS:
+    row_bytes = rows.itemsize * rows.shape[1]
+    count = max(2 * len(rows), RESERVED_BYTES // row_bytes)
+    while True:
         try:
-            memory = mmap.mmap(-1, rows * columns * 8, flags=flags)
-        except OSError:  # a limit on the process, or a system that promises no more than it has
-            rows //= 8
-            continue
-        if hasattr(mmap, "MADV_HUGEPAGE") and len(memory) > HUGE_FROM:
-            with suppress(OSError):  # not in this kernel
-                memory.madvise(mmap.MADV_HUGEPAGE, HUGE_FROM, len(memory) - HUGE_FROM)
-        return np.frombuffer(memory, np.int64).reshape(rows, columns)
-    return np.zeros((LEAST_ROWS, columns), np.int64)
-
-
-def _doubled(rows: np.ndarray, top: int) -> np.ndarray:
-    bigger = _reserved(2 * len(rows), rows.shape[1])
-    if len(bigger) <= len(rows):
-        raise MemoryError
-    bigger[:top] = rows[:top]
-    return bigger
+            memory = mmap.mmap(-1, count * row_bytes, flags=flags)
+            break
+        except OSError as error:  # a limit on the process, or a system that promises no more than it has
+            if count == 2 * len(rows):
+                raise MemoryError from error
+            count = max(2 * len(rows), count // 8)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # not in this kernel
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    larger = np.frombuffer(memory, np.int64).reshape(count, rows.shape[1])
+    larger[:top] = rows[:top]
+    return larger
 
 
 def grow(m: Mmu) -> Mmu:
-    """The same state with every array doubled that :func:`has_room` finds short."""
+    """The same state with every array at least doubled that :func:`has_room` finds short."""
     ctl = m.ctl
     new = {}
     for name, top, room in (
@@ -349,7 +346,7 @@ def grow(m: Mmu) -> Mmu:
         ("slot", CTL_SLOT_TOP, _ROOM_SLOT),
     ):
         if ctl[top] + room >= getattr(m, name).shape[0]:
-            new[name] = _doubled(getattr(m, name), ctl[top])
+            new[name] = _larger(getattr(m, name), ctl[top])
     if ctl[CTL_SP_TOP] + _ROOM_SP >= m.hash.shape[0]:
         new["hash"] = np.full(2 * m.hash.shape[0], -1, np.int64)
         new["pages"] = np.full(2 * m.hash.shape[0], -1, np.int64)
