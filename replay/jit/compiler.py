@@ -15,7 +15,7 @@ from numba.core.typed_passes import NoPythonBackend, NopythonTypeInference, PreL
 from numba.core.types.functions import BaseFunction
 from numba.core.untyped_passes import FixupArgs, TranslateByteCode
 
-from replay.jit.library import KernelLibrary, PartLibrary
+from replay.jit.linking import KernelLibrary, PartLibrary
 from replay.jit.lowering import KernelLowering, PartLowering
 from replay.jit.table import RowType, TableType
 

@@ -179,7 +179,7 @@ class PartLowering(LoweringPass):
         super().__init__()
 
     def run_pass(self, state: Any) -> bool:
-        context, library = state.targetctx, state.library
+        context, library = state["targetctx"], state["library"]
         fndesc = PythonFunctionDescriptor.from_specialized_function(
             state.func_ir,
             state.typemap,

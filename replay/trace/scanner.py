@@ -60,9 +60,15 @@ def new_rows(count: int) -> Rows:
     return Rows(**columns)
 
 
+def with_room(scanner: Scanner, number: int) -> Scanner:
+    """``scanner`` with a row of ``tasks`` for task ``number``, the next one."""
+    if number < len(scanner.tasks):
+        return scanner
+    return scanner._replace(tasks=np.concatenate([scanner.tasks, np.zeros_like(scanner.tasks)]))
+
+
 def with_task(scanner: Scanner, number: int, header: bytes) -> Scanner:
     """``scanner`` with ``header`` as what is printed of task ``number``, the next one."""
-    if number == len(scanner.tasks):
-        scanner = scanner._replace(tasks=np.concatenate([scanner.tasks, np.zeros_like(scanner.tasks)]))
+    scanner = with_room(scanner, number)
     scanner.tasks[number] = (0 if parse_task(header.decode(errors="replace")) else -1), 0
     return scanner._replace(headers=added(scanner.headers, header))

@@ -63,16 +63,21 @@ def _make_intrinsics() -> tuple[Any, ...]:
 
         return types.uint64(buf, types.intp, types.intp), generate
 
-    @intrinsic
-    def low_bytes(typing_context: Any, buf: Any, index: Any) -> Any:
-        """Bit n is set where byte n is at most a blank, of the ``BLOCK`` bytes at ``buf[index]``."""
+    def marks_of(relation: str, byte: int) -> Any:
+        """Bit n is set where byte n of the ``BLOCK`` at ``buf[index]`` has the relation to ``byte``."""
 
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            text = load_vector(context, builder, signature.args[0], args[0], args[1], BLOCK)
-            blank = ir.Constant(text.type, [BLANK] * BLOCK)
-            return mark_bits(builder, builder.icmp_unsigned("<=", text, blank))
+        @intrinsic
+        def marks(typing_context: Any, buf: Any, index: Any) -> Any:
+            def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+                text = load_vector(context, builder, signature.args[0], args[0], args[1], BLOCK)
+                other = ir.Constant(text.type, [byte] * BLOCK)
+                return mark_bits(builder, builder.icmp_unsigned(relation, text, other))
 
-        return types.uint64(buf, types.intp), generate
+            return types.uint64(buf, types.intp), generate
+
+        return marks
+
+    low_bytes, newlines = marks_of("<=", BLANK), marks_of("==", NEWLINE)
 
     @intrinsic
     def text_differs(typing_context: Any, buf: Any, index: Any, texts: Any, place: Any) -> Any:
@@ -102,17 +107,6 @@ def _make_intrinsics() -> tuple[Any, ...]:
             return builder.load(cgutils.gep_inbounds(builder, data, args[1]))
 
         return types.uint8(buf, types.intp), generate
-
-    @intrinsic
-    def newlines(typing_context: Any, buf: Any, index: Any) -> Any:
-        """Bit n is set where byte n is a newline, of the ``BLOCK`` bytes at ``buf[index]``."""
-
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            text = load_vector(context, builder, signature.args[0], args[0], args[1], BLOCK)
-            newline = ir.Constant(text.type, [NEWLINE] * BLOCK)
-            return mark_bits(builder, builder.icmp_unsigned("==", text, newline))
-
-        return types.uint64(buf, types.intp), generate
 
     @intrinsic
     def first_bit(typing_context: Any, word: Any) -> Any:

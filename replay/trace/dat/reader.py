@@ -29,6 +29,7 @@ from replay.trace.dat.printk import printed
 from replay.trace.dialect import START, Task
 from replay.trace.lex import PADDING, grown
 from replay.trace.reader import Parser, Trace
+from replay.trace.scanner import with_room
 from replay.trace.source import Source
 
 WINDOW_BYTES = 1 << 18
@@ -144,9 +145,7 @@ class DatParser(Parser):
 
     def _add_pid(self, pid: int) -> None:
         number = len(self._tasks)
-        if number == len(self._scanner.tasks):
-            tasks = np.concatenate([self._scanner.tasks, np.zeros_like(self._scanner.tasks)])
-            self._scanner = self._scanner._replace(tasks=tasks)
+        self._scanner = with_room(self._scanner, number)
         comm = self._file.comms.get(pid, "<idle>" if pid == 0 else "<...>")
         tgid = self._file.tgids.get(pid, -1)
         self._tasks.append(Task(comm, pid, tgid, bool(self._file.tgids)))
