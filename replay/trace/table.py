@@ -84,16 +84,29 @@ def write_table(trace: Trace, path: str | os.PathLike[str]) -> None:
     try:
         with _replacing(path) as file, _writer(path, file, schema) as writer:
             for batch in _record_batches(trace, schema):
-                writer.write_batch(batch)
+                for begin in range(0, len(batch), _ROW_GROUP):
+                    writer.write_batch(batch[begin : begin + _ROW_GROUP])
     except OSError as error:
         raise OutputError(path, error.strerror or str(error)) from error
+
+
+_RISING = ("gfn", "addr", "spte", "old_spte", "sptep", "num", "ts_ns", "line")
+"""Columns of many values, of which each is near the one before."""
+_ROW_GROUP = 1 << 17
+"""Rows that are decoded at once: few enough that the same memory serves all of them, near the processor."""
 
 
 def _writer(path: Path, file: IO[bytes], schema: pa.Schema) -> Any:
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 
-        return pq.ParquetWriter(file, schema, compression="zstd")
+        return pq.ParquetWriter(
+            file,
+            schema,
+            compression="lz4",
+            use_dictionary=[name for name in COLUMN_TYPES if name not in _RISING],
+            column_encoding=dict.fromkeys(_RISING, "DELTA_BINARY_PACKED"),
+        )
     return pa.ipc.new_file(file, schema)  # not compressed, so that it is read by mapping it
 
 
@@ -150,7 +163,7 @@ def _open_parquet(path: str) -> _Opened:
     def batches() -> Iterator[pa.RecordBatch]:
         with pq.ParquetFile(path, read_dictionary=["comm", "text"]) as file:
             for number in range(file.num_row_groups):  # batches across row groups would be copied together
-                yield from file.read_row_group(number).to_batches(max_chunksize=1 << 20)
+                yield from file.read_row_group(number, use_threads=False).to_batches()
 
     with pq.ParquetFile(path) as file:
         return file.schema_arrow, batches
@@ -177,21 +190,28 @@ def _columns(batch: pa.RecordBatch, places: dict[str, dict[str, int]]) -> Column
         elif column.null_count == len(column):
             arrays.append(np.full(len(column), -1, np.int32))
         else:
-            own = np.array([places[name][word] for word in column.dictionary.to_pylist()], np.int32)
-            indices = column.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-            arrays.append(np.append(own, np.int32(-1))[indices])
+            own = [places[name][word] for word in column.dictionary.to_pylist()]
+            indices = _values(column, "int32")
+            if column.null_count:
+                indices = np.where(_valid(column), indices, len(own))
+            arrays.append(np.array([*own, -1], np.int32)[indices])
     return Columns(*arrays)
 
 
 def _values(column: pa.Array, kind: str) -> np.ndarray:
-    """The memory of ``column``, which nobody else has, as a writable array.
+    """The memory of ``column`` (of its indices, if it has a dictionary), which nobody else has, writable.
 
     Arrow hands out arrays that cannot be written to, which are another type to jitted code.
     """
     buffer = column.buffers()[1]
-    dtype = np.dtype(kind)
-    if column.null_count or buffer is None:
-        return np.array(column.fill_null(0).to_numpy(zero_copy_only=False))
+    if buffer is None:
+        return np.zeros(len(column), kind)
     memory = (ctypes.c_uint8 * buffer.size).from_address(buffer.address)
     memory.owner = buffer  # which lives as long as the array
-    return np.frombuffer(memory, dtype, len(column), column.offset * dtype.itemsize)
+    return np.frombuffer(memory, kind, len(column), column.offset * np.dtype(kind).itemsize)
+
+
+def _valid(column: pa.Array) -> np.ndarray:
+    """Where ``column``, some of whose values are null, has one; pyarrow.compute takes long to import."""
+    bits = np.frombuffer(column.buffers()[0], np.uint8)
+    return np.unpackbits(bits, bitorder="little")[column.offset : column.offset + len(column)] != 0
