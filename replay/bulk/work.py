@@ -5,11 +5,14 @@ The local processes and the workers of a cluster both call ``work``.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
+
+import xxhash
 
 from replay.bulk.plan import Task
 from replay.bulk.rows import Tables, error_tables, run_tables
@@ -112,8 +115,6 @@ def content_of(path: str, request: Request) -> str:
 
     With a golden file beside it that a run would use, the digest of that behind it.
     """
-    from replay.bulk.digest import file_digest
-
     status = os.stat(path)
     if stat.S_ISDIR(status.st_mode):
         raise TraceError(path, 0, "Is a directory")
@@ -121,8 +122,14 @@ def content_of(path: str, request: Request) -> str:
         raise TraceError(path, 0, "not a regular file")
     golden = golden_path(path)
     if request.expect is None and golden.exists():
-        return f"{file_digest(path)}-{file_digest(golden)}"
-    return file_digest(path)
+        return f"{_xxh64(path)}-{_xxh64(golden)}"
+    return _xxh64(path)
+
+
+def _xxh64(path: str | os.PathLike[str]) -> str:
+    """As 16 hexadecimal digits: tells contents apart at the speed of memory."""
+    with open(path, "rb", buffering=0) as file:
+        return hashlib.file_digest(file, xxhash.xxh64).hexdigest()
 
 
 @cache

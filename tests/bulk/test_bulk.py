@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import xxhash
 
 from replay.bulk.rows import run_row
 from replay.bulk.storage import STAGING, Storage
@@ -186,6 +187,8 @@ def test_content_decides_and_the_golden_file_is_part_of_it(corpus: Path, tmp_pat
     trace = corpus / "kinds" / "full-split.txt"
     golden = Path(f"{trace}.expected.json")
     assert summary(trace, "-o", out)["verdicts"] == {"auto": {"match": 1}}
+    digests = [xxhash.xxh64(path.read_bytes()).hexdigest() for path in (trace, golden)]
+    assert rows_of(out)["content"].to_list() == ["-".join(digests)]
     os.utime(trace, (1, 1))
     assert summary(trace, "-o", out)["replayed"] == 0
     golden.write_text(golden.read_text().replace('"attempts": 4', '"attempts": 5'))
