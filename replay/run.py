@@ -89,13 +89,12 @@ def run_trace(trace: str | Trace, request: Request, progress: Progress | None = 
     golden = _golden(trace if isinstance(trace, str) else trace.path, request)
     policy, reason = _chosen_policy(request, golden)
 
-    from replay.jit import compile_meanwhile
-    from replay.mmu.engine import replay_trace
+    from replay.mmu.engine import compile_in_other_process, replay_trace
     from replay.verdict.compare import compare_golden, compare_recorded, unchecked
     from replay.verdict.golden import golden_of
 
     if isinstance(trace, str):
-        compile_meanwhile("replay.mmu.engine", "compile_kernels")  # while the parser is compiled here
+        compile_in_other_process()  # while the parser is compiled here
         trace = _read(trace, request, progress)
     facts = None
     if policy is None:

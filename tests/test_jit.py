@@ -59,15 +59,18 @@ def other(values):
 
 def compile_kernels():
     other(np.arange(3))
+
+def fail():
+    raise SystemExit(1)
 """
 MEANWHILE = """
 import sys
 import numpy as np
 from replay import jit
 from replay.caller import caller
-from replay.other import other
+from replay.other import compile_kernels, fail, other
 
-jit.compile_meanwhile("replay.other", sys.argv[1])
+jit.compile_meanwhile({"compile": compile_kernels, "fail": fail}[sys.argv[1]], other)
 print(caller(np.arange(3)), other(np.arange(3)))
 print(sum(other.stats.cache_hits.values()), sum(other.stats.cache_misses.values()))
 """
@@ -127,9 +130,9 @@ def test_second_run_compiles_nothing(package: Path, tmp_path: Path) -> None:
 def test_first_run_compiles_in_two_processes(package: Path, tmp_path: Path) -> None:
     (package / "other.py").write_text(OTHER)
     (package.parent / "main.py").write_text(MEANWHILE)
-    first = finish(start(package, "compile_kernels", REPLAY_CACHE_DIR=str(tmp_path / "cache")))
+    first = finish(start(package, "compile", REPLAY_CACHE_DIR=str(tmp_path / "cache")))
     assert first == ("6.0 3", "1 0", "")  # the kernel was there when it was needed
-    failed = finish(start(package, "no_such_function", REPLAY_CACHE_DIR=str(tmp_path / "another")))
+    failed = finish(start(package, "fail", REPLAY_CACHE_DIR=str(tmp_path / "another")))
     assert failed == ("6.0 3", "0 1", "")
 
 

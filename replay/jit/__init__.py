@@ -10,9 +10,11 @@ from functools import cached_property
 from typing import Any, TypeVar, cast
 
 import numba
+import numpy as np
 from numba import types
 from numba.core import config
 from numba.extending import typeof_impl
+from numba.np.numpy_support import from_dtype, map_layout
 
 from replay.jit.cache import KernelCache, NoCache, announce_compile, cache_directory, compile_meanwhile
 from replay.jit.compiler import KernelCompiler, PartCompiler
@@ -71,6 +73,19 @@ class _Part:
 @typeof_impl.register(_Part)
 def _type_of_part(part: _Part, context: Any) -> Any:
     return types.Dispatcher(part.dispatcher)
+
+
+_type_of_any_array = typeof_impl.dispatch(np.ndarray)
+
+
+@typeof_impl.register(np.ndarray)
+def _type_of_array(array: Any, context: Any) -> Any:
+    """numba's own asks whether an array is masked, which imports numpy.ma: a tenth of a short run."""
+    if type(array) is not np.ndarray or array.dtype.kind not in "biuf":
+        return _type_of_any_array(array, context)
+    return types.Array(
+        from_dtype(array.dtype), array.ndim, map_layout(array), readonly=not array.flags.writeable
+    )
 
 
 def jit(function: Function) -> Function:

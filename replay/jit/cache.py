@@ -38,8 +38,9 @@ KEPT_SECONDS = 2 * 3600
 """A directory is removed only if it is not among the last ``KEPT_DIRECTORIES`` used, and unused this long."""
 
 _on_compile: Callable[[str], None] | None = None
-_meanwhile: tuple[str, str] | None = None
+_meanwhile: tuple[Callable[[], None], tuple[Any, ...]] | None = None
 _other: subprocess.Popen[bytes] | None = None
+_made_by_other: tuple[Any, ...] = ()
 
 
 def announce_compile(show: Callable[[str], None]) -> None:
@@ -51,25 +52,25 @@ def announce_compile(show: Callable[[str], None]) -> None:
     _on_compile = show
 
 
-def compile_meanwhile(module: str, function: str) -> None:
-    """Should this process have to compile, let another one call ``function`` of ``module`` meanwhile.
+def compile_meanwhile(function: Callable[[], None], *kernels: Any) -> None:
+    """Should this process have to compile, let another one call ``function`` meanwhile.
 
-    That function compiles kernels that are needed later: whoever needs one waits for the other process.
+    It compiles ``kernels``, which are needed later: whoever needs one of them waits for the other process.
     """
     global _meanwhile
-    _meanwhile = module, function
+    _meanwhile = function, kernels
 
 
 def _start_other() -> None:
-    global _meanwhile, _other
+    global _meanwhile, _other, _made_by_other
     target, _meanwhile = _meanwhile, None
     if target is None or cache_directory() is None or os.cpu_count() == 1:
         return
-    module, function = target
-    code = f"import sys; sys.path[:] = {sys.path!r}; from {module} import {function} as compile; compile()"
+    function, _made_by_other = target
+    call = f"from {function.__module__} import {function.__name__} as compile; compile()"
     with suppress(OSError):
         _other = subprocess.Popen(
-            [sys.executable, "-IB", "-c", code],
+            [sys.executable, "-IB", "-c", f"import sys; sys.path[:] = {sys.path!r}; {call}"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -77,10 +78,10 @@ def _start_other() -> None:
         atexit.register(_other.kill)
 
 
-def _wait_for_other() -> bool:
-    """True if another process compiled something that may be what is needed now."""
+def _wait_for_other(function: Callable[..., Any]) -> bool:
+    """True if another process has compiled the kernel ``function``."""
     global _other
-    if _other is None:
+    if _other is None or all(function is not kernel.py_func for kernel in _made_by_other):
         return False
     _other.wait()
     atexit.unregister(_other.kill)
@@ -227,9 +228,16 @@ class KernelCache(FunctionCache):
 
     _impl_class = _KernelCacheImpl
 
+    def stamp(self) -> int:
+        """A number that changes when an entry is saved, by this process or another."""
+        try:
+            return os.stat(self._cache_file._index_path).st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         found = self._load_kept(sig, target_context)
-        if found is None and _wait_for_other():
+        if found is None and _wait_for_other(self._py_func):
             found = self._load_kept(sig, target_context)
         if found is None:
             _compile_begins()

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from replay.jit import compile_meanwhile
 from replay.mmu import state, window
 from replay.mmu.census import OUT_CENSUS_COLUMNS, WIN_CENSUS_COLUMNS, Census, collect
-from replay.mmu.facts import TraceFacts, scan_facts
+from replay.mmu.facts import TraceFacts, scan_facts, scan_rows
 from replay.mmu.histogram import COLUMNS_BY, RmapHistogram, rmap_counts
 from replay.mmu.loop import LOOKAHEAD, ROWS_DONE, replay_rows
 from replay.mmu.moments import Moment, Moments
@@ -74,6 +75,11 @@ def compile_kernels() -> None:
     nothing = _no_events()
     facts = scan_facts([nothing], 1)
     replay_rows(_new_state(facts, Options()), nothing, 0, Policy().codes(), _resched("recorded"), -1)
+
+
+def compile_in_other_process() -> None:
+    """Let another process compile what a replay needs, should this one have to compile something else."""
+    compile_meanwhile(compile_kernels, scan_rows, replay_rows)
 
 
 def trace_facts(trace: Trace) -> TraceFacts:

@@ -43,7 +43,7 @@ _MERGED = ("linux-6.0", "linux-2026")
 
 
 @kernel
-def _scan(c: Columns, kinds: np.ndarray, facts: np.ndarray, last: np.ndarray) -> None:
+def scan_rows(c: Columns, kinds: np.ndarray, facts: np.ndarray, last: np.ndarray) -> None:
     """Add to ``kinds`` [VMs, KINDS] and ``facts`` [VMs, FACTS]; ``last`` [_TASKS, 2]: tasks' last events."""
     for i in range(len(c.kind)):
         vm = c.vm[i]
@@ -180,5 +180,5 @@ def scan_facts(batches: Iterable[Columns], vms: int) -> TraceFacts:
     facts = np.zeros((max(vms, 1), FACTS), np.int64)
     last = np.zeros((_TASKS, 2), np.int64)
     for batch in batches:
-        _scan(batch, kinds, facts, last)
+        scan_rows(batch, kinds, facts, last)
     return TraceFacts(kinds, facts)
