@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -61,6 +62,7 @@ class Dataset:
         if known and known["version"] != version:
             self._discard_all()
         self._adopted: dict[str, dict[str, str]] = defaultdict(dict)
+        self._adopting = Lock()
         manifest = {"schema": SCHEMA, "version": version, "options": options}
         manifest["policies"] = (known or {}).get("policies", {}) | policies
         if manifest != known:
@@ -142,7 +144,8 @@ class Dataset:
         for label in reply.kept:
             row = self._partitions[label].rows.get(reply.path)
             if reply.content is not None and (row is None or row.content != reply.content):
-                self._adopted[label][reply.path] = reply.content
+                with self._adopting:
+                    self._adopted[label][reply.path] = reply.content
 
     def finish(self) -> None:
         """Commit, and remove what was being written when a run ended; nobody writes any more."""
@@ -151,9 +154,11 @@ class Dataset:
             self.storage.remove(name)
 
     def commit(self) -> None:
-        """Make parts of all that is staged and kept."""
+        """Make parts of all that is staged and kept by now; more may be staged and kept meanwhile."""
         staged = [name for name in self.storage.names(STAGING) if name.endswith(".arrow")]
-        if not staged and not self._adopted:
+        with self._adopting:
+            kept, self._adopted = self._adopted, defaultdict(dict)
+        if not staged and not kept:
             return
         number = 1 + max(
             (int(part[5:-8]) for each in self._partitions.values() for part in each.part_bytes), default=0
@@ -167,7 +172,7 @@ class Dataset:
                     writers[label] = stack.enter_context(part)
                 return writers[label]
 
-            for label, adopted in self._adopted.items():
+            for label, adopted in kept.items():
                 for runs in self._adopted_rows(self._partitions[label], adopted):
                     writer(label).add_runs(runs)
             for name in staged:
@@ -175,7 +180,6 @@ class Dataset:
                     writer(label).add(tables)
             for each in writers.values():
                 self._finish(each)
-        self._adopted.clear()
         for name in staged:
             self.storage.remove(name)
 

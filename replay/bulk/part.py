@@ -74,6 +74,7 @@ class PartWriter:
         self._have = {row.content for row in partition.rows.values() if row.error is None}
         self._runs: list[pa.Table] = []
         self._waiting: dict[str, list[pa.Table]] = {table: [] for table in BULK_TABLES[1:]}
+        self._waiting_rows = dict.fromkeys(self._waiting, 0)
         self._files: dict[str, Any] = {}
         self._writers: dict[str, Any] = {}
 
@@ -108,15 +109,15 @@ class PartWriter:
         self.contents.update(good["content"].to_pylist())
 
     def add_rows(self, table: str, rows: pa.Table) -> None:
-        waiting = self._waiting[table]
-        waiting.append(rows)
-        if sum(each.num_rows for each in waiting) >= _ROW_GROUP:
+        self._waiting[table].append(rows)
+        self._waiting_rows[table] += rows.num_rows
+        if self._waiting_rows[table] >= _ROW_GROUP:
             self._write(table)
 
     def _write(self, table: str) -> None:
         if self._waiting[table]:
             self._writers[table].write_table(pa.concat_tables(self._waiting[table]))
-            self._waiting[table] = []
+            self._waiting[table], self._waiting_rows[table] = [], 0
 
     def replaced(self) -> list[str]:
         """The parts to be joined with this one: those with a row of the same path, and small ones."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from replay.errors import GoldenError, InputError, MalformedLine, ReplayError, TraceError
@@ -27,7 +28,7 @@ MAX_MESSAGE = 500
 def run_tables(path: str, content: str, file_bytes: int, run: Run) -> dict[str, pa.Table]:
     """The rows of one run in each of ``BULK_TABLES``."""
     row = run_row(run.document) | {"kernel": run.trace.kernel}
-    tables = _empty() | {"runs": _runs_table(path, content, file_bytes, row)}
+    tables = {"runs": _runs_table(path, content, file_bytes, row)}
     for name, table in run.tables().items():
         schema = bulk_schema(name)
         columns = [_repeated(content, table.num_rows), *table.columns]
@@ -99,9 +100,11 @@ def _runs_table(path: str, content: str | None, file_bytes: int, row: Mapping[st
     import pyarrow as pa
 
     row = {"path": path, "content": content, "file_bytes": file_bytes, **row}
-    return pa.Table.from_pylist([row], runs_schema())
+    # in one piece: each conversion of Python values looks for other packages first
+    return pa.Table.from_struct_array(pa.array([row], pa.struct(runs_schema())))
 
 
+@cache
 def _empty() -> dict[str, pa.Table]:
     return {name: bulk_schema(name).empty_table() for name in BULK_TABLES}
 

@@ -6,6 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -21,7 +22,7 @@ from replay.policy import Policy
 from replay.run import Request, check_options
 
 BULK_SCHEMA = "replay.bulk/1"
-COMMIT_TRACES, COMMIT_BYTES = 2000, 1 << 26
+COMMIT_TRACES, COMMIT_BYTES = 500, 1 << 26
 """So many staged traces, or bytes of their rows, are made a part of the dataset."""
 SHOWN_WORST = 10
 AUTO = "auto"
@@ -177,15 +178,21 @@ def _replay(
         for task in tasks
     )
     staged, staged_bytes = 0, 0
-    for task, reply in workers.run(given):
-        dataset.keep(reply)
-        summary.replayed += bool(reply.verdicts)
-        summary.kept += not reply.verdicts
-        watcher.advance(task, reply.verdicts)
-        staged, staged_bytes = staged + 1, staged_bytes + reply.staged_bytes
-        if staged >= COMMIT_TRACES or staged_bytes >= COMMIT_BYTES:
-            dataset.commit()
-            staged, staged_bytes = 0, 0
+    commit: Future[None] | None = None
+    with ThreadPoolExecutor(1) as committer:  # no process waits for its next trace meanwhile
+        for task, reply in workers.run(given):
+            dataset.keep(reply)
+            summary.replayed += bool(reply.verdicts)
+            summary.kept += not reply.verdicts
+            watcher.advance(task, reply.verdicts)
+            staged, staged_bytes = staged + 1, staged_bytes + reply.staged_bytes
+            if staged >= COMMIT_TRACES or staged_bytes >= COMMIT_BYTES:
+                if commit is not None:
+                    commit.result()
+                commit = committer.submit(dataset.commit)
+                staged, staged_bytes = 0, 0
+        if commit is not None:
+            commit.result()
 
 
 def _checked(request: Request, policies: Sequence[str]) -> tuple[Request, dict[str, str | Policy]]:

@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 from replay.trace import scan as scanning
 from replay.trace.dialect import SEEN, SLOTS, parse_task
-from replay.trace.lex import added, new_strings
+from replay.trace.lex import Strings, added, new_strings
 from replay.trace.payload import FIELDS, WIDE
 from replay.trace.scan import Rows, Scanner
 
 
 def new_scanner() -> Scanner:
     """A scanner that knows the names of the events, and has read nothing."""
-    names = new_strings(scanning.MAX_NAMES, scanning.MAX_NAMES * scanning.MAX_NAME)
-    kinds = np.full((scanning.MAX_NAMES, 2), scanning.OTHER, np.int64)
-    for number, (name, kind) in enumerate(scanning.NAMES.items()):
-        names = added(names, name.encode())
-        kinds[number, 0] = kind
+    names, kinds = _known_names()
     return Scanner(
         added(new_strings(256, 256 * 64), b""),  # NO_TASK
         np.zeros((256, 2), np.int64),
-        names,
-        kinds,
+        Strings(names.table.copy(), names.arena.copy()),
+        kinds.copy(),
         new_strings(1024, 1 << 16),
         np.zeros((2, SLOTS, SEEN), np.int64),
         np.zeros(FIELDS, np.uint64),
         np.zeros(scanning.STATE, np.int64),
         np.zeros((scanning.MAX_MALFORMED, 3), np.int64),
     )
+
+
+@cache
+def _known_names() -> tuple[Strings, np.ndarray]:
+    """``Scanner.names`` and ``Scanner.kinds`` before anything is read."""
+    names = new_strings(scanning.MAX_NAMES, scanning.MAX_NAMES * scanning.MAX_NAME)
+    kinds = np.full((scanning.MAX_NAMES, 2), scanning.OTHER, np.int64)
+    for number, (name, kind) in enumerate(scanning.NAMES.items()):
+        names = added(names, name.encode())
+        kinds[number, 0] = kind
+    return names, kinds
 
 
 _ROW_TYPES = {
