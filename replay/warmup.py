@@ -64,7 +64,7 @@ def _use_all(directory: Path) -> None:
     binary.write_bytes(_trace_dat())
     read_trace(str(binary))
     read_trace(str(text))
-    full = state.make(1, 1, 1, 1)
+    full = state.make(1, (1, 1, 1), 1, 1, 1)
     full.ctl[[state.CTL_SP_TOP, state.CTL_GIB_TOP]] = len(full.hash)
     state.grow(full)
     run_trace(str(text), Request(rmap_histogram=("end",), census=True))

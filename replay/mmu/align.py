@@ -7,17 +7,17 @@ What the kernel could not foresee (lock drops, yields, failed allocations) is to
 
 from __future__ import annotations
 
+import numpy as np
+
 from replay.jit import jit
 from replay.mmu.dirty_log import NO_ROOM, OK, next_word
-from replay.mmu.role import INVALID, ROLE_MASK
+from replay.mmu.role import INVALID
 from replay.mmu.shadow_page import get_spte
 from replay.mmu.split import STOP_ATTEMPT, STOP_DONE, STOP_DROPPED, STOP_NO_ROOM, STOP_YIELDED, advance
 from replay.mmu.spte import is_shadow_present_pte
 from replay.mmu.state import (
     CTL_HAS_GET_PAGE,
-    CTL_LINE,
     CTL_OUT_TOP,
-    CTL_TS,
     FLAG_LIVE,
     FLAG_RECORDED,
     SP_FLAGS,
@@ -34,30 +34,31 @@ from replay.mmu.window import (
     C_GET_PAGE_MATCHED,
     C_TRUTH_EXPECTED,
     C_TRUTH_MATCHED,
-    OUT_CHILD,
-    OUT_CHILD_GFN,
-    OUT_CHILD_ROLE,
-    OUT_CREATED,
-    OUT_ERRNO,
+    OUT16_CREATED,
+    OUT16_ERRNO,
+    OUT16_INSTALLED,
+    OUT16_LEVEL,
+    OUT16_MATCH,
+    OUT16_MMU,
+    OUT16_NONPRESENT,
+    OUT16_OUTCOME,
+    OUT32_SOURCE,
     OUT_GFN,
-    OUT_GOT_PAGE,
-    OUT_HAS_RECORD,
-    OUT_INSTALLED,
-    OUT_LEVEL,
-    OUT_LINE,
-    OUT_MATCH,
-    OUT_NONPRESENT,
-    OUT_OUTCOME,
-    OUT_REC_ERRNO,
-    OUT_REC_GFN,
-    OUT_REC_LEVEL,
-    OUT_REC_SPTE,
     OUT_SPTE,
-    OUT_TS,
+    SOURCE_ERRNO,
+    SOURCE_GFN,
+    SOURCE_LEVEL,
+    SOURCE_MMU,
+    SOURCE_RECORDED,
+    SOURCE_SPTE,
+    WIN_CHILD,
+    WIN_CHILD_GFN,
+    WIN_CHILD_ROLE,
     WIN_DROP_FLUSHED,
     WIN_ENV_DROP,
     WIN_ENV_FAIL_KERNEL,
     WIN_ENV_YIELD,
+    WIN_GOT_PAGE,
     WIN_HAS_V2_PROBES,
     WIN_PENDING,
     WIN_TDP_GFN,
@@ -66,7 +67,9 @@ from replay.mmu.window import (
     WIN_WORDS,
     count,
     new_outcome,
+    new_source,
     place,
+    place_of,
 )
 from replay.policy import KnobCodes
 from replay.schema import EAGAIN, EBUSY, ENOMEM, Match
@@ -81,13 +84,15 @@ NO_RESCHED = (0, -1)
 @jit
 def note_record(m: Mmu, o: int, gfn: int, spte: int, level: int, errno: int) -> None:
     """Put the recorded split line beside the outcome ``o``."""
-    m.out[o, OUT_HAS_RECORD] = 1
-    m.out[o, OUT_REC_GFN] = gfn
-    m.out[o, OUT_REC_SPTE] = spte
-    m.out[o, OUT_REC_LEVEL] = level
-    m.out[o, OUT_REC_ERRNO] = errno
-    m.out[o, OUT_TS] = m.ctl[CTL_TS]
-    m.out[o, OUT_LINE] = m.ctl[CTL_LINE]
+    s = new_source(m)
+    m.out32[o, OUT32_SOURCE] = s
+    source = m.source[s]
+    source[SOURCE_RECORDED] = 1
+    source[SOURCE_MMU] = m.out16[o, OUT16_MMU]
+    source[SOURCE_GFN] = gfn
+    source[SOURCE_SPTE] = spte
+    source[SOURCE_LEVEL] = level
+    source[SOURCE_ERRNO] = errno
 
 
 @jit
@@ -97,26 +102,26 @@ def judge(m: Mmu, o: int, gfn: int, spte: int, level: int, errno: int) -> None:
     equal = (
         m.out[o, OUT_GFN] == gfn
         and m.out[o, OUT_SPTE] == spte
-        and m.out[o, OUT_LEVEL] == level
-        and m.out[o, OUT_ERRNO] == errno
+        and m.out16[o, OUT16_LEVEL] == level
+        and m.out16[o, OUT16_ERRNO] == errno
     )
-    m.out[o, OUT_MATCH] = MATCHED if equal else MISMATCHED
+    m.out16[o, OUT16_MATCH] = MATCHED if equal else MISMATCHED
 
 
 @jit
 def missing(m: Mmu, w: int, mmu: int, gfn: int, spte: int, level: int, errno: int) -> None:
     """A recorded split line that the simulation has no attempt for."""
     o = new_outcome(m, w, mmu)
-    m.out[o, OUT_OUTCOME] = -1
+    m.out16[o, OUT16_OUTCOME] = -1
     note_record(m, o, gfn, spte, level, errno)
-    m.out[o, OUT_MATCH] = MISSING
+    m.out16[o, OUT16_MATCH] = MISSING
 
 
 @jit
 def pending_is_unexpected(m: Mmu, w: int) -> None:
     """The attempt under way has no recorded split line."""
     if m.window[w, WIN_PENDING]:
-        m.out[m.window[w, WIN_PENDING] - 1, OUT_MATCH] = UNEXPECTED
+        m.out16[m.window[w, WIN_PENDING] - 1, OUT16_MATCH] = UNEXPECTED
         m.window[w, WIN_PENDING] = 0
 
 
@@ -153,7 +158,7 @@ def reach(m: Mmu, w: int, k: KnobCodes, target: int) -> int:
         if stop != STOP_ATTEMPT:
             return stop
         o = m.window[w, WIN_PENDING] - 1
-        if place(m.out[o, OUT_GFN], m.out[o, OUT_LEVEL]) >= target:
+        if place_of(m, o) >= target:
             return stop
         pending_is_unexpected(m, w)
 
@@ -180,14 +185,14 @@ def split_line(m: Mmu, w: int, k: KnobCodes, gfn: int, spte: int, level: int, er
         count(m, C_ENV_ALLOC, 1)
     count(m, C_EXPECTED, 1)
     o = m.window[w, WIN_PENDING] - 1
-    if stop == STOP_DONE or place(m.out[o, OUT_GFN], m.out[o, OUT_LEVEL]) != place(gfn, level):
+    if stop == STOP_DONE or place_of(m, o) != place(gfn, level):
         missing(m, w, 0, gfn, spte, level, errno)
         return OK
     judge(m, o, gfn, spte, level, errno)
-    child = m.out[o, OUT_CHILD]
+    child = m.window[w, WIN_CHILD]
     if errno == 0 and child >= 0 and m.sp[child, SP_FLAGS] & FLAG_LIVE:
         m.sp[child, SP_FLAGS] |= FLAG_RECORDED
-    if errno == 0 and m.ctl[CTL_HAS_GET_PAGE] and not m.out[o, OUT_GOT_PAGE]:
+    if errno == 0 and m.ctl[CTL_HAS_GET_PAGE] and not m.window[w, WIN_GOT_PAGE]:
         count(m, C_GET_PAGE_EXPECTED, 1)  # the line of the child is not there
     m.window[w, WIN_PENDING] = 0
     peek_next(m, w, k)
@@ -207,15 +212,15 @@ def get_page_line(m: Mmu, w: int, k: KnobCodes, gfn: int, role: int, created: bo
     if stop == STOP_DONE:
         return OK
     o = m.window[w, WIN_PENDING] - 1
-    child = m.out[o, OUT_CHILD]
+    child = m.window[w, WIN_CHILD]
     if (
         child >= 0
-        and m.out[o, OUT_CHILD_GFN] == gfn
-        and (m.out[o, OUT_CHILD_ROLE] & ROLE_MASK) == role & ~INVALID
-        and (m.out[o, OUT_CREATED] != 0) == created
+        and m.window[w, WIN_CHILD_GFN] == gfn
+        and m.window[w, WIN_CHILD_ROLE] == role & ~INVALID
+        and (m.out16[o, OUT16_CREATED] != 0) == created
     ):
         count(m, C_GET_PAGE_MATCHED, 1)
-        m.out[o, OUT_GOT_PAGE] = 1
+        m.window[w, WIN_GOT_PAGE] = 1
     return OK
 
 
@@ -224,7 +229,7 @@ def go_on_to(m: Mmu, w: int, k: KnobCodes, target: int, wanted: int) -> int:
     """Go on until the environment's ``wanted`` stop, but not behind ``target``: what stopped the walk."""
     while True:
         o = m.window[w, WIN_PENDING] - 1
-        if o >= 0 and place(m.out[o, OUT_GFN], m.out[o, OUT_LEVEL]) > target:
+        if o >= 0 and place_of(m, o) > target:
             return STOP_ATTEMPT
         pending_is_unexpected(m, w)
         stop = step(m, w, k)
@@ -313,8 +318,8 @@ def split_done_line(m: Mmu, w: int, gfn: int, present: int, nonpresent: int) -> 
         m,
         o >= 0
         and m.out[o, OUT_GFN] == gfn
-        and m.out[o, OUT_INSTALLED] == present
-        and m.out[o, OUT_NONPRESENT] == nonpresent,
+        and m.out16[o, OUT16_INSTALLED] == present
+        and m.out16[o, OUT16_NONPRESENT] == nonpresent,
     )
 
 
@@ -322,7 +327,7 @@ def split_done_line(m: Mmu, w: int, gfn: int, present: int, nonpresent: int) -> 
 def split_nonpresent_line(m: Mmu, w: int, gfn: int, level: int) -> None:
     """v2_split_nonpresent: the child SPTE of ``gfn`` was left non-present."""
     o = m.window[w, WIN_PENDING] - 1
-    child = m.out[o, OUT_CHILD] if o >= 0 else -1
+    child = m.window[w, WIN_CHILD] if o >= 0 else -1
     if child < 0:
         truth(m, False)
         return
@@ -349,7 +354,7 @@ def tdp_attempt(m: Mmu, w: int, k: KnobCodes, errno: int) -> int:
 @jit
 def tdp_pending_is_unexpected(m: Mmu, w: int) -> None:
     if m.window[w, WIN_TDP_PENDING]:
-        m.out[m.window[w, WIN_TDP_PENDING] - 1, OUT_MATCH] = UNEXPECTED
+        m.out16[m.window[w, WIN_TDP_PENDING] - 1, OUT16_MATCH] = UNEXPECTED
         m.window[w, WIN_TDP_PENDING] = 0
 
 
@@ -393,6 +398,6 @@ def finish_tdp(m: Mmu, w: int, k: KnobCodes) -> int:
         o = predict_split(m, w, 0)
         if o < 0:
             return OK
-        m.out[o, OUT_MATCH] = UNEXPECTED
-        m.window[w, WIN_TDP_GFN] = m.out[o, OUT_GFN] + (1 << (9 * (m.out[o, OUT_LEVEL] - 1)))
+        m.out16[o, OUT16_MATCH] = UNEXPECTED
+        m.window[w, WIN_TDP_GFN] = m.out[o, OUT_GFN] + (1 << (9 * (np.int64(m.out16[o, OUT16_LEVEL]) - 1)))
     return NO_ROOM

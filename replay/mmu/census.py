@@ -64,27 +64,12 @@ from replay.mmu.state import (
     VM_USED,
     Mmu,
 )
+from replay.mmu.tables import attempts
 from replay.mmu.window import (
     C_ENV_YIELDS,
     C_RETRIES_CACHE,
     C_RETRIES_RESCHED,
     OUT_COLUMNS,
-    OUT_CREATED,
-    OUT_DESCRIPTORS,
-    OUT_FLUSH,
-    OUT_GFN,
-    OUT_INSTALLED,
-    OUT_LEVEL,
-    OUT_LINE,
-    OUT_MMU,
-    OUT_NONPRESENT,
-    OUT_OUTCOME,
-    OUT_RETRIES,
-    OUT_REUSED,
-    OUT_ROLE,
-    OUT_SPTE,
-    OUT_VM,
-    OUT_WINDOW,
     WIN_COLUMNS,
     WIN_END,
     WIN_GFN,
@@ -117,7 +102,8 @@ CEN_LIMIT = CEN_HUGE_SPTE + 14  # n_max_mmu_pages
 CEN_EPT = CEN_HUGE_SPTE + 15  # SPTEs are EPT entries
 CEN_RANGE = CEN_HUGE_SPTE + 16  # which range of the window, 1..
 CEN_OWED = CEN_HUGE_SPTE + 17  # a lock drop here would find an earlier head's flush owed
-OUT_CENSUS_COLUMNS = CEN_OWED + 1
+CEN_DESCRIPTORS = CEN_HUGE_SPTE + 18  # pte_list_desc that the split took
+OUT_CENSUS_COLUMNS = CEN_DESCRIPTORS + 1
 
 # -- columns behind WIN_COLUMNS: what a window walked --------------------------------------------------
 WIN_RANGES = WIN_COLUMNS  # ranges walked: one, or one for each 64-page word of a marker's CLEAR
@@ -262,6 +248,13 @@ def census_attempt(m: Mmu, w: int, sptep: int, spte: int, o: int) -> None:
 
 
 @jit
+def census_descriptors(m: Mmu, o: int, used: int) -> None:
+    """The split of attempt ``o`` took ``used`` pte_list_desc."""
+    if m.out.shape[1] != OUT_COLUMNS:
+        m.out[o, CEN_DESCRIPTORS] = used
+
+
+@jit
 def census_head(m: Mmu, w: int) -> None:
     """The walk of window ``w`` has come to another rmap head."""
     if m.window.shape[1] == WIN_COLUMNS:
@@ -289,22 +282,7 @@ class Census(NamedTuple):
 
 
 _ATTEMPTS = {
-    "window": OUT_WINDOW,
-    "vm": OUT_VM,
-    "mmu": OUT_MMU,
-    "line": OUT_LINE,
-    "gfn": OUT_GFN,
-    "level": OUT_LEVEL,
-    "spte": OUT_SPTE,
-    "role": OUT_ROLE,
-    "outcome": OUT_OUTCOME,
-    "installed": OUT_INSTALLED,
-    "nonpresent": OUT_NONPRESENT,
-    "reused": OUT_REUSED,
-    "created": OUT_CREATED,
-    "retries": OUT_RETRIES,
-    "flush": OUT_FLUSH,
-    "descriptors": OUT_DESCRIPTORS,
+    "descriptors": CEN_DESCRIPTORS,
     "huge_spte": CEN_HUGE_SPTE,
     "guest_access": CEN_GUEST_ACCESS,
     "spte_access": CEN_SPTE_ACCESS,
@@ -342,7 +320,8 @@ def collect(m: Mmu) -> Census:
     windows = m.window[: m.ctl[CTL_WINDOW_TOP]]
     lengths = windows[:, WIN_LENGTHS : WIN_LENGTHS + 3 * LENGTHS].sum(axis=0)
     return Census(
-        attempts={name: rows[:, column] for name, column in _ATTEMPTS.items()},
+        attempts={name: column.astype(np.int64) for name, column in attempts(m).items()}
+        | {name: rows[:, column] for name, column in _ATTEMPTS.items()},
         windows={name: windows[:, column] for name, column in _WINDOWS.items()},
         lengths=lengths.reshape(3, LENGTHS),
         caches={

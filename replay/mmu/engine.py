@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from replay.jit import compile_meanwhile
-from replay.mmu import state, window
+from replay.mmu import state, tables, window
 from replay.mmu.census import OUT_CENSUS_COLUMNS, WIN_CENSUS_COLUMNS, Census, collect
 from replay.mmu.facts import TraceFacts, scan_facts, scan_rows
 from replay.mmu.histogram import COLUMNS_BY, RmapHistogram, rmap_counts
@@ -23,11 +23,7 @@ from replay.schema import (
     FlushCause,
     Kind,
     Match,
-    Outcome,
     WindowCause,
-    flush_schema,
-    outcome_schema,
-    window_schema,
 )
 
 if TYPE_CHECKING:
@@ -160,7 +156,12 @@ def _split_at(m: state.Mmu, facts: TraceFacts, split_at: str) -> None:
 def _new_state(facts: TraceFacts, options: Options) -> state.Mmu:
     m = state.make(
         facts.vms,
-        OUT_CENSUS_COLUMNS if options.census else window.OUT_COLUMNS,
+        (
+            OUT_CENSUS_COLUMNS if options.census else window.OUT_COLUMNS,
+            window.OUT32_COLUMNS,
+            window.OUT16_COLUMNS,
+        ),
+        window.SOURCE_COLUMNS,
         window.FLUSH_COLUMNS,
         WIN_CENSUS_COLUMNS if options.census else window.WIN_COLUMNS,
     )
@@ -209,140 +210,6 @@ def _with_lookahead(batches: Iterator[Columns]) -> Iterator[tuple[Columns, int]]
     yield held, len(held.kind)
 
 
-# -- tables ----------------------------------------------------------------------------------------
-
-_OUT_COLUMNS = {
-    "window": window.OUT_WINDOW,
-    "vm": window.OUT_VM,
-    "ts_ns": window.OUT_TS,
-    "line": window.OUT_LINE,
-    "gfn": window.OUT_GFN,
-    "level": window.OUT_LEVEL,
-    "spte": window.OUT_SPTE,
-    "sptep": window.OUT_SPTEP,
-    "role": window.OUT_ROLE,
-    "errno": window.OUT_ERRNO,
-    "installed": window.OUT_INSTALLED,
-    "nonpresent": window.OUT_NONPRESENT,
-    "reused": window.OUT_REUSED,
-    "retries": window.OUT_RETRIES,
-    "recorded_gfn": window.OUT_REC_GFN,
-    "recorded_spte": window.OUT_REC_SPTE,
-    "recorded_level": window.OUT_REC_LEVEL,
-    "recorded_errno": window.OUT_REC_ERRNO,
-}
-_PLACE = ("window", "vm", "ts_ns", "line")
-
-
-def _words(codes: np.ndarray, words: list[str]) -> pa.Array:
-    """A dictionary array; a negative code is null."""
-    import pyarrow as pa
-
-    indices = pa.array(codes.astype(np.int8), mask=codes < 0)
-    return pa.DictionaryArray.from_arrays(indices, pa.array(words))
-
-
-def _lower(enum: type) -> list[str]:
-    return [member.name.lower() for member in enum]  # type: ignore[attr-defined]
-
-
-def _as_table(schema: pa.Schema, arrays: dict[str, Any]) -> pa.Table:
-    """A table of ``schema``; arrays are Arrow arrays or (int64 values, null mask)."""
-    import pyarrow as pa
-
-    columns = []
-    for column in schema:
-        array = arrays[column.name]
-        if isinstance(array, tuple):
-            values, mask = array
-            kind = np.dtype(column.type.to_pandas_dtype())
-            mask = mask if mask.any() else None
-            array = pa.array(values.astype(kind, copy=False), type=column.type, mask=mask)
-        columns.append(array)
-    return pa.table(columns, schema=schema)
-
-
-def _columns_of(rows: np.ndarray) -> np.ndarray:
-    """The transpose of ``rows``, made in pieces that fit a cache."""
-    columns = np.empty(rows.shape[::-1], rows.dtype)
-    for begin in range(0, len(rows), 2048):
-        columns[:, begin : begin + 2048] = rows[begin : begin + 2048].T
-    return columns
-
-
-def _outcomes(m: state.Mmu) -> pa.Table:
-    columns = _columns_of(m.out[: m.ctl[state.CTL_OUT_TOP]])
-    only_recorded = columns[window.OUT_OUTCOME] < 0
-    unrecorded = columns[window.OUT_HAS_RECORD] == 0
-    arrays: dict[str, Any] = {}
-    for name, column in _OUT_COLUMNS.items():
-        if name in _PLACE:
-            mask = np.zeros(columns.shape[1], bool)
-        elif name.startswith("recorded_"):
-            mask = unrecorded
-        elif name == "sptep":
-            mask = only_recorded | (columns[column] < 0)
-        else:
-            mask = only_recorded
-        arrays[name] = (columns[column], mask)
-    arrays["child_created"] = (columns[window.OUT_CREATED], only_recorded)
-    arrays["flush"] = (columns[window.OUT_FLUSH], only_recorded)
-    arrays["mmu"] = _words(columns[window.OUT_MMU], ["shadow", "tdp"])
-    arrays["outcome"] = _words(columns[window.OUT_OUTCOME], _lower(Outcome))
-    arrays["match"] = _words(columns[window.OUT_MATCH], _lower(Match))
-    return _as_table(outcome_schema(), arrays)
-
-
-def _flushes(m: state.Mmu) -> pa.Table:
-    rows = m.flush[: m.ctl[state.CTL_FLUSH_TOP]]
-    known = np.zeros(len(rows), bool)
-    arrays: dict[str, Any] = {
-        name: (rows[:, column], known)
-        for name, column in {
-            "window": window.FLUSH_WINDOW,
-            "vm": window.FLUSH_VM,
-            "ts_ns": window.FLUSH_TS,
-            "line": window.FLUSH_LINE,
-            "start_gfn": window.FLUSH_START,
-            "end_gfn": window.FLUSH_END,
-        }.items()
-    }
-    arrays["cause"] = _words(rows[:, window.FLUSH_CAUSE], _lower(FlushCause))
-    return _as_table(flush_schema(), arrays)
-
-
-def _windows(m: state.Mmu, flush_probes: bool) -> pa.Table:
-    rows = m.window[: m.ctl[state.CTL_WINDOW_TOP]]
-    known = np.zeros(len(rows), bool)
-    slot_rows = rows[:, window.WIN_SLOT]
-    slot_ids = np.where(slot_rows >= 0, m.slot[np.maximum(slot_rows, 0), state.SLOT_ID], 0)
-    columns = {
-        "vm": window.WIN_VM,
-        "start_gfn": window.WIN_START,
-        "end_gfn": window.WIN_END,
-        "target_level": window.WIN_TARGET,
-        "begin_ts_ns": window.WIN_TS,
-        "begin_line": window.WIN_LINE,
-        "attempts": window.WIN_ATTEMPTS,
-        "split": window.WIN_SPLIT,
-        "retries": window.WIN_RETRIED,
-        "flushes_lost": window.WIN_FLUSHES_LOST,
-        "tdp_attempts": window.WIN_TDP_ATTEMPTS,
-        "tdp_split": window.WIN_TDP_SPLIT,
-    }
-    columns |= {f"skipped_{word}": window.WIN_SKIPPED + i for i, word in enumerate(SKIP_WORDS)}
-    columns |= {f"flushes_{cause.name.lower()}": window.WIN_FLUSHES + cause for cause in FlushCause}
-    arrays: dict[str, Any] = {name: (rows[:, column], known) for name, column in columns.items()}
-    arrays["index"] = (np.arange(len(rows)), known)
-    arrays["slot"] = (slot_ids, slot_rows < 0)
-    arrays["cause"] = _words(rows[:, window.WIN_CAUSE], _lower(WindowCause))
-    flushes = rows[:, window.WIN_FLUSHES : window.WIN_FLUSHES + len(FlushCause)].sum(axis=1)
-    arrays["flushes_total"] = (flushes, known)
-    unrecorded = known if flush_probes else ~known
-    arrays["flushes_recorded"] = (rows[:, window.WIN_FLUSHES_RECORDED], unrecorded)
-    return _as_table(window_schema(), arrays)
-
-
 # -- counters --------------------------------------------------------------------------------------
 
 
@@ -372,17 +239,18 @@ def _result(m: state.Mmu, facts: TraceFacts) -> Replay:
     counters["flushes_simulated"] = total
     if facts.total(Kind.SET_SPTE) == 0:
         counters |= {name: None for name in counters if name.startswith("faults_")}
-    out = m.out[: m.ctl[state.CTL_OUT_TOP]]
+    matches = m.out16[: m.ctl[state.CTL_OUT_TOP], window.OUT16_MATCH]
     for match in Match:
         if match != Match.UNCHECKED:
-            counters[match.name.lower()] = int((out[:, window.OUT_MATCH] == match).sum())
-    recorded = out[(out[:, window.OUT_HAS_RECORD] != 0) & (out[:, window.OUT_MMU] == 0), window.OUT_REC_ERRNO]
-    errnos, lines = np.unique(recorded, return_counts=True)
+            counters[match.name.lower()] = int(np.count_nonzero(matches == match))
+    lines = m.source[: m.ctl[state.CTL_SOURCE_TOP]]
+    lines = lines[(lines[:, window.SOURCE_RECORDED] != 0) & (lines[:, window.SOURCE_MMU] == 0)]
+    errnos, counts = np.unique(lines[:, window.SOURCE_ERRNO], return_counts=True)
     return Replay(
-        recorded_errnos=dict(zip(errnos.tolist(), lines.tolist(), strict=True)),
-        outcomes=_outcomes(m),
-        flushes=_flushes(m),
-        windows=_windows(m, flush_probes),
+        recorded_errnos=dict(zip(errnos.tolist(), counts.tolist(), strict=True)),
+        outcomes=tables.outcomes(m),
+        flushes=tables.flushes(m),
+        windows=tables.windows(m, flush_probes),
         counters=counters,
         divergences={name: n for name, n in divergences.items() if n},
         has_recorded=facts.has_recorded,

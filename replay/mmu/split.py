@@ -7,10 +7,12 @@ walked from its start again after every split and lock drop.
 
 from __future__ import annotations
 
+import numpy as np
+
 from replay.jit import jit
-from replay.mmu.census import census_attempt, census_head
+from replay.mmu.census import census_attempt, census_descriptors, census_head
 from replay.mmu.rmap import pte_list_get, rmap_head
-from replay.mmu.role import ACC_EXEC, GEN, GUEST_MODE, ROLE_MASK, child_key, key_access, key_level
+from replay.mmu.role import ACC_EXEC, GEN, GUEST_MODE, ROLE_MASK, child_key, key_access, key_level, key_vm
 from replay.mmu.shadow_page import (
     alloc_shadow_page,
     drop_spte,
@@ -81,24 +83,23 @@ from replay.mmu.window import (
     CAUSE_WINDOW_END,
     CAUSE_YIELD,
     CAUSE_ZAP,
-    OUT_CHILD,
-    OUT_CHILD_GFN,
-    OUT_CHILD_ROLE,
-    OUT_CREATED,
-    OUT_DESCRIPTORS,
-    OUT_ERRNO,
-    OUT_FLUSH,
+    OUT16_CREATED,
+    OUT16_ERRNO,
+    OUT16_FLUSH,
+    OUT16_INSTALLED,
+    OUT16_LEVEL,
+    OUT16_NONPRESENT,
+    OUT16_OUTCOME,
+    OUT16_REUSED,
+    OUT32_RETRIES,
+    OUT32_ROLE,
     OUT_GFN,
-    OUT_INSTALLED,
-    OUT_LEVEL,
-    OUT_NONPRESENT,
-    OUT_OUTCOME,
-    OUT_RETRIES,
-    OUT_REUSED,
-    OUT_ROLE,
     OUT_SPTE,
     OUT_SPTEP,
     WIN_ATTEMPTS,
+    WIN_CHILD,
+    WIN_CHILD_GFN,
+    WIN_CHILD_ROLE,
     WIN_DROP_FLUSHED,
     WIN_DROP_IDLE,
     WIN_DROPPED,
@@ -111,6 +112,7 @@ from replay.mmu.window import (
     WIN_FLUSHES_LOST,
     WIN_FREED,
     WIN_GFN,
+    WIN_GOT_PAGE,
     WIN_HEAD_FLUSH,
     WIN_IN_HEAD,
     WIN_LEAKED,
@@ -301,12 +303,14 @@ def begin_attempt(m: Mmu, w: int, sptep: int, spte: int) -> int:
     sp = sptep // 512
     o = new_outcome(m, w, 0)
     m.out[o, OUT_GFN] = win[WIN_GFN]
-    m.out[o, OUT_LEVEL] = win[WIN_LEVEL]
+    m.out16[o, OUT16_LEVEL] = win[WIN_LEVEL]
     m.out[o, OUT_SPTE] = spte
-    m.out[o, OUT_ROLE] = m.sp[sp, SP_KEY] & ROLE_MASK
+    m.out32[o, OUT32_ROLE] = m.sp[sp, SP_KEY] & ROLE_MASK
     if m.sp[sp, SP_PAGE]:
         m.out[o, OUT_SPTEP] = (m.sp[sp, SP_PAGE] << 12) + 8 * (sptep % 512)
-    m.out[o, OUT_RETRIES] = win[WIN_RETRIES]
+    m.out32[o, OUT32_RETRIES] = win[WIN_RETRIES]
+    win[WIN_CHILD] = -1
+    win[WIN_GOT_PAGE] = 0
     census_attempt(m, w, sptep, spte, o)
     return o
 
@@ -314,14 +318,14 @@ def begin_attempt(m: Mmu, w: int, sptep: int, spte: int) -> int:
 @jit
 def end_attempt(m: Mmu, w: int, o: int, outcome: int, errno: int) -> None:
     win = m.window[w]
-    m.out[o, OUT_OUTCOME] = outcome
-    m.out[o, OUT_ERRNO] = -errno
+    m.out16[o, OUT16_OUTCOME] = outcome
+    m.out16[o, OUT16_ERRNO] = -errno
     if outcome == RETRY:
         win[WIN_RETRIED] += 1
         win[WIN_RETRIES] += 1
         count(m, C_RETRIES, 1)
         return
-    level_counter = m.out[o, OUT_LEVEL] - 2
+    level_counter = win[WIN_LEVEL] - 2
     win[WIN_ATTEMPTS] += 1
     win[WIN_RETRIES] = 0
     count(m, C_ATTEMPTS, 1)
@@ -366,9 +370,9 @@ def fill_child(m: Mmu, child: int, huge_spte: int, o: int, k: KnobCodes) -> bool
     key = m.sp[child, SP_KEY]
     level = key_level(key)
     if fill_uniform(m, child, huge_spte):
-        m.out[o, OUT_INSTALLED] = 512
+        m.out16[o, OUT16_INSTALLED] = 512
         return False
-    vm = m.out[o, 1]
+    vm = key_vm(key)
     exec_allowed = key_access(key) & ACC_EXEC != 0
     ept = m.vm[vm, VM_EPT] != 0
     nonleaf = False
@@ -376,16 +380,16 @@ def fill_child(m: Mmu, child: int, huge_spte: int, o: int, k: KnobCodes) -> bool
         spte = get_spte(m, child, index)
         if is_shadow_present_pte(spte):
             nonleaf |= not is_last_spte(spte, level)
-            m.out[o, OUT_REUSED] += 1
+            m.out16[o, OUT16_REUSED] += 1
             continue
         gfn = m.sp[child, SP_GFN] + (index << (9 * (level - 1)))
         if k.occupied_rmap == RMAP_LEAVE and rmap_head(m, vm, gfn, level):
-            m.out[o, OUT_NONPRESENT] += 1
+            m.out16[o, OUT16_NONPRESENT] += 1
             set_spte(m, child, index, LEFT_NONPRESENT)
             continue
         spte = make_huge_page_split_spte(huge_spte, index, level, exec_allowed, ept)
         install_leaf(m, child, index, gfn, spte, key_access(key), k.rmap_order)
-        m.out[o, OUT_INSTALLED] += 1
+        m.out16[o, OUT16_INSTALLED] += 1
     return nonleaf
 
 
@@ -399,8 +403,8 @@ def split_huge_page(m: Mmu, w: int, sptep: int, o: int, k: KnobCodes) -> bool:
     gfn = sptep_gfn(m, sp, index)
     huge_spte = get_spte(m, sp, index)
     key = child_key(m.sp[sp, SP_KEY], index, True, sptep_access(m, sp, index))
-    m.out[o, OUT_CHILD_GFN] = gfn
-    m.out[o, OUT_CHILD_ROLE] = key & ROLE_MASK
+    win[WIN_CHILD_GFN] = gfn
+    win[WIN_CHILD_ROLE] = key & ROLE_MASK
     if key_level(key) > 1:
         zap_unsync_of_gfn(m, w, gfn, key, k.rmap_order)
     child = find_shadow_page(m, gfn, key)
@@ -409,7 +413,7 @@ def split_huge_page(m: Mmu, w: int, sptep: int, o: int, k: KnobCodes) -> bool:
     if child < 0:
         child = alloc_shadow_page(m, gfn, key, FLAG_SPLIT)
         add_used_pages(m, vm, 1)
-        m.out[o, OUT_CREATED] = 1
+        m.out16[o, OUT16_CREATED] = 1
         count(m, C_PAGES_CREATED, 1)
         win[WIN_SPARE] = 0
         if k.split_caches == CACHES_MERGED:
@@ -417,16 +421,17 @@ def split_huge_page(m: Mmu, w: int, sptep: int, o: int, k: KnobCodes) -> bool:
             m.vm[vm, VM_PAGES] -= 1
     else:
         count(m, C_PAGES_REUSED, 1)
-    m.out[o, OUT_CHILD] = child
+    win[WIN_CHILD] = child
     descriptors = m.ctl[CTL_DESC_USED]
     nonleaf = fill_child(m, child, huge_spte, o, k)
     used = m.ctl[CTL_DESC_USED] - descriptors
     drop_spte(m, sp, index, k.rmap_order)
     descriptors = m.ctl[CTL_DESC_USED]
     link_shadow_page(m, sp, index, child, k.rmap_order)
-    m.out[o, OUT_DESCRIPTORS] = used + m.ctl[CTL_DESC_USED] - descriptors
+    used += m.ctl[CTL_DESC_USED] - descriptors
+    census_descriptors(m, o, used)
     if k.split_caches == CACHES_MERGED:
-        m.vm[vm, VM_DESC] -= m.out[o, OUT_DESCRIPTORS]
+        m.vm[vm, VM_DESC] -= used
     flush_after_split(m, w, o, nonleaf, k)
     return True
 
@@ -434,19 +439,19 @@ def split_huge_page(m: Mmu, w: int, sptep: int, o: int, k: KnobCodes) -> bool:
 @jit
 def flush_after_split(m: Mmu, w: int, o: int, nonleaf: bool, k: KnobCodes) -> None:
     win = m.window[w]
-    count(m, C_INSTALLED, m.out[o, OUT_INSTALLED])
-    count(m, C_NONPRESENT, m.out[o, OUT_NONPRESENT])
-    count(m, C_REUSED, m.out[o, OUT_REUSED])
-    partial = m.out[o, OUT_NONPRESENT] > 0
+    count(m, C_INSTALLED, np.int64(m.out16[o, OUT16_INSTALLED]))
+    count(m, C_NONPRESENT, np.int64(m.out16[o, OUT16_NONPRESENT]))
+    count(m, C_REUSED, np.int64(m.out16[o, OUT16_REUSED]))
+    partial = m.out16[o, OUT16_NONPRESENT] > 0
     if partial:
         count(m, C_PARTIAL, 1)
     if k.flush == FLUSH_DEFERRED:
-        m.out[o, OUT_FLUSH] = partial
+        m.out16[o, OUT16_FLUSH] = partial
         win[WIN_HEAD_FLUSH] |= partial
     elif k.flush == FLUSH_ALWAYS or nonleaf or partial:
-        m.out[o, OUT_FLUSH] = 1
+        m.out16[o, OUT16_FLUSH] = 1
         gfn = m.out[o, OUT_GFN]
-        record_flush(m, w, CAUSE_LINK, gfn, gfn + (1 << (9 * (m.out[o, OUT_LEVEL] - 1))))
+        record_flush(m, w, CAUSE_LINK, gfn, gfn + (1 << (9 * (win[WIN_LEVEL] - 1))))
 
 
 @jit

@@ -190,12 +190,13 @@ CTL_LAST_BOUND = 150  # shadow page found last by the page frame of its table
 CTL_SPLIT_TIME = 28  # ns at which all guest memory is split where VM_SPLIT_DUE
 CTL_ROOM = 31  # events for which rows were found to suffice
 CTL_SCANNED = 151  # shadow pages that the census looked at
+CTL_SOURCE_TOP = 152
 CTL_COUNTERS = 32  # the counters of class Counter begin here
 CTL_SIZE = 160
 
 
 class Mmu(NamedTuple):
-    """All state of a replay; row layouts as above.  int64 throughout."""
+    """All state of a replay; row layouts as above.  int64 but for what is marked otherwise."""
 
     sp: np.ndarray  # [pages, SP_COLUMNS]
     spt: np.ndarray  # [tables, 512] SPTE values; a non-leaf SPTE holds the child's row as its pfn
@@ -210,7 +211,10 @@ class Mmu(NamedTuple):
     task: np.ndarray  # [2**n, TASK_COLUMNS] open addressing by TASK_PID
     bitmap: np.ndarray  # [words] dirty bitmaps of slots, 64 pages a word
     window: np.ndarray  # [windows, WIN_COLUMNS] see window.py
-    out: np.ndarray  # [attempts, OUT_COLUMNS] see outcome rows in split.py
+    out: np.ndarray  # [attempts, OUT_COLUMNS] see window.py
+    out32: np.ndarray  # [attempts, OUT32_COLUMNS] int32
+    out16: np.ndarray  # [attempts, OUT16_COLUMNS] int16
+    source: np.ndarray  # [trace lines, SOURCE_COLUMNS]
     flush: np.ndarray  # [flushes, FLUSH_COLUMNS]
     ctl: np.ndarray  # [CTL_SIZE]
 
@@ -222,6 +226,7 @@ _ROOM_BLOCK = 4
 _ROOM_DESC = 1100
 _ROOM_REGION = 4 * 512
 _ROOM_OUT = 4
+_ROOM_SOURCE = 8
 _ROOM_FLUSH = 4
 _ROOM_GIB = _ROOM_REGION // 512
 _ROOM_TASK = 2
@@ -267,6 +272,9 @@ def has_rows(m: Mmu, n: int) -> bool:
         and 2 * (ctl[CTL_GIB_TOP] + n * _ROOM_GIB) < m.gib.shape[0]
         and 2 * (ctl[CTL_TASKS] + n * _ROOM_TASK) < m.task.shape[0]
         and ctl[CTL_OUT_TOP] + n * _ROOM_OUT < m.out.shape[0]
+        and ctl[CTL_OUT_TOP] + n * _ROOM_OUT < m.out32.shape[0]
+        and ctl[CTL_OUT_TOP] + n * _ROOM_OUT < m.out16.shape[0]
+        and ctl[CTL_SOURCE_TOP] + n * _ROOM_SOURCE < m.source.shape[0]
         and ctl[CTL_FLUSH_TOP] + n * _ROOM_FLUSH < m.flush.shape[0]
         and ctl[CTL_WINDOW_TOP] + n * _ROOM_WINDOW < m.window.shape[0]
         and ctl[CTL_SLOT_TOP] + n * _ROOM_SLOT < m.slot.shape[0]
@@ -274,8 +282,14 @@ def has_rows(m: Mmu, n: int) -> bool:
     )
 
 
-def make(vms: int, out_columns: int, flush_columns: int, window_columns: int) -> Mmu:
-    """A state without pages or memslots for ``vms`` virtual machines.
+def make(
+    vms: int,
+    out_columns: tuple[int, int, int],
+    source_columns: int,
+    flush_columns: int,
+    window_columns: int,
+) -> Mmu:
+    """A state without pages or memslots for ``vms`` virtual machines; columns are those of window.py.
 
     Rows that are not used yet take no memory: zeroed pages are mapped when they are first written.
     """
@@ -294,7 +308,10 @@ def make(vms: int, out_columns: int, flush_columns: int, window_columns: int) ->
         task=np.zeros((256, TASK_COLUMNS), np.int64),
         bitmap=np.zeros(0, np.int64),
         window=np.zeros((128, window_columns), np.int64),
-        out=np.zeros((1 << 16, out_columns), np.int64),
+        out=np.zeros((1 << 16, out_columns[0]), np.int64),
+        out32=np.zeros((1 << 16, out_columns[1]), np.int32),
+        out16=np.zeros((1 << 16, out_columns[2]), np.int16),
+        source=np.zeros((1 << 14, source_columns), np.int64),
         flush=np.zeros((1 << 14, flush_columns), np.int64),
         ctl=np.zeros(CTL_SIZE, np.int64),
     )
@@ -325,7 +342,7 @@ def _larger(rows: np.ndarray, top: int) -> np.ndarray:
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # not in this kernel
             memory.madvise(mmap.MADV_HUGEPAGE)
-    larger = np.frombuffer(memory, np.int64).reshape(count, rows.shape[1])
+    larger = np.frombuffer(memory, rows.dtype).reshape(count, rows.shape[1])
     larger[:top] = rows[:top]
     return larger
 
@@ -341,6 +358,9 @@ def grow(m: Mmu) -> Mmu:
         ("desc", CTL_DESC_TOP, _ROOM_DESC),
         ("region", CTL_REGION_TOP, _ROOM_REGION),
         ("out", CTL_OUT_TOP, _ROOM_OUT),
+        ("out32", CTL_OUT_TOP, _ROOM_OUT),
+        ("out16", CTL_OUT_TOP, _ROOM_OUT),
+        ("source", CTL_SOURCE_TOP, _ROOM_SOURCE),
         ("flush", CTL_FLUSH_TOP, _ROOM_FLUSH),
         ("window", CTL_WINDOW_TOP, _ROOM_WINDOW),
         ("slot", CTL_SLOT_TOP, _ROOM_SLOT),

@@ -6,6 +6,8 @@ has TDP_KEY; it is found by address space, level and gfn, so a root in use needs
 
 from __future__ import annotations
 
+import numpy as np
+
 from replay.jit import jit
 from replay.mmu.role import ACC_ALL, ACCESS_SHIFT, DIRECT, LEVEL
 from replay.mmu.shadow_page import (
@@ -48,14 +50,13 @@ from replay.mmu.window import (
     C_TDP_ATTEMPTS,
     C_TDP_FAILED,
     C_TDP_SPLIT,
-    OUT_CHILD_GFN,
-    OUT_CREATED,
-    OUT_ERRNO,
+    OUT16_CREATED,
+    OUT16_ERRNO,
+    OUT16_INSTALLED,
+    OUT16_LEVEL,
+    OUT16_OUTCOME,
+    OUT32_ROLE,
     OUT_GFN,
-    OUT_INSTALLED,
-    OUT_LEVEL,
-    OUT_OUTCOME,
-    OUT_ROLE,
     OUT_SPTE,
     WIN_END,
     WIN_START,
@@ -228,20 +229,19 @@ def predict_split(m: Mmu, w: int, errno: int) -> int:
         return -1
     o = new_outcome(m, w, 1)
     m.out[o, OUT_GFN] = gfn
-    m.out[o, OUT_LEVEL] = level
+    m.out16[o, OUT16_LEVEL] = level
     m.out[o, OUT_SPTE] = spte
-    m.out[o, OUT_ROLE] = (level & LEVEL) | DIRECT | (ACC_ALL << ACCESS_SHIFT)
-    m.out[o, OUT_CHILD_GFN] = gfn
-    m.out[o, OUT_ERRNO] = -errno
+    m.out32[o, OUT32_ROLE] = (level & LEVEL) | DIRECT | (ACC_ALL << ACCESS_SHIFT)
+    m.out16[o, OUT16_ERRNO] = -errno
     win[WIN_TDP_ATTEMPTS] += 1
     count(m, C_TDP_ATTEMPTS, 1)
     if errno:
-        m.out[o, OUT_OUTCOME] = BUSY if errno == EBUSY else NO_MEMORY
+        m.out16[o, OUT16_OUTCOME] = BUSY if errno == EBUSY else NO_MEMORY
         count(m, C_TDP_FAILED, 1)
         return o
-    m.out[o, OUT_OUTCOME] = SPLIT
-    m.out[o, OUT_INSTALLED] = 512
-    m.out[o, OUT_CREATED] = 1
+    m.out16[o, OUT16_OUTCOME] = SPLIT
+    m.out16[o, OUT16_INSTALLED] = 512
+    m.out16[o, OUT16_CREATED] = 1
     win[WIN_TDP_GFN] = gfn if level > win[WIN_TARGET] + 1 else gfn + 512
     win[WIN_TDP_SPLIT] += 1
     count(m, C_TDP_SPLIT, 1)
@@ -257,7 +257,7 @@ def split_all(m: Mmu, w: int) -> bool:
         o = predict_split(m, w, 0)
         if o < 0:
             return True
-        gfn, level, spte = m.out[o, OUT_GFN], m.out[o, OUT_LEVEL], m.out[o, OUT_SPTE]
+        gfn, level, spte = m.out[o, OUT_GFN], np.int64(m.out16[o, OUT16_LEVEL]), m.out[o, OUT_SPTE]
         spte_changed(m, m.window[w, WIN_VM], 0, gfn, level, spte, make_nonleaf_spte(0))
 
 

@@ -7,12 +7,15 @@ the state in the middle of a window, so all that the walk knows lives in its row
 
 from __future__ import annotations
 
+import numpy as np
+
 from replay.jit import jit
 from replay.mmu.state import (
     CTL_COUNTERS,
     CTL_FLUSH_TOP,
     CTL_LINE,
     CTL_OUT_TOP,
+    CTL_SOURCE_TOP,
     CTL_TS,
     CTL_WINDOW_TOP,
     VM_WINDOW,
@@ -84,7 +87,12 @@ WIN_LAST_PAGE = 65  # exclusive
 WIN_MASK = 66
 WIN_OWED = 67  # SPTEs that earlier heads took away may still be in TLBs
 WIN_DROP_IDLE = 68  # the lock was dropped and nothing of this head has been split since
-WIN_COLUMNS = 69
+# what the attempt made last came to, for the recorded lines of its child
+WIN_CHILD = 69  # the child page, -1
+WIN_CHILD_GFN = 70
+WIN_CHILD_ROLE = 71
+WIN_GOT_PAGE = 72  # the recorded get_page line of the child agreed
+WIN_COLUMNS = 73
 
 ANY_PLACE = 1 << 62
 
@@ -94,37 +102,42 @@ PHASE_SHADOW_DONE = 2
 PHASE_TDP = 3
 PHASE_CLOSED = 4
 
-# -- attempts, Mmu.out: the columns of schema.outcome_schema() and what else is compared ------------
-OUT_WINDOW = 0
-OUT_VM = 1
-OUT_MMU = 2  # 0 shadow, 1 TDP
-OUT_TS = 3
-OUT_LINE = 4
-OUT_GFN = 5
-OUT_LEVEL = 6
-OUT_SPTE = 7
-OUT_SPTEP = 8  # -1 unknown
-OUT_ROLE = 9
-OUT_OUTCOME = 10  # schema.Outcome, -1 where only recorded
-OUT_ERRNO = 11
-OUT_INSTALLED = 12
-OUT_NONPRESENT = 13
-OUT_REUSED = 14
-OUT_CREATED = 15
-OUT_RETRIES = 16
-OUT_FLUSH = 17
-OUT_HAS_RECORD = 18
-OUT_REC_GFN = 19
-OUT_REC_SPTE = 20
-OUT_REC_LEVEL = 21
-OUT_REC_ERRNO = 22
-OUT_MATCH = 23  # schema.Match
-OUT_CHILD = 24  # child page of a split, -1
-OUT_CHILD_GFN = 25
-OUT_CHILD_ROLE = 26
-OUT_GOT_PAGE = 27  # the recorded get_page line of the child agreed
-OUT_DESCRIPTORS = 28  # pte_list_desc that the split took
-OUT_COLUMNS = 29
+# -- attempts: columns of schema.outcome_schema(), 60 bytes a row, in one table for each width of number
+# Mmu.out
+OUT_GFN = 0
+OUT_SPTE = 1
+OUT_SPTEP = 2  # -1 unknown
+OUT_COLUMNS = 3
+# Mmu.out32
+OUT32_WINDOW = 0
+OUT32_ROLE = 1
+OUT32_RETRIES = 2
+OUT32_SOURCE = 3  # row of Mmu.source
+OUT32_COLUMNS = 4
+# Mmu.out16
+OUT16_MMU = 0  # 0 shadow, 1 TDP
+OUT16_LEVEL = 1
+OUT16_OUTCOME = 2  # schema.Outcome, -1 where only recorded
+OUT16_ERRNO = 3
+OUT16_INSTALLED = 4
+OUT16_NONPRESENT = 5
+OUT16_REUSED = 6
+OUT16_CREATED = 7
+OUT16_FLUSH = 8
+OUT16_MATCH = 9  # schema.Match
+OUT16_COLUMNS = 10
+
+# -- trace lines that attempts stand for, Mmu.source: one for each recorded split line, one for all other
+# attempts of an event
+SOURCE_TS = 0
+SOURCE_LINE = 1
+SOURCE_RECORDED = 2  # it is a recorded split line, and the rest is what it says
+SOURCE_MMU = 3
+SOURCE_GFN = 4
+SOURCE_SPTE = 5
+SOURCE_LEVEL = 6
+SOURCE_ERRNO = 7
+SOURCE_COLUMNS = 8
 
 # -- flushes, Mmu.flush ---------------------------------------------------------------------------------
 FLUSH_WINDOW = 0
@@ -272,6 +285,12 @@ def place(gfn: int, level: int) -> int:
 
 
 @jit
+def place_of(m: Mmu, o: int) -> int:
+    """The place of attempt ``o``."""
+    return place(m.out[o, OUT_GFN], np.int64(m.out16[o, OUT16_LEVEL]))
+
+
+@jit
 def record_flush(m: Mmu, w: int, cause: int, start: int, end: int) -> None:
     """One TLB flush of window ``w`` over gfns [start, end)."""
     f = m.ctl[CTL_FLUSH_TOP]
@@ -288,15 +307,30 @@ def record_flush(m: Mmu, w: int, cause: int, start: int, end: int) -> None:
 
 @jit
 def new_outcome(m: Mmu, w: int, mmu: int) -> int:
-    """A new row of ``m.out`` for window ``w``, its figures zero and its match unchecked."""
+    """A new row of the tables of attempts for window ``w``, its figures zero and its match unchecked."""
     o = m.ctl[CTL_OUT_TOP]
     m.ctl[CTL_OUT_TOP] += 1
-    clear_row(m.out[o], m.out.shape[1])
-    m.out[o, OUT_WINDOW] = w
-    m.out[o, OUT_VM] = m.window[w, WIN_VM]
-    m.out[o, OUT_MMU] = mmu
-    m.out[o, OUT_TS] = m.ctl[CTL_TS]
-    m.out[o, OUT_LINE] = m.ctl[CTL_LINE]
     m.out[o, OUT_SPTEP] = -1
-    m.out[o, OUT_CHILD] = -1
+    m.out32[o, OUT32_WINDOW] = w
+    m.out32[o, OUT32_SOURCE] = source_of_event(m)
+    m.out16[o, OUT16_MMU] = mmu
     return o
+
+
+@jit
+def new_source(m: Mmu) -> int:
+    """A new row of ``m.source`` for the event being replayed."""
+    s = m.ctl[CTL_SOURCE_TOP]
+    m.ctl[CTL_SOURCE_TOP] += 1
+    m.source[s, SOURCE_TS] = m.ctl[CTL_TS]
+    m.source[s, SOURCE_LINE] = m.ctl[CTL_LINE]
+    return s
+
+
+@jit
+def source_of_event(m: Mmu) -> int:
+    """The row of ``m.source`` for attempts that the event being replayed causes."""
+    s = m.ctl[CTL_SOURCE_TOP] - 1
+    if s < 0 or m.source[s, SOURCE_LINE] != m.ctl[CTL_LINE] or m.source[s, SOURCE_TS] != m.ctl[CTL_TS]:
+        return new_source(m)
+    return new_source(m) if m.source[s, SOURCE_RECORDED] else s

@@ -78,7 +78,7 @@ def limit(runs: Runs) -> Answer:
     refused = rows_of(run.attempts, run.attempts["outcome"] == Outcome.NO_FREE_PAGES)
     huge, tried, left = _huge_pages(run.attempts)
     by_level = {
-        level: int((free.splits["created"] * (free.splits["level"] == level)).sum()) for level in (2, 3)
+        level: int((free.splits["child_created"] * (free.splits["level"] == level)).sum()) for level in (2, 3)
     }
     figures: dict[str, Cell] = {
         "limit": _smallest_limit(run),
@@ -204,7 +204,7 @@ def never_written(runs: Runs) -> Answer:
     region = splits["vm"] << 40 | splits["gfn"] >> 9
     regions, first = np.unique(region, return_index=True)
     never = ~_hit_later(regions, splits["line"][first], written, writes["line"])
-    pages = sums(np.searchsorted(regions, region), splits["created"])
+    pages = sums(np.searchsorted(regions, region), splits["child_created"])
     spent, made = int(pages[never].sum()), int(pages.sum())
     later = len(first) > 0 and bool((writes["line"] > splits["line"].min()).any())
     unwritten = int(never.sum())

@@ -26,7 +26,13 @@ def m() -> state.Mmu:
 
 
 def make_mmu() -> state.Mmu:
-    m = state.make(2, window.OUT_COLUMNS, window.FLUSH_COLUMNS, window.WIN_COLUMNS)
+    m = state.make(
+        2,
+        (window.OUT_COLUMNS, window.OUT32_COLUMNS, window.OUT16_COLUMNS),
+        window.SOURCE_COLUMNS,
+        window.FLUSH_COLUMNS,
+        window.WIN_COLUMNS,
+    )
     while not state.has_room(m):
         m = state.grow(m)
     return m

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from replay.mmu import rmap, shadow_page, split, state, window
+from replay.mmu import rmap, shadow_page, split, state, tables, window
 from replay.mmu.role import ACC_ALL, ACC_EXEC, ACCESS_SHIFT, DIRECT, child_key, make_key
 from replay.mmu.spte import LEFT_NONPRESENT, is_shadow_present_pte
 from replay.policy import KnobCodes, Policy
@@ -43,9 +43,8 @@ def run(m: state.Mmu, w: int, k: KnobCodes = V2) -> list[tuple[int, int, int]]:
         assert stop != split.STOP_NO_ROOM
         if stop == split.STOP_DONE:
             break
-    rows = m.out[: m.ctl[state.CTL_OUT_TOP]]
-    columns = (window.OUT_GFN, window.OUT_OUTCOME, window.OUT_NONPRESENT)
-    return [tuple(int(row[column]) for column in columns) for row in rows]
+    columns = tables.attempts(m)
+    return list(zip(*(columns[name].tolist() for name in ("gfn", "outcome", "nonpresent")), strict=True))
 
 
 def flushes(m: state.Mmu, w: int) -> dict[str, int]:
@@ -106,7 +105,7 @@ def test_alias_reuses_the_child_with_patch_24(m: state.Mmu) -> None:
     assert run(m, w, knobs("v2-alias")) == [(GFN, Outcome.SPLIT, 0)] * 2
     child = shadow_page.find_shadow_page(m, GFN, make_key(DIRECT | ALL | 1, 0, 0))
     assert entries(m, m.sp[child, state.SP_PARENTS]) == spteps
-    assert m.out[1, window.OUT_REUSED] == 512
+    assert m.out16[1, window.OUT16_REUSED] == 512
     assert flushes(m, w) == {}
 
 
@@ -246,6 +245,6 @@ def test_lock_drop_at_every_attempt_comes_to_an_end(m: state.Mmu) -> None:
             break
     else:
         pytest.fail("the walk does not end")
-    outcomes = m.out[: m.ctl[state.CTL_OUT_TOP], window.OUT_OUTCOME].tolist()
+    outcomes = tables.attempts(m)["outcome"].tolist()
     assert outcomes == [Outcome.SPLIT, Outcome.EXISTING_CHILD, Outcome.EXISTING_CHILD]
     assert m.ctl[state.CTL_COUNTERS + window.C_RETRIES] == 2

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from replay.mmu import shadow_page, state, tdp, window
+from replay.mmu import shadow_page, state, tables, tdp, window
 from replay.schema import Outcome
 from tests.mmu.conftest import make_mmu
 from tests.reference.tdp import Tdp
@@ -65,10 +65,8 @@ def test_split_of_a_range(mapped: list[tuple[int, int, int]], first: int, count:
     w = int(window.open_window(m, 0, 1, 0, -1, first, first + count, 1))
     while not tdp.split_all(m, w):
         m = state.grow(m)
-    rows = m.out[: m.ctl[state.CTL_OUT_TOP]]
-    found = [
-        (int(row[window.OUT_GFN]), int(row[window.OUT_SPTE]), int(row[window.OUT_LEVEL])) for row in rows
-    ]
+    columns = tables.attempts(m)
+    found = list(zip(*(columns[name].tolist() for name in ("gfn", "spte", "level")), strict=True))
     steps: list[Any] = list(guest.model.split(first, first + count, 1))
     assert found == [step[1:4] for step in steps if step[0] == "tdp_split"]
     assert m.window[w, window.WIN_TDP_SPLIT] == len(found)
@@ -130,7 +128,7 @@ def test_failed_split_is_the_environments_and_stays_huge(m: state.Mmu) -> None:
     change(m, 0, 2, 0, HUGE)
     w = int(window.open_window(m, 0, 1, 0, -1, 0, 512, 1))
     o = tdp.predict_split(m, w, 16)
-    assert (m.out[o, window.OUT_OUTCOME], m.out[o, window.OUT_ERRNO]) == (Outcome.BUSY, -16)
+    assert (m.out16[o, window.OUT16_OUTCOME], m.out16[o, window.OUT16_ERRNO]) == (Outcome.BUSY, -16)
     again = tdp.predict_split(m, w, 0)
-    assert (m.out[again, window.OUT_GFN], m.out[again, window.OUT_OUTCOME]) == (0, Outcome.SPLIT)
+    assert (m.out[again, window.OUT_GFN], m.out16[again, window.OUT16_OUTCOME]) == (0, Outcome.SPLIT)
     assert tdp.predict_split(m, w, 0) == -1

@@ -1,0 +1,170 @@
+"""Result tables of a finished replay: the rows of its state as Arrow columns."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from replay.mmu import state, window
+from replay.schema import (
+    SKIP_WORDS,
+    FlushCause,
+    Match,
+    Outcome,
+    WindowCause,
+    flush_schema,
+    outcome_schema,
+    window_schema,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_OUT = {"gfn": window.OUT_GFN, "spte": window.OUT_SPTE, "sptep": window.OUT_SPTEP}
+_OUT32 = {"window": window.OUT32_WINDOW, "role": window.OUT32_ROLE, "retries": window.OUT32_RETRIES}
+_OUT16 = {
+    "mmu": window.OUT16_MMU,
+    "level": window.OUT16_LEVEL,
+    "outcome": window.OUT16_OUTCOME,
+    "errno": window.OUT16_ERRNO,
+    "installed": window.OUT16_INSTALLED,
+    "nonpresent": window.OUT16_NONPRESENT,
+    "reused": window.OUT16_REUSED,
+    "child_created": window.OUT16_CREATED,
+    "flush": window.OUT16_FLUSH,
+    "match": window.OUT16_MATCH,
+}
+_SOURCE = {
+    "ts_ns": window.SOURCE_TS,
+    "line": window.SOURCE_LINE,
+    "recorded_gfn": window.SOURCE_GFN,
+    "recorded_spte": window.SOURCE_SPTE,
+    "recorded_level": window.SOURCE_LEVEL,
+    "recorded_errno": window.SOURCE_ERRNO,
+}
+_PLACE = ("window", "vm", "ts_ns", "line", "match")
+
+
+def attempts(m: state.Mmu) -> dict[str, np.ndarray]:
+    """One array a column of ``outcome_schema()``, in the width in which it is kept; nulls are not marked."""
+    top = m.ctl[state.CTL_OUT_TOP]
+    columns = {
+        name: table[:top, column]
+        for table, names in ((m.out, _OUT), (m.out32, _OUT32), (m.out16, _OUT16))
+        for name, column in names.items()
+    }
+    sources = m.out32[:top, window.OUT32_SOURCE]
+    columns |= {name: m.source[:, column][sources] for name, column in _SOURCE.items()}
+    columns["vm"] = m.window[:, window.WIN_VM][columns["window"]]
+    return columns
+
+
+def _words(codes: np.ndarray, words: list[str]) -> pa.Array:
+    """A dictionary array; a negative code is null."""
+    import pyarrow as pa
+
+    codes = codes.astype(np.int8)
+    return pa.DictionaryArray.from_arrays(pa.array(codes, mask=_if_any(codes < 0)), pa.array(words))
+
+
+def _lower(enum: type) -> list[str]:
+    return [member.name.lower() for member in enum]  # type: ignore[attr-defined]
+
+
+def _if_any(mask: np.ndarray | None) -> np.ndarray | None:
+    return mask if mask is not None and mask.any() else None
+
+
+def _as_table(schema: pa.Schema, arrays: dict[str, Any]) -> pa.Table:
+    """A table of ``schema``; arrays are Arrow arrays or (numbers, null mask or None)."""
+    import pyarrow as pa
+
+    columns = []
+    for column in schema:
+        array = arrays.pop(column.name)
+        if isinstance(array, tuple):
+            values, mask = array
+            kind = np.dtype(column.type.to_pandas_dtype())
+            array = pa.array(np.ascontiguousarray(values).astype(kind, copy=False), column.type, mask=mask)
+        columns.append(array)
+    return pa.table(columns, schema=schema)
+
+
+def outcomes(m: state.Mmu) -> pa.Table:
+    """The table of ``outcome_schema()``."""
+    import pyarrow as pa
+
+    columns = attempts(m)
+    only_recorded = _if_any(columns["outcome"] < 0)
+    recorded = m.source[:, window.SOURCE_RECORDED]
+    unrecorded = None
+    if recorded.any():
+        unrecorded = _if_any(recorded[m.out32[: len(columns["gfn"]), window.OUT32_SOURCE]] == 0)
+    arrays: dict[str, Any] = {}
+    for column in outcome_schema():
+        name = column.name
+        mask = None if name in _PLACE else only_recorded
+        if name.startswith("recorded_"):
+            if not recorded.any():
+                arrays[name] = pa.nulls(len(columns[name]), column.type)
+                continue
+            mask = unrecorded
+        elif name == "sptep":
+            unknown = columns[name] < 0
+            mask = _if_any(unknown if only_recorded is None else unknown | only_recorded)
+        arrays[name] = (columns[name], mask)
+    arrays["mmu"] = _words(columns["mmu"], ["shadow", "tdp"])
+    arrays["outcome"] = _words(columns["outcome"], _lower(Outcome))
+    arrays["match"] = _words(columns["match"], _lower(Match))
+    return _as_table(outcome_schema(), arrays)
+
+
+def flushes(m: state.Mmu) -> pa.Table:
+    """The table of ``flush_schema()``."""
+    rows = m.flush[: m.ctl[state.CTL_FLUSH_TOP]]
+    arrays: dict[str, Any] = {
+        name: (rows[:, column], None)
+        for name, column in {
+            "window": window.FLUSH_WINDOW,
+            "vm": window.FLUSH_VM,
+            "ts_ns": window.FLUSH_TS,
+            "line": window.FLUSH_LINE,
+            "start_gfn": window.FLUSH_START,
+            "end_gfn": window.FLUSH_END,
+        }.items()
+    }
+    arrays["cause"] = _words(rows[:, window.FLUSH_CAUSE], _lower(FlushCause))
+    return _as_table(flush_schema(), arrays)
+
+
+def windows(m: state.Mmu, flush_probes: bool) -> pa.Table:
+    """The table of ``window_schema()``; ``flush_probes``: the trace tells which flushes were recorded."""
+    rows = m.window[: m.ctl[state.CTL_WINDOW_TOP]]
+    slot_rows = rows[:, window.WIN_SLOT]
+    slot_ids = np.where(slot_rows >= 0, m.slot[np.maximum(slot_rows, 0), state.SLOT_ID], 0)
+    columns = {
+        "vm": window.WIN_VM,
+        "start_gfn": window.WIN_START,
+        "end_gfn": window.WIN_END,
+        "target_level": window.WIN_TARGET,
+        "begin_ts_ns": window.WIN_TS,
+        "begin_line": window.WIN_LINE,
+        "attempts": window.WIN_ATTEMPTS,
+        "split": window.WIN_SPLIT,
+        "retries": window.WIN_RETRIED,
+        "flushes_lost": window.WIN_FLUSHES_LOST,
+        "tdp_attempts": window.WIN_TDP_ATTEMPTS,
+        "tdp_split": window.WIN_TDP_SPLIT,
+    }
+    columns |= {f"skipped_{word}": window.WIN_SKIPPED + i for i, word in enumerate(SKIP_WORDS)}
+    columns |= {f"flushes_{cause.name.lower()}": window.WIN_FLUSHES + cause for cause in FlushCause}
+    arrays: dict[str, Any] = {name: (rows[:, column], None) for name, column in columns.items()}
+    arrays["index"] = (np.arange(len(rows)), None)
+    arrays["slot"] = (slot_ids, slot_rows < 0)
+    arrays["cause"] = _words(rows[:, window.WIN_CAUSE], _lower(WindowCause))
+    totals = rows[:, window.WIN_FLUSHES : window.WIN_FLUSHES + len(FlushCause)].sum(axis=1)
+    arrays["flushes_total"] = (totals, None)
+    unrecorded = None if flush_probes else np.ones(len(rows), bool)
+    arrays["flushes_recorded"] = (rows[:, window.WIN_FLUSHES_RECORDED], unrecorded)
+    return _as_table(window_schema(), arrays)
