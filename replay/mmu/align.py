@@ -20,7 +20,7 @@ from replay.mmu.state import (
     CTL_OUT_TOP,
     FLAG_LIVE,
     FLAG_RECORDED,
-    SP_FLAGS,
+    SP32_FLAGS,
     SP_GFN,
     VM_HAS_TDP,
     Mmu,
@@ -190,8 +190,8 @@ def split_line(m: Mmu, w: int, k: KnobCodes, gfn: int, spte: int, level: int, er
         return OK
     judge(m, o, gfn, spte, level, errno)
     child = m.window[w, WIN_CHILD]
-    if errno == 0 and child >= 0 and m.sp[child, SP_FLAGS] & FLAG_LIVE:
-        m.sp[child, SP_FLAGS] |= FLAG_RECORDED
+    if errno == 0 and child >= 0 and m.sp32[child, SP32_FLAGS] & FLAG_LIVE:
+        m.sp32[child, SP32_FLAGS] |= FLAG_RECORDED
     if errno == 0 and m.ctl[CTL_HAS_GET_PAGE] and not m.window[w, WIN_GOT_PAGE]:
         count(m, C_GET_PAGE_EXPECTED, 1)  # the line of the child is not there
     m.window[w, WIN_PENDING] = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from replay.jit import jit
 from replay.mmu.rmap import pte_list_count, pte_list_get, rmap_head
 from replay.mmu.role import (
@@ -34,6 +36,7 @@ from replay.mmu.spte import (
 )
 from replay.mmu.state import (
     FLAG_ADOPTED,
+    FLAG_CLEARED,
     FLAG_INVALID,
     FLAG_LIVE,
     FLAG_RECORDED,
@@ -44,15 +47,14 @@ from replay.mmu.state import (
     REGION_BLOCK,
     REGION_SP,
     ROOTS,
+    SP32_BIRTH,
+    SP32_FLAGS,
+    SP32_NEXT,
+    SP32_SPT,
     SP_BASE,
-    SP_BIRTH,
-    SP_CLEARED,
-    SP_FLAGS,
     SP_GFN,
     SP_KEY,
-    SP_NEXT,
     SP_PARENTS,
-    SP_SPT,
     TASK_CHAIN,
     TASK_DIRECT_ROOT,
     TASK_LINKED,
@@ -95,13 +97,13 @@ from replay.mmu.window import (
 @jit
 def other_variant(m: Mmu, gfn: int, role: int, vm: int, variant: int) -> int:
     """A live page that prints like (gfn, role) but has another variant of the same family, or -1."""
-    i = m.hash[page_bucket(gfn, make_key(role, 0, vm), m.hash.shape[0])]
-    while i >= 0:
-        if m.sp[i, SP_FLAGS] & FLAG_LIVE and same_print(m, i, gfn, role & ~INVALID, vm):
+    i = np.int64(m.hash[page_bucket(gfn, make_key(role, 0, vm), m.hash.shape[0])])
+    while i:
+        if m.sp32[i, SP32_FLAGS] & FLAG_LIVE and same_print(m, i, gfn, role & ~INVALID, vm):
             v = key_variant(m.sp[i, SP_KEY])
             if v != variant and not (v ^ variant) & DIRECT_FAMILY:
                 return i
-        i = m.sp[i, SP_NEXT]
+        i = m.sp32[i, SP32_NEXT]
     return -1
 
 
@@ -112,7 +114,7 @@ def move_variant(m: Mmu, t: int, vm: int, variant: int) -> None:
     root = task[TASK_ROOT]
     task[TASK_VARIANT] = variant
     count(m, C_VARIANT_MOVES, 1)
-    if root < 0 or not m.sp[root, SP_FLAGS] & FLAG_LIVE:
+    if root < 0 or not m.sp32[root, SP32_FLAGS] & FLAG_LIVE:
         return
     found = find_shadow_page(m, m.sp[root, SP_GFN], make_key(m.sp[root, SP_KEY] & 0xFFFFFFFF, variant, vm))
     if found >= 0:
@@ -183,7 +185,7 @@ def write_protect_region(m: Mmu, r: int, ept: bool) -> None:
     if b == UNIFORM:
         sp = m.region[r, REGION_SP]
         m.sp[sp, SP_BASE] = spte_write_protect(m.sp[sp, SP_BASE], False, ept)
-        for i in range(512 if m.sp[sp, SP_SPT] >= 0 else 0):
+        for i in range(512 if m.sp32[sp, SP32_SPT] >= 0 else 0):
             set_spte(m, sp, i, spte_write_protect(get_spte(m, sp, i), False, ept))
         return
     for i in range(512):
@@ -198,8 +200,8 @@ def write_protect_pages(m: Mmu, vm: int, gfn: int, bits: int) -> None:
     r = find_region(m, vm, gfn, False)
     if r >= 0 and m.region[r, REGION_BLOCK] == UNIFORM and bits == -1 and gfn & 63 == 0:
         sp = m.region[r, REGION_SP]
-        if m.sp[sp, SP_SPT] == UNIFORM:
-            m.sp[sp, SP_CLEARED] |= 1 << ((gfn >> 6) & 7)
+        if m.sp32[sp, SP32_SPT] == UNIFORM:
+            m.sp32[sp, SP32_FLAGS] |= FLAG_CLEARED << ((gfn >> 6) & 7)
             return
     for n in range(64):
         if (bits >> n) & 1:
@@ -229,7 +231,7 @@ def get_root(m: Mmu, t: int, vm: int, gfn: int, role: int, created: bool, order:
         if sp < 0:
             count(m, C_UNKNOWN_EXISTING, 1)
             sp = make_page(m, vm, gfn, role, variant, FLAG_ADOPTED, order)
-    m.sp[sp, SP_FLAGS] |= FLAG_ROOT
+    m.sp32[sp, SP32_FLAGS] |= FLAG_ROOT
     if family:
         task[TASK_DIRECT_ROOT] = sp
     else:
@@ -250,9 +252,9 @@ def find_child(m: Mmu, t: int, vm: int, gfn: int, role: int, created: bool, orde
     variant = m.task[t, TASK_VARIANT] if walk else DIRECT_FAMILY
     sp = find_shadow_page(m, gfn, make_key(role, variant, vm))
     if created:
-        if sp >= 0 and m.sp[sp, SP_FLAGS] & (FLAG_SPLIT | FLAG_RECORDED) == FLAG_SPLIT:
+        if sp >= 0 and m.sp32[sp, SP32_FLAGS] & (FLAG_SPLIT | FLAG_RECORDED) == FLAG_SPLIT:
             # what this fault of the recorded kernel makes, the simulated split has made before
-            m.sp[sp, SP_FLAGS] |= FLAG_RECORDED
+            m.sp32[sp, SP32_FLAGS] |= FLAG_RECORDED
             count(m, C_SPLIT_ALREADY, 1)
             return sp
         if sp >= 0:
@@ -298,7 +300,7 @@ def link_in_fault(m: Mmu, t: int, parent: int, sp: int, order: int) -> None:
 @jit
 def is_passthrough_child(m: Mmu, root: int, gfn: int, level: int) -> bool:
     """A root one level above the guest's own top table shadows the same gfn (role.passthrough)."""
-    if root < 0 or not m.sp[root, SP_FLAGS] & FLAG_LIVE:
+    if root < 0 or not m.sp32[root, SP32_FLAGS] & FLAG_LIVE:
         return False
     return m.sp[root, SP_GFN] == gfn and key_level(m.sp[root, SP_KEY]) == level + 1
 
@@ -337,20 +339,20 @@ def find_printed(m: Mmu, vm: int, gfn: int, role: int, unsync: bool) -> int:
     role &= ~INVALID
     best = -1
     best_rank = 0
-    i = m.hash[page_bucket(gfn, make_key(role, 0, vm), m.hash.shape[0])]
-    while i >= 0:
-        flags = m.sp[i, SP_FLAGS]
+    i = np.int64(m.hash[page_bucket(gfn, make_key(role, 0, vm), m.hash.shape[0])])
+    while i:
+        flags = m.sp32[i, SP32_FLAGS]
         if same_print(m, i, gfn, role, vm) and ((flags & FLAG_INVALID) != 0) == invalid:
             rank = 1 << 40
             if ((flags & FLAG_UNSYNC) != 0) == unsync:
                 rank += 1 << 42
             if m.vm[vm, VM_HAS_TDP] and m.sp[i, SP_PARENTS] == 0:
                 rank += 1 << 41
-            rank -= m.sp[i, SP_BIRTH]
+            rank -= m.sp32[i, SP32_BIRTH]
             if rank > best_rank:
                 best = i
                 best_rank = rank
-        i = m.sp[i, SP_NEXT]
+        i = m.sp32[i, SP32_NEXT]
     return best
 
 
@@ -361,9 +363,9 @@ def set_unsync(m: Mmu, vm: int, gfn: int, role: int, unsync: bool) -> None:
     if sp < 0:
         return
     if unsync:
-        m.sp[sp, SP_FLAGS] |= FLAG_UNSYNC
+        m.sp32[sp, SP32_FLAGS] |= FLAG_UNSYNC
     else:
-        m.sp[sp, SP_FLAGS] &= ~FLAG_UNSYNC
+        m.sp32[sp, SP32_FLAGS] &= ~FLAG_UNSYNC
 
 
 @jit
@@ -374,10 +376,10 @@ def prepare_zap_page(m: Mmu, vm: int, gfn: int, role: int, root_count: int, unsy
         count(m, C_UNKNOWN_ZAPS, 1)
         return
     unlink_shadow_page(m, sp, order)
-    if not m.sp[sp, SP_KEY] & DIRECT and not m.sp[sp, SP_FLAGS] & FLAG_INVALID:
+    if not m.sp[sp, SP_KEY] & DIRECT and not m.sp32[sp, SP32_FLAGS] & FLAG_INVALID:
         account_shadowed(m, vm, gfn, -1)
     if root_count > 0:
-        m.sp[sp, SP_FLAGS] = FLAG_INVALID
+        m.sp32[sp, SP32_FLAGS] = FLAG_INVALID
         return
     free_shadow_page(m, sp)
     add_used_pages(m, vm, -1)

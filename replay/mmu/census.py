@@ -47,8 +47,8 @@ from replay.mmu.state import (
     NO_TABLE,
     REGION_BLOCK,
     REGION_HEAD,
-    SP_BIRTH,
-    SP_FLAGS,
+    SP32_BIRTH,
+    SP32_FLAGS,
     SP_GFN,
     SP_KEY,
     SP_PARENTS,
@@ -141,14 +141,14 @@ def hash_collisions(m: Mmu, gfn: int, key: int, child: int) -> int:
     for i in range(m.ctl[CTL_SP_TOP]):
         other = m.sp[i, SP_KEY]
         if (
-            m.sp[i, SP_FLAGS] & (FLAG_LIVE | FLAG_INVALID) == FLAG_LIVE
+            m.sp32[i, SP32_FLAGS] & (FLAG_LIVE | FLAG_INVALID) == FLAG_LIVE
             and m.sp[i, SP_GFN] != gfn
             and key_vm(other) == key_vm(key)
             and not (other ^ key) & GEN
             and not other & TDP_KEY
             and kernel_bucket(m.sp[i, SP_GFN]) == bucket
         ):
-            collisions += child < 0 or m.sp[i, SP_BIRTH] > m.sp[child, SP_BIRTH]
+            collisions += child < 0 or m.sp32[i, SP32_BIRTH] > m.sp32[child, SP32_BIRTH]
     return collisions
 
 
@@ -222,7 +222,7 @@ def census_attempt(m: Mmu, w: int, sptep: int, spte: int, o: int) -> None:
     granted = guest & spte_access(spte, ept)
     key = child_key(m.sp[sp, SP_KEY], sptep % 512, True, guest)
     child = find_shadow_page(m, gfn, key)
-    row[CEN_HUGE_SPTE] = m.sp[sp, SP_BIRTH] * 512 + sptep % 512
+    row[CEN_HUGE_SPTE] = m.sp32[sp, SP32_BIRTH] * 512 + sptep % 512
     row[CEN_GUEST_ACCESS] = guest
     row[CEN_SPTE_ACCESS] = granted
     row[CEN_CHILD_EXISTS] = child >= 0

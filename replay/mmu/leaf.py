@@ -54,10 +54,10 @@ from replay.mmu.state import (
     REGION_BLOCK,
     REGION_HOST,
     REGION_SP,
-    SP_FLAGS,
+    SP32_FLAGS,
+    SP32_TRANSLATION,
     SP_KEY,
     SP_PAGE,
-    SP_TRANSLATION,
     STATE_DONE,
     STATE_REQUESTED,
     TASK_CHAIN,
@@ -166,7 +166,12 @@ def is_tdp_set_spte(m: Mmu, t: int, gfn: int, spte: int, level: int, page: int) 
 def fits(m: Mmu, sp: int, vm: int, gfn: int, level: int, index: int) -> bool:
     """True if SPTE ``index`` of ``sp`` can map ``gfn`` at ``level``."""
     key = m.sp[sp, SP_KEY]
-    if key & TDP_KEY or key_vm(key) != vm or key_level(key) != level or not m.sp[sp, SP_FLAGS] & FLAG_LIVE:
+    if (
+        key & TDP_KEY
+        or key_vm(key) != vm
+        or key_level(key) != level
+        or not m.sp32[sp, SP32_FLAGS] & FLAG_LIVE
+    ):
         return False
     return not key & DIRECT or sptep_gfn(m, sp, index) == gfn
 
@@ -251,10 +256,10 @@ def note_fault(m: Mmu, t: int, vm: int, sp: int, index: int, new: int, own: bool
     If it is the fault's ``own`` SPTE, not one of those fetched with it, and could be reached, then the fault
     is one that the split avoids, or one for write protection, or one for an SPTE left non-present.
     """
-    marks = m.sp[sp, SP_TRANSLATION]  # a direct page has no translations to keep there
+    marks = m.sp32[sp, SP32_TRANSLATION]  # a direct page has no translations to keep there
     if marks < 0:
         marks = alloc_table(m)
-        m.sp[sp, SP_TRANSLATION] = marks
+        m.sp32[sp, SP32_TRANSLATION] = marks
     if m.spt[marks, index]:
         return
     m.spt[marks, index] = 1
@@ -288,7 +293,7 @@ def apply_set_spte(m: Mmu, t: int, vm: int, gfn: int, spte: int, level: int, at:
     spte |= SPTE_MMU_PRESENT_MASK | (PT_PAGE_SIZE_MASK if level > 1 else 0)
     requested = (m.task[t, TASK_REQ_GFN] ^ gfn) >> (9 * (level - 1)) == 0
     own = m.task[t, TASK_STATE] == STATE_REQUESTED and requested
-    if m.sp[sp, SP_FLAGS] & FLAG_SPLIT:
+    if m.sp32[sp, SP32_FLAGS] & FLAG_SPLIT:
         note_fault(m, t, vm, sp, index, spte, own)
     if own:
         spte = hardware_access(spte, m.task[t, TASK_FAULT_CODE] & PFERR_WRITE != 0, m.vm[vm, VM_EPT] != 0)

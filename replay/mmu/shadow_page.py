@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from replay.jit import jit
 from replay.mmu.rmap import (
     pte_list_add,
@@ -22,28 +24,29 @@ from replay.mmu.spte import (
     spte_child,
 )
 from replay.mmu.state import (
+    ALL_CLEARED,
     CTL_BIRTH,
     CTL_LAST_BOUND,
     CTL_SP_FREE,
     CTL_SP_TOP,
+    FLAG_CLEARED,
     FLAG_LIVE,
     GIB_TABLES,
     NO_TABLE,
     REGION_BLOCK,
     REGION_SP,
     REGION_TABLES,
+    SP32_BIRTH,
+    SP32_FLAGS,
+    SP32_NEXT,
+    SP32_PAGE_NEXT,
+    SP32_SPT,
+    SP32_TRANSLATION,
     SP_BASE,
-    SP_BIRTH,
-    SP_CLEARED,
-    SP_FLAGS,
     SP_GFN,
     SP_KEY,
-    SP_NEXT,
     SP_PAGE,
-    SP_PAGE_NEXT,
     SP_PARENTS,
-    SP_SPT,
-    SP_TRANSLATION,
     UNIFORM,
     VM_EPT,
     Mmu,
@@ -59,11 +62,11 @@ from replay.mmu.state import (
 @jit
 def find_shadow_page(m: Mmu, gfn: int, key: int) -> int:
     """The page with exactly this gfn and key, or -1."""
-    i = m.hash[page_bucket(gfn, key, m.hash.shape[0])]
-    while i >= 0:
-        if m.sp[i, SP_GFN] == gfn and m.sp[i, SP_KEY] == key and (m.sp[i, SP_FLAGS] & FLAG_LIVE):
+    i = np.int64(m.hash[page_bucket(gfn, key, m.hash.shape[0])])
+    while i:
+        if m.sp[i, SP_GFN] == gfn and m.sp[i, SP_KEY] == key and (m.sp32[i, SP32_FLAGS] & FLAG_LIVE):
             return i
-        i = m.sp[i, SP_NEXT]
+        i = m.sp32[i, SP32_NEXT]
     return -1
 
 
@@ -72,46 +75,45 @@ def alloc_shadow_page(m: Mmu, gfn: int, key: int, flags: int) -> int:
     """A new page without present SPTEs, first in its hash chain."""
     i = m.ctl[CTL_SP_FREE]
     if i >= 0:
-        m.ctl[CTL_SP_FREE] = m.sp[i, SP_NEXT]
+        m.ctl[CTL_SP_FREE] = m.sp32[i, SP32_NEXT]
     else:
         i = m.ctl[CTL_SP_TOP]
         m.ctl[CTL_SP_TOP] += 1
     b = page_bucket(gfn, key, m.hash.shape[0])
     m.sp[i, SP_GFN] = gfn
     m.sp[i, SP_KEY] = key
-    m.sp[i, SP_NEXT] = m.hash[b]
+    m.sp32[i, SP32_NEXT] = m.hash[b]
     m.hash[b] = i
-    m.sp[i, SP_FLAGS] = FLAG_LIVE | flags
-    m.sp[i, SP_SPT] = NO_TABLE
+    m.sp32[i, SP32_FLAGS] = FLAG_LIVE | flags
+    m.sp32[i, SP32_SPT] = NO_TABLE
     m.sp[i, SP_BASE] = 0
-    m.sp[i, SP_CLEARED] = 0
     m.sp[i, SP_PARENTS] = 0
     m.sp[i, SP_PAGE] = 0
-    m.sp[i, SP_TRANSLATION] = NO_TABLE
+    m.sp32[i, SP32_TRANSLATION] = NO_TABLE
     m.ctl[CTL_BIRTH] += 1
-    m.sp[i, SP_BIRTH] = m.ctl[CTL_BIRTH]
+    m.sp32[i, SP32_BIRTH] = m.ctl[CTL_BIRTH]
     return i
 
 
 @jit
 def free_shadow_page(m: Mmu, sp: int) -> None:
     unbind_page(m, sp)
-    if m.sp[sp, SP_SPT] >= 0:
-        free_table(m, m.sp[sp, SP_SPT])
-    if m.sp[sp, SP_TRANSLATION] >= 0:
-        free_table(m, m.sp[sp, SP_TRANSLATION])
-    m.sp[sp, SP_SPT] = NO_TABLE
-    m.sp[sp, SP_TRANSLATION] = NO_TABLE
+    if m.sp32[sp, SP32_SPT] >= 0:
+        free_table(m, np.int64(m.sp32[sp, SP32_SPT]))
+    if m.sp32[sp, SP32_TRANSLATION] >= 0:
+        free_table(m, np.int64(m.sp32[sp, SP32_TRANSLATION]))
+    m.sp32[sp, SP32_SPT] = NO_TABLE
+    m.sp32[sp, SP32_TRANSLATION] = NO_TABLE
     b = page_bucket(m.sp[sp, SP_GFN], m.sp[sp, SP_KEY], m.hash.shape[0])
     i = m.hash[b]
     if i == sp:
-        m.hash[b] = m.sp[sp, SP_NEXT]
+        m.hash[b] = m.sp32[sp, SP32_NEXT]
     else:
-        while m.sp[i, SP_NEXT] != sp:
-            i = m.sp[i, SP_NEXT]
-        m.sp[i, SP_NEXT] = m.sp[sp, SP_NEXT]
-    m.sp[sp, SP_FLAGS] = 0
-    m.sp[sp, SP_NEXT] = m.ctl[CTL_SP_FREE]
+        while m.sp32[i, SP32_NEXT] != sp:
+            i = m.sp32[i, SP32_NEXT]
+        m.sp32[i, SP32_NEXT] = m.sp32[sp, SP32_NEXT]
+    m.sp32[sp, SP32_FLAGS] = 0
+    m.sp32[sp, SP32_NEXT] = m.ctl[CTL_SP_FREE]
     m.ctl[CTL_SP_FREE] = sp
 
 
@@ -124,11 +126,11 @@ def find_bound(m: Mmu, page: int) -> int:
     last = m.ctl[CTL_LAST_BOUND]
     if page and m.sp[last, SP_PAGE] == page:
         return last
-    i = m.pages[mix(page) & (m.pages.shape[0] - 1)]
-    while i >= 0 and m.sp[i, SP_PAGE] != page:
-        i = m.sp[i, SP_PAGE_NEXT]
-    m.ctl[CTL_LAST_BOUND] = max(i, 0)
-    return i
+    i = np.int64(m.pages[mix(page) & (m.pages.shape[0] - 1)])
+    while i and m.sp[i, SP_PAGE] != page:
+        i = m.sp32[i, SP32_PAGE_NEXT]
+    m.ctl[CTL_LAST_BOUND] = i
+    return i if i else -1
 
 
 @jit
@@ -139,11 +141,11 @@ def unbind_page(m: Mmu, sp: int) -> None:
     b = mix(page) & (m.pages.shape[0] - 1)
     i = m.pages[b]
     if i == sp:
-        m.pages[b] = m.sp[sp, SP_PAGE_NEXT]
+        m.pages[b] = m.sp32[sp, SP32_PAGE_NEXT]
     else:
-        while m.sp[i, SP_PAGE_NEXT] != sp:
-            i = m.sp[i, SP_PAGE_NEXT]
-        m.sp[i, SP_PAGE_NEXT] = m.sp[sp, SP_PAGE_NEXT]
+        while m.sp32[i, SP32_PAGE_NEXT] != sp:
+            i = m.sp32[i, SP32_PAGE_NEXT]
+        m.sp32[i, SP32_PAGE_NEXT] = m.sp32[sp, SP32_PAGE_NEXT]
     m.sp[sp, SP_PAGE] = 0
 
 
@@ -157,7 +159,7 @@ def bind_page(m: Mmu, sp: int, page: int) -> None:
     unbind_page(m, sp)
     b = mix(page) & (m.pages.shape[0] - 1)
     m.sp[sp, SP_PAGE] = page
-    m.sp[sp, SP_PAGE_NEXT] = m.pages[b]
+    m.sp32[sp, SP32_PAGE_NEXT] = m.pages[b]
     m.pages[b] = sp
 
 
@@ -166,7 +168,7 @@ def bind_page(m: Mmu, sp: int, page: int) -> None:
 
 @jit
 def get_spte(m: Mmu, sp: int, index: int) -> int:
-    t = m.sp[sp, SP_SPT]
+    t = m.sp32[sp, SP32_SPT]
     if t >= 0:
         return m.spt[t, index]
     if t == NO_TABLE:
@@ -178,7 +180,7 @@ def get_spte(m: Mmu, sp: int, index: int) -> int:
 def uniform_spte(m: Mmu, sp: int, index: int) -> int:
     """SPTE ``index`` of a table that one split filled: SPTE 0 moved on by whole pages."""
     spte = m.sp[sp, SP_BASE] + (index << (12 + 9 * (key_level(m.sp[sp, SP_KEY]) - 1)))
-    if (m.sp[sp, SP_CLEARED] >> (index >> 6)) & 1:
+    if m.sp32[sp, SP32_FLAGS] & (FLAG_CLEARED << (index >> 6)):
         spte &= ~PT_WRITABLE_MASK
     return spte
 
@@ -186,13 +188,13 @@ def uniform_spte(m: Mmu, sp: int, index: int) -> int:
 @jit
 def set_spte(m: Mmu, sp: int, index: int, spte: int) -> None:
     """Write one SPTE; a compact table is spelled out first."""
-    t = m.sp[sp, SP_SPT]
+    t = m.sp32[sp, SP32_SPT]
     if t < 0:
         t = alloc_table(m)
-        if m.sp[sp, SP_SPT] == UNIFORM:
+        if m.sp32[sp, SP32_SPT] == UNIFORM:
             for i in range(512):
                 m.spt[t, i] = uniform_spte(m, sp, i)
-        m.sp[sp, SP_SPT] = t
+        m.sp32[sp, SP32_SPT] = t
     m.spt[t, index] = spte
 
 
@@ -202,7 +204,7 @@ def sptep_gfn(m: Mmu, sp: int, index: int) -> int:
     key = m.sp[sp, SP_KEY]
     if key & DIRECT:
         return m.sp[sp, SP_GFN] + (index << (9 * (key_level(key) - 1)))
-    t = m.sp[sp, SP_TRANSLATION]
+    t = m.sp32[sp, SP32_TRANSLATION]
     if t < 0:
         return -1
     return (m.spt[t, index] >> 4) - 1
@@ -212,9 +214,9 @@ def sptep_gfn(m: Mmu, sp: int, index: int) -> int:
 def sptep_access(m: Mmu, sp: int, index: int) -> int:
     """kvm_mmu_page_get_access(): what the guest allows through SPTE ``index``."""
     key = m.sp[sp, SP_KEY]
-    if key & DIRECT or m.sp[sp, SP_TRANSLATION] < 0:
+    if key & DIRECT or m.sp32[sp, SP32_TRANSLATION] < 0:
         return key_access(key)
-    return m.spt[m.sp[sp, SP_TRANSLATION], index] & 0xF
+    return m.spt[m.sp32[sp, SP32_TRANSLATION], index] & 0xF
 
 
 @jit
@@ -222,9 +224,9 @@ def set_translation(m: Mmu, sp: int, index: int, gfn: int, access: int) -> None:
     """kvm_mmu_page_set_translation(), for indirect pages."""
     if m.sp[sp, SP_KEY] & DIRECT:
         return
-    if m.sp[sp, SP_TRANSLATION] < 0:
-        m.sp[sp, SP_TRANSLATION] = alloc_table(m)
-    m.spt[m.sp[sp, SP_TRANSLATION], index] = ((gfn + 1) << 4) | access
+    if m.sp32[sp, SP32_TRANSLATION] < 0:
+        m.sp32[sp, SP32_TRANSLATION] = alloc_table(m)
+    m.spt[m.sp32[sp, SP32_TRANSLATION], index] = ((gfn + 1) << 4) | access
 
 
 @jit
@@ -274,15 +276,15 @@ def fill_uniform(m: Mmu, sp: int, huge_spte: int) -> bool:
     Possible if none of its 512 gfns is mapped by another SPTE; else False and nothing is done.
     """
     key = m.sp[sp, SP_KEY]
-    if key_level(key) != 1 or m.sp[sp, SP_SPT] != NO_TABLE:
+    if key_level(key) != 1 or m.sp32[sp, SP32_SPT] != NO_TABLE:
         return False
     r = find_region(m, key_vm(key), m.sp[sp, SP_GFN], True)
     if not rmap_region_is_empty(m, r):
         return False
     ept = m.vm[key_vm(key), VM_EPT] != 0
     m.sp[sp, SP_BASE] = make_huge_page_split_spte(huge_spte, 0, 1, key_access(key) & ACC_EXEC != 0, ept)
-    m.sp[sp, SP_CLEARED] = 0
-    m.sp[sp, SP_SPT] = UNIFORM
+    m.sp32[sp, SP32_FLAGS] &= ~ALL_CLEARED
+    m.sp32[sp, SP32_SPT] = UNIFORM
     rmap_region_set_uniform(m, r, sp)
     return True
 
@@ -301,14 +303,14 @@ def account_shadowed(m: Mmu, vm: int, gfn: int, change: int) -> None:
 @jit
 def zap_children(m: Mmu, sp: int, order: int) -> None:
     """kvm_mmu_page_unlink_children(): all SPTEs, in index order."""
-    if m.sp[sp, SP_SPT] == NO_TABLE:
+    if m.sp32[sp, SP32_SPT] == NO_TABLE:
         return
-    if m.sp[sp, SP_SPT] == UNIFORM:
+    if m.sp32[sp, SP32_SPT] == UNIFORM:
         key = m.sp[sp, SP_KEY]
         r = find_region(m, key_vm(key), m.sp[sp, SP_GFN], False)
         if r >= 0 and m.region[r, REGION_BLOCK] == UNIFORM and m.region[r, REGION_SP] == sp:
             m.region[r, REGION_BLOCK] = NO_TABLE
-            m.sp[sp, SP_SPT] = NO_TABLE
+            m.sp32[sp, SP32_SPT] = NO_TABLE
             return
     for index in range(512):
         drop_spte(m, sp, index, order)

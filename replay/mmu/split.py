@@ -39,10 +39,10 @@ from replay.mmu.state import (
     GIB_HEAD,
     GIB_REGION,
     REGION_HEAD,
-    SP_FLAGS,
+    SP32_FLAGS,
+    SP32_NEXT,
     SP_GFN,
     SP_KEY,
-    SP_NEXT,
     SP_PAGE,
     VM_DESC,
     VM_END,
@@ -284,10 +284,10 @@ def should_split(m: Mmu, w: int, sptep: int, k: KnobCodes) -> bool:
     level = win[WIN_LEVEL]
     if not is_last_spte(get_spte(m, sp, sptep % 512), level):
         return False
-    if m.sp[sp, SP_FLAGS] & FLAG_INVALID:
+    if m.sp32[sp, SP32_FLAGS] & FLAG_INVALID:
         win[WIN_SKIP_INVALID] += 1
         return False
-    if k.unsync == UNSYNC_SKIP and m.sp[sp, SP_FLAGS] & FLAG_UNSYNC:
+    if k.unsync == UNSYNC_SKIP and m.sp32[sp, SP32_FLAGS] & FLAG_UNSYNC:
         win[WIN_SKIP_UNSYNC] += 1
         return False
     if k.nested_only and not (m.sp[sp, SP_KEY] & GUEST_MODE or m.vm[win[WIN_VM], VM_HAS_TDP]):
@@ -344,14 +344,14 @@ def zap_unsync_of_gfn(m: Mmu, w: int, gfn: int, key: int, order: int) -> None:
     """What kvm_mmu_find_shadow_page() zaps on its way above the 4K level: unsync pages of the gfn."""
     win = m.window[w]
     zapped = False
-    i = m.hash[page_bucket(gfn, key, m.hash.shape[0])]
-    while i >= 0:
-        following = m.sp[i, SP_NEXT]
-        if m.sp[i, SP_GFN] == gfn and m.sp[i, SP_KEY] == key and m.sp[i, SP_FLAGS] & FLAG_LIVE:
+    i = np.int64(m.hash[page_bucket(gfn, key, m.hash.shape[0])])
+    while i:
+        following = m.sp32[i, SP32_NEXT]
+        if m.sp[i, SP_GFN] == gfn and m.sp[i, SP_KEY] == key and m.sp32[i, SP32_FLAGS] & FLAG_LIVE:
             break  # the page that is looked for; those behind it are not looked at
         if (
             m.sp[i, SP_GFN] == gfn
-            and m.sp[i, SP_FLAGS] & (FLAG_LIVE | FLAG_UNSYNC) == FLAG_LIVE | FLAG_UNSYNC
+            and m.sp32[i, SP32_FLAGS] & (FLAG_LIVE | FLAG_UNSYNC) == FLAG_LIVE | FLAG_UNSYNC
             and not (m.sp[i, SP_KEY] ^ key) & GEN
         ):
             unlink_shadow_page(m, i, order)

@@ -18,30 +18,32 @@ import numpy as np
 
 from replay.jit import jit, kernel
 
-# -- shadow pages (struct kvm_mmu_page), Mmu.sp ------------------------------------------------
+# -- shadow pages (struct kvm_mmu_page): a row is 64 bytes, in two tables; row 0 is no page --------
+# Mmu.sp
 SP_GFN = 0
 SP_KEY = 1  # role (schema.Role) | variant << 32 | vm << 40; TDP_KEY set for tables of the TDP MMU
-SP_NEXT = 2  # next page in the hash chain, or in the free list
-SP_FLAGS = 3
-SP_SPT = 4  # row of Mmu.spt that holds the 512 SPTEs; NO_TABLE none is present; UNIFORM all are, see SP_BASE
-SP_BASE = 5  # UNIFORM: SPTE 0, the others follow from it
-SP_PARENTS = 6  # parent_ptes, encoded as an rmap head
-SP_PAGE = 7  # page frame of the table (set_spte "at" >> 12), 0 unknown
-SP_PAGE_NEXT = 8
-SP_TRANSLATION = (
-    9  # row of Mmu.spt with shadowed_translation (gfn << 4 | access) of an indirect page, else NO_TABLE
-)
-SP_BIRTH = 10
-SP_CLEARED = 11  # UNIFORM: bit n is set where the SPTEs from 64 * n on, 64 of them, are write-protected
-SP_COLUMNS = 12
+SP_BASE = 2  # UNIFORM: SPTE 0, the others follow from it
+SP_PARENTS = 3  # parent_ptes, encoded as an rmap head
+SP_PAGE = 4  # page frame of the table (set_spte "at" >> 12), 0 unknown
+SP_COLUMNS = 5
+# Mmu.sp32
+SP32_NEXT = 0  # next page in the hash chain, or in the free list
+SP32_PAGE_NEXT = 1
+SP32_FLAGS = 2
+SP32_SPT = 3  # row of Mmu.spt with the 512 SPTEs; NO_TABLE none is present; UNIFORM all are, see SP_BASE
+SP32_TRANSLATION = 4  # row of Mmu.spt with shadowed_translation (gfn << 4 | access), else NO_TABLE
+SP32_BIRTH = 5
+SP32_COLUMNS = 6
 
 FLAG_LIVE = 1
 FLAG_UNSYNC = 2
 FLAG_INVALID = 4  # role.invalid: zapped while it is a root in use
 FLAG_ROOT = 8
 FLAG_ADOPTED = 16  # older than the trace, or its creation was lost
-FLAG_SPLIT = 32  # made by a simulated split; SP_TRANSLATION marks the SPTEs that faults have set since
+FLAG_SPLIT = 32  # made by a simulated split; SP32_TRANSLATION marks the SPTEs that faults have set since
 FLAG_RECORDED = 64  # of those: the recording has the page, too
+FLAG_CLEARED = 256  # UNIFORM: FLAG_CLEARED << n is set where SPTEs 64 * n to 64 * n + 63 are write-protected
+ALL_CLEARED = 255 * FLAG_CLEARED
 
 NO_TABLE = -1
 UNIFORM = -2
@@ -200,8 +202,9 @@ class Mmu(NamedTuple):
 
     sp: np.ndarray  # [pages, SP_COLUMNS]
     spt: np.ndarray  # [tables, 512] SPTE values; a non-leaf SPTE holds the child's row as its pfn
-    hash: np.ndarray  # [2**n] first shadow page of the chain, -1 none
-    pages: np.ndarray  # [2**n] the same by page frame of the table
+    sp32: np.ndarray  # [pages, SP32_COLUMNS] int32
+    hash: np.ndarray  # [2**n] first shadow page of the chain, 0 none, int32
+    pages: np.ndarray  # [2**n] the same by page frame of the table, int32
     block: np.ndarray  # [blocks, 512] rmap heads of the 4K level
     region: np.ndarray  # [512 * GiB, REGION_COLUMNS]
     gib: np.ndarray  # [2**n, GIB_COLUMNS] open addressing by GIB_KEY
@@ -264,6 +267,7 @@ def has_rows(m: Mmu, n: int) -> bool:
     ctl = m.ctl
     return (
         ctl[CTL_SP_TOP] + n * _ROOM_SP < m.sp.shape[0]
+        and ctl[CTL_SP_TOP] + n * _ROOM_SP < m.sp32.shape[0]
         and ctl[CTL_SP_TOP] + n * _ROOM_SP < m.hash.shape[0]
         and ctl[CTL_SPT_TOP] + n * _ROOM_SPT < m.spt.shape[0]
         and ctl[CTL_BLOCK_TOP] + n * _ROOM_BLOCK < m.block.shape[0]
@@ -297,8 +301,9 @@ def make(
     m = Mmu(
         sp=np.zeros((pages, SP_COLUMNS), np.int64),
         spt=np.zeros((pages, 512), np.int64),
-        hash=np.full(pages, -1, np.int64),
-        pages=np.full(pages, -1, np.int64),
+        sp32=np.zeros((pages, SP32_COLUMNS), np.int32),
+        hash=np.zeros(pages, np.int32),
+        pages=np.zeros(pages, np.int32),
         block=np.zeros((pages, 512), np.int64),
         region=np.zeros((256 * 512, REGION_COLUMNS), np.int64),
         gib=np.full((512, GIB_COLUMNS), -1, np.int64),
@@ -317,6 +322,7 @@ def make(
     )
     for free_list in (CTL_SP_FREE, CTL_SPT_FREE, CTL_BLOCK_FREE, CTL_DESC_FREE, CTL_LAST_GIB, CTL_LAST_TDP):
         m.ctl[free_list] = -1
+    m.ctl[CTL_SP_TOP] = 1
     m.vm[:, VM_WINDOW] = -1
     m.vm[:, VM_MAX] = UNLIMITED
     return m
@@ -353,6 +359,7 @@ def grow(m: Mmu) -> Mmu:
     new = {}
     for name, top, room in (
         ("sp", CTL_SP_TOP, _ROOM_SP),
+        ("sp32", CTL_SP_TOP, _ROOM_SP),
         ("spt", CTL_SPT_TOP, _ROOM_SPT),
         ("block", CTL_BLOCK_TOP, _ROOM_BLOCK),
         ("desc", CTL_DESC_TOP, _ROOM_DESC),
@@ -368,9 +375,10 @@ def grow(m: Mmu) -> Mmu:
         if ctl[top] + room >= getattr(m, name).shape[0]:
             new[name] = _larger(getattr(m, name), ctl[top])
     if ctl[CTL_SP_TOP] + _ROOM_SP >= m.hash.shape[0]:
-        new["hash"] = np.full(2 * m.hash.shape[0], -1, np.int64)
-        new["pages"] = np.full(2 * m.hash.shape[0], -1, np.int64)
-        _rehash_pages(new.get("sp", m.sp), ctl[CTL_SP_TOP], new["hash"], new["pages"])
+        new["hash"] = np.zeros(2 * m.hash.shape[0], np.int32)
+        new["pages"] = np.zeros(2 * m.hash.shape[0], np.int32)
+        sp, sp32 = new.get("sp", m.sp), new.get("sp32", m.sp32)
+        _rehash_pages(sp, sp32, ctl[CTL_SP_TOP], new["hash"], new["pages"])
     if 2 * (ctl[CTL_GIB_TOP] + _ROOM_GIB) >= m.gib.shape[0]:
         new["gib"] = np.full((2 * m.gib.shape[0], GIB_COLUMNS), -1, np.int64)
         _rehash_rows(m.gib, new["gib"])
@@ -400,23 +408,27 @@ def mix(key: int) -> int:
 
 @jit
 def page_bucket(gfn: int, key: int, size: int) -> int:
-    """Bucket of a shadow page: by gfn and VM, so that all roles of a gfn share a chain as in the kernel."""
-    if key & TDP_KEY:
-        return mix(gfn + (key << 20)) & (size - 1)
-    return mix(gfn + ((key >> KEY_VM_SHIFT) << 52)) & (size - 1)
+    """Bucket of a shadow page: by gfn and VM, so that all roles of a gfn share a chain as in the kernel.
+
+    Tables over neighbouring 2 MiB are neighbours, too: a walk in order of gfns finds them in the cache.
+    """
+    near = (gfn >> 9) & 511
+    rest = gfn - (near << 9)
+    rest += key << 20 if key & TDP_KEY else (key >> KEY_VM_SHIFT) << 52
+    return (mix(rest) + near) & (size - 1)
 
 
 @kernel
-def _rehash_pages(sp: np.ndarray, top: int, buckets: np.ndarray, pages: np.ndarray) -> None:
-    for i in range(top):
-        if sp[i, SP_FLAGS] == 0:
+def _rehash_pages(sp: np.ndarray, sp32: np.ndarray, top: int, buckets: np.ndarray, pages: np.ndarray) -> None:
+    for i in range(1, top):
+        if sp32[i, SP32_FLAGS] == 0:
             continue
         b = page_bucket(sp[i, SP_GFN], sp[i, SP_KEY], buckets.shape[0])
-        sp[i, SP_NEXT] = buckets[b]
+        sp32[i, SP32_NEXT] = buckets[b]
         buckets[b] = i
         if sp[i, SP_PAGE]:
             b = mix(sp[i, SP_PAGE]) & (pages.shape[0] - 1)
-            sp[i, SP_PAGE_NEXT] = pages[b]
+            sp32[i, SP32_PAGE_NEXT] = pages[b]
             pages[b] = i
 
 

@@ -31,11 +31,11 @@ from replay.mmu.state import (
     FLAG_LIVE,
     KEY_VM_SHIFT,
     NO_TABLE,
+    SP32_FLAGS,
+    SP32_SPT,
     SP_BASE,
-    SP_FLAGS,
     SP_GFN,
     SP_KEY,
-    SP_SPT,
     TDP_KEY,
     UNIFORM,
     VM_END,
@@ -98,9 +98,9 @@ def find_table(m: Mmu, vm: int, as_id: int, level: int, gfn: int, create: bool) 
 
 @jit
 def clear_table(m: Mmu, t: int) -> None:
-    if m.sp[t, SP_SPT] >= 0:
-        free_table(m, m.sp[t, SP_SPT])
-    m.sp[t, SP_SPT] = NO_TABLE
+    if m.sp32[t, SP32_SPT] >= 0:
+        free_table(m, np.int64(m.sp32[t, SP32_SPT]))
+    m.sp32[t, SP32_SPT] = NO_TABLE
 
 
 @jit
@@ -109,7 +109,7 @@ def fill_from_huge(m: Mmu, t: int, level: int, huge_spte: int, ept: bool) -> Non
     clear_table(m, t)
     base = make_huge_page_split_spte(huge_spte, 0, level, True, ept)
     m.sp[t, SP_BASE] = base
-    m.sp[t, SP_SPT] = UNIFORM
+    m.sp32[t, SP32_SPT] = UNIFORM
 
 
 @jit
@@ -206,7 +206,7 @@ def next_huge(m: Mmu, vm: int, gfn: int, end: int, target: int) -> tuple[int, in
             elif target < 2:
                 t = find_table(m, vm, 0, 2, gfn, False)
                 first = (gfn >> 9) & 511
-                if t >= 0 and m.sp[t, SP_SPT] != NO_TABLE:
+                if t >= 0 and m.sp32[t, SP32_SPT] != NO_TABLE:
                     for i in range(first, 512):
                         at = (gfn >> 18 << 18) + (i << 9)
                         if at >= end:
@@ -267,12 +267,12 @@ def count_huge(m: Mmu) -> int:
     n = 0
     for t in range(m.sp.shape[0]):
         level = m.sp[t, SP_KEY] & LEVEL
-        if m.sp[t, SP_FLAGS] == 0 or not m.sp[t, SP_KEY] & TDP_KEY or level < 2 or level > 3:
+        if m.sp32[t, SP32_FLAGS] == 0 or not m.sp[t, SP_KEY] & TDP_KEY or level < 2 or level > 3:
             continue
-        if m.sp[t, SP_SPT] == UNIFORM:
+        if m.sp32[t, SP32_SPT] == UNIFORM:
             n += 512
-        elif m.sp[t, SP_SPT] >= 0:
+        elif m.sp32[t, SP32_SPT] >= 0:
             for i in range(512):
-                spte = m.spt[m.sp[t, SP_SPT], i]
+                spte = m.spt[m.sp32[t, SP32_SPT], i]
                 n += is_shadow_present_pte(spte) and is_last_spte(spte, level)
     return n

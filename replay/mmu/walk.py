@@ -7,6 +7,8 @@ silently follows from links that are known, else from a look-up as the kernel's 
 
 from __future__ import annotations
 
+import numpy as np
+
 from replay.jit import jit
 from replay.mmu.role import (
     ACC_ALL,
@@ -30,10 +32,10 @@ from replay.mmu.state import (
     FLAG_LIVE,
     FLAG_ROOT,
     ROOTS,
-    SP_FLAGS,
+    SP32_FLAGS,
+    SP32_NEXT,
     SP_GFN,
     SP_KEY,
-    SP_NEXT,
     STATE_DONE,
     STATE_FAULT,
     STATE_REQUESTED,
@@ -190,11 +192,15 @@ def linked_child(m: Mmu, parent: int, index: int) -> int:
 @jit
 def find_any_access(m: Mmu, gfn: int, key: int) -> int:
     """A live page that differs from ``key`` in access only; the one first in the hash chain, or -1."""
-    i = m.hash[page_bucket(gfn, key, m.hash.shape[0])]
-    while i >= 0:
-        if m.sp[i, SP_GFN] == gfn and not (m.sp[i, SP_KEY] ^ key) & ~ACCESS and m.sp[i, SP_FLAGS] & FLAG_LIVE:
+    i = np.int64(m.hash[page_bucket(gfn, key, m.hash.shape[0])])
+    while i:
+        if (
+            m.sp[i, SP_GFN] == gfn
+            and not (m.sp[i, SP_KEY] ^ key) & ~ACCESS
+            and m.sp32[i, SP32_FLAGS] & FLAG_LIVE
+        ):
             return i
-        i = m.sp[i, SP_NEXT]
+        i = m.sp32[i, SP32_NEXT]
     return -1
 
 
@@ -207,7 +213,7 @@ def find_root(m: Mmu, t: int, vm: int) -> int:
     task = m.task[t]
     top = task[TASK_WALK_TOP]
     root = task[TASK_ROOT]
-    if root >= 0 and not m.sp[root, SP_FLAGS] & FLAG_LIVE:
+    if root >= 0 and not m.sp32[root, SP32_FLAGS] & FLAG_LIVE:
         root = -1
     if root < 0:
         return -1
@@ -230,7 +236,7 @@ def find_root(m: Mmu, t: int, vm: int) -> int:
         return root
     for i in range(ROOTS):
         other = m.vm[vm, VM_ROOTS + i] - 1
-        if other < 0 or m.sp[other, SP_FLAGS] & (FLAG_LIVE | FLAG_ROOT) != FLAG_LIVE | FLAG_ROOT:
+        if other < 0 or m.sp32[other, SP32_FLAGS] & (FLAG_LIVE | FLAG_ROOT) != FLAG_LIVE | FLAG_ROOT:
             continue
         if key_level(m.sp[other, SP_KEY]) != top:
             continue
@@ -245,7 +251,7 @@ def find_root(m: Mmu, t: int, vm: int) -> int:
 def template_key(m: Mmu, t: int, vm: int, direct_fault: bool) -> int:
     """A key with the role bits that every page below the task's root shares, -1 if no root is known."""
     root = m.task[t, TASK_DIRECT_ROOT] if direct_fault else m.task[t, TASK_ROOT]
-    if root >= 0 and m.sp[root, SP_FLAGS] & FLAG_LIVE and key_vm(m.sp[root, SP_KEY]) == vm:
+    if root >= 0 and m.sp32[root, SP32_FLAGS] & FLAG_LIVE and key_vm(m.sp[root, SP_KEY]) == vm:
         key = m.sp[root, SP_KEY]
     else:
         return -1
@@ -285,14 +291,14 @@ def top_level(m: Mmu, t: int) -> int:
     if m.task[t, TASK_WALK_TOP]:
         return root_level(m, t)
     root = m.task[t, TASK_DIRECT_ROOT]
-    return key_level(m.sp[root, SP_KEY]) if root >= 0 and m.sp[root, SP_FLAGS] & FLAG_LIVE else 0
+    return key_level(m.sp[root, SP_KEY]) if root >= 0 and m.sp32[root, SP32_FLAGS] & FLAG_LIVE else 0
 
 
 @jit
 def find_direct_root(m: Mmu, t: int) -> int:
     """The direct root over the requested gfn; a nonpaging guest under PAE roots has four, one a GiB."""
     root = m.task[t, TASK_DIRECT_ROOT]
-    if root < 0 or not m.sp[root, SP_FLAGS] & FLAG_LIVE:
+    if root < 0 or not m.sp32[root, SP32_FLAGS] & FLAG_LIVE:
         return -1
     key = m.sp[root, SP_KEY]
     shift = 9 * key_level(key)
@@ -305,7 +311,7 @@ def is_known(m: Mmu, sp: int, level: int) -> bool:
     """False for an entry of the chain that is not looked up yet, or whose page was zapped meanwhile."""
     if sp < 0:
         return sp != NOT_LOOKED_UP
-    return m.sp[sp, SP_FLAGS] & FLAG_LIVE != 0 and key_level(m.sp[sp, SP_KEY]) == level
+    return m.sp32[sp, SP32_FLAGS] & FLAG_LIVE != 0 and key_level(m.sp[sp, SP_KEY]) == level
 
 
 @jit

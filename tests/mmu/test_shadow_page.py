@@ -116,7 +116,7 @@ def test_write_protection_of_a_compact_table_keeps_it_compact(m: state.Mmu) -> N
     sp = table(m)
     shadow_page.fill_uniform(m, sp, HUGE)
     apply.write_protect_region(m, state.find_region(m, 0, GFN, False), False)
-    assert m.sp[sp, state.SP_SPT] == state.UNIFORM
+    assert m.sp32[sp, state.SP32_SPT] == state.UNIFORM
     assert all(not shadow_page.get_spte(m, sp, index) & spte.PT_WRITABLE_MASK for index in range(512))
 
 
@@ -166,13 +166,13 @@ def test_translation_of_an_indirect_page(m: state.Mmu) -> None:
 def test_freed_rows_are_used_again(m: state.Mmu) -> None:
     sp = table(m)
     shadow_page.set_spte(m, sp, 0, 0x1000E67)
-    t = m.sp[sp, state.SP_SPT]
+    t = m.sp32[sp, state.SP32_SPT]
     shadow_page.free_shadow_page(m, sp)
     again = table(m, GFN + 512)
     assert again == sp
     assert shadow_page.get_spte(m, again, 0) == 0
     shadow_page.set_spte(m, again, 1, 0x2000E67)
-    assert m.sp[again, state.SP_SPT] == t
+    assert m.sp32[again, state.SP32_SPT] == t
     assert shadow_page.get_spte(m, again, 0) == 0
 
 

@@ -206,7 +206,7 @@ def test_every_split_of_2026_flushes(m: state.Mmu) -> None:
 @pytest.mark.parametrize("flag", [state.FLAG_INVALID, state.FLAG_UNSYNC])
 def test_silent_skips(m: state.Mmu, flag: int) -> None:
     sptep = huge_page(m, 1)
-    m.sp[sptep // 512, state.SP_FLAGS] |= flag
+    m.sp32[sptep // 512, state.SP32_FLAGS] |= flag
     w = opened(m)
     assert run(m, w) == []
     word = Outcome.INVALID if flag == state.FLAG_INVALID else Outcome.UNSYNC

@@ -113,7 +113,7 @@ def test_switch_to_a_root_that_leads_to_the_table_read(m: state.Mmu, t: int) -> 
     child = indirect(m, 0x201, 3)
     shadow_page.link_shadow_page(m, roots[1], 0, child, ORDER_APPEND)
     for i, root in enumerate(roots):
-        m.sp[root, state.SP_FLAGS] |= state.FLAG_ROOT
+        m.sp32[root, state.SP32_FLAGS] |= state.FLAG_ROOT
         m.vm[0, state.VM_ROOTS + i] = root + 1
     m.task[t, state.TASK_ROOT] = roots[0]
     begin(m, t, FOUR_LEVELS)
