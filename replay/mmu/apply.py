@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from replay.jit import jit
 from replay.mmu.rmap import pte_list_count, pte_list_get, rmap_head
 from replay.mmu.role import (
@@ -97,7 +95,7 @@ from replay.mmu.window import (
 @jit
 def other_variant(m: Mmu, gfn: int, role: int, vm: int, variant: int) -> int:
     """A live page that prints like (gfn, role) but has another variant of the same family, or -1."""
-    i = np.int64(m.hash[page_bucket(gfn, make_key(role, 0, vm), m.hash.shape[0])])
+    i = int(m.hash[page_bucket(gfn, make_key(role, 0, vm), m.hash.shape[0])])
     while i:
         if m.sp32[i, SP32_FLAGS] & FLAG_LIVE and same_print(m, i, gfn, role & ~INVALID, vm):
             v = key_variant(m.sp[i, SP_KEY])
@@ -339,7 +337,7 @@ def find_printed(m: Mmu, vm: int, gfn: int, role: int, unsync: bool) -> int:
     role &= ~INVALID
     best = -1
     best_rank = 0
-    i = np.int64(m.hash[page_bucket(gfn, make_key(role, 0, vm), m.hash.shape[0])])
+    i = int(m.hash[page_bucket(gfn, make_key(role, 0, vm), m.hash.shape[0])])
     while i:
         flags = m.sp32[i, SP32_FLAGS]
         if same_print(m, i, gfn, role, vm) and ((flags & FLAG_INVALID) != 0) == invalid:
@@ -348,7 +346,7 @@ def find_printed(m: Mmu, vm: int, gfn: int, role: int, unsync: bool) -> int:
                 rank += 1 << 42
             if m.vm[vm, VM_HAS_TDP] and m.sp[i, SP_PARENTS] == 0:
                 rank += 1 << 41
-            rank -= m.sp32[i, SP32_BIRTH]
+            rank -= int(m.sp32[i, SP32_BIRTH])
             if rank > best_rank:
                 best = i
                 best_rank = rank

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from replay.jit import jit
 from replay.mmu.rmap import (
     pte_list_add,
@@ -62,7 +60,7 @@ from replay.mmu.state import (
 @jit
 def find_shadow_page(m: Mmu, gfn: int, key: int) -> int:
     """The page with exactly this gfn and key, or -1."""
-    i = np.int64(m.hash[page_bucket(gfn, key, m.hash.shape[0])])
+    i = int(m.hash[page_bucket(gfn, key, m.hash.shape[0])])
     while i:
         if m.sp[i, SP_GFN] == gfn and m.sp[i, SP_KEY] == key and (m.sp32[i, SP32_FLAGS] & FLAG_LIVE):
             return i
@@ -99,9 +97,9 @@ def alloc_shadow_page(m: Mmu, gfn: int, key: int, flags: int) -> int:
 def free_shadow_page(m: Mmu, sp: int) -> None:
     unbind_page(m, sp)
     if m.sp32[sp, SP32_SPT] >= 0:
-        free_table(m, np.int64(m.sp32[sp, SP32_SPT]))
+        free_table(m, int(m.sp32[sp, SP32_SPT]))
     if m.sp32[sp, SP32_TRANSLATION] >= 0:
-        free_table(m, np.int64(m.sp32[sp, SP32_TRANSLATION]))
+        free_table(m, int(m.sp32[sp, SP32_TRANSLATION]))
     m.sp32[sp, SP32_SPT] = NO_TABLE
     m.sp32[sp, SP32_TRANSLATION] = NO_TABLE
     b = page_bucket(m.sp[sp, SP_GFN], m.sp[sp, SP_KEY], m.hash.shape[0])
@@ -126,7 +124,7 @@ def find_bound(m: Mmu, page: int) -> int:
     last = m.ctl[CTL_LAST_BOUND]
     if page and m.sp[last, SP_PAGE] == page:
         return last
-    i = np.int64(m.pages[mix(page) & (m.pages.shape[0] - 1)])
+    i = int(m.pages[mix(page) & (m.pages.shape[0] - 1)])
     while i and m.sp[i, SP_PAGE] != page:
         i = m.sp32[i, SP32_PAGE_NEXT]
     m.ctl[CTL_LAST_BOUND] = i

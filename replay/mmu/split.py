@@ -344,7 +344,7 @@ def zap_unsync_of_gfn(m: Mmu, w: int, gfn: int, key: int, order: int) -> None:
     """What kvm_mmu_find_shadow_page() zaps on its way above the 4K level: unsync pages of the gfn."""
     win = m.window[w]
     zapped = False
-    i = np.int64(m.hash[page_bucket(gfn, key, m.hash.shape[0])])
+    i = int(m.hash[page_bucket(gfn, key, m.hash.shape[0])])
     while i:
         following = m.sp32[i, SP32_NEXT]
         if m.sp[i, SP_GFN] == gfn and m.sp[i, SP_KEY] == key and m.sp32[i, SP32_FLAGS] & FLAG_LIVE:

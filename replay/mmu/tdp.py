@@ -27,6 +27,7 @@ from replay.mmu.spte import (
 )
 from replay.mmu.state import (
     CTL_LAST_TDP,
+    CTL_SP_TOP,
     CTL_TS,
     FLAG_LIVE,
     KEY_VM_SHIFT,
@@ -99,7 +100,7 @@ def find_table(m: Mmu, vm: int, as_id: int, level: int, gfn: int, create: bool) 
 @jit
 def clear_table(m: Mmu, t: int) -> None:
     if m.sp32[t, SP32_SPT] >= 0:
-        free_table(m, np.int64(m.sp32[t, SP32_SPT]))
+        free_table(m, int(m.sp32[t, SP32_SPT]))
     m.sp32[t, SP32_SPT] = NO_TABLE
 
 
@@ -265,7 +266,7 @@ def split_all(m: Mmu, w: int) -> bool:
 def count_huge(m: Mmu) -> int:
     """Huge leaf SPTEs in all tables of the TDP MMU, uniform 2M tables included."""
     n = 0
-    for t in range(m.sp.shape[0]):
+    for t in range(1, m.ctl[CTL_SP_TOP]):
         level = m.sp[t, SP_KEY] & LEVEL
         if m.sp32[t, SP32_FLAGS] == 0 or not m.sp[t, SP_KEY] & TDP_KEY or level < 2 or level > 3:
             continue

@@ -7,8 +7,6 @@ silently follows from links that are known, else from a look-up as the kernel's 
 
 from __future__ import annotations
 
-import numpy as np
-
 from replay.jit import jit
 from replay.mmu.role import (
     ACC_ALL,
@@ -192,7 +190,7 @@ def linked_child(m: Mmu, parent: int, index: int) -> int:
 @jit
 def find_any_access(m: Mmu, gfn: int, key: int) -> int:
     """A live page that differs from ``key`` in access only; the one first in the hash chain, or -1."""
-    i = np.int64(m.hash[page_bucket(gfn, key, m.hash.shape[0])])
+    i = int(m.hash[page_bucket(gfn, key, m.hash.shape[0])])
     while i:
         if (
             m.sp[i, SP_GFN] == gfn
