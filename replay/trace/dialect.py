@@ -90,12 +90,6 @@ def parse_task(text: str) -> Task | None:
 @jit
 def _read_fraction(buf, start, state):
     """Complete TIME by the fraction at ``start``: index behind the ``: `` after it, NO_HEADER if none."""
-    word = load64(buf, start)
-    if word >> _SIX_BYTES == _COLON_BLANK:  # microseconds, as nearly always
-        microseconds = six_digits(word)
-        if microseconds >= 0:
-            state[TIME] = state[WHOLE] + microseconds * 1000
-            return start + 8
     fraction, at = read_decimal(buf, start)
     if at < 0 or at - start > 9 or fraction < 0 or byte_at(buf, at) != COLON or byte_at(buf, at + 1) != BLANK:
         return np.int64(NO_HEADER)
@@ -160,6 +154,11 @@ def read_header(buf, start, headers, arena, tasks, seen, state):
     if seen[slot, SEEN_AT] >= 0 and same_bytes(buf, seen[slot, SEEN_AT], start, length):
         state[TASK], state[CPU] = seen[slot, SEEN_TASK], seen[slot, SEEN_CPU]
         state[WHOLE] = seen[slot, SEEN_WHOLE]
+        word = load64(buf, start + length)
+        microseconds = six_digits(word)
+        if microseconds >= 0 and word >> _SIX_BYTES == _COLON_BLANK:  # as nearly always
+            state[TIME] = seen[slot, SEEN_WHOLE] + microseconds * 1000
+            return start + length + 8
         body = _read_fraction(buf, start + length, state)
         if body >= 0:
             return body

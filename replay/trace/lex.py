@@ -23,10 +23,22 @@ from replay.trace.vector import (
     load64,
     low_bytes,
     newlines,
+    out_of_range,
     text_differs,
 )
 
-__all__ = ["BLANK", "NEWLINE", "byte_at", "load64", "text_differs"]
+__all__ = [
+    "BLANK",
+    "BLOCK",
+    "NEWLINE",
+    "byte_at",
+    "hex_digits",
+    "load64",
+    "low_bytes",
+    "newlines",
+    "out_of_range",
+    "text_differs",
+]
 
 PADDING = 256
 

@@ -133,6 +133,11 @@ def _compile_formats() -> tuple[np.ndarray, np.ndarray]:
 
 _STEPS, _STARTS = _compile_formats()
 
+MARKS = 12
+MARK_STEP, MARK_COLUMN, MARK_START, MARK_END = range(4)
+"""What ``read_payload`` notes of a number or word: the step that read it, its column, where it begins and
+where it ends."""
+
 # the words of ``pferr`` and of ``error_code``: kvm_mmu_trace_pferr_flags
 _ERROR_BITS = {"P": 0, "W": 1, "U": 2, "RSVD": 3, "F": 4, "PK": 5, "SS": 6, "SGX": 15}
 _ERROR_WORDS = np.array([words_of(word)[0][0] for word in _ERROR_BITS], np.uint64)
@@ -173,6 +178,16 @@ _QUADRANT_SHIFT = np.uint64(ROLE_QUADRANT_SHIFT)
 _CREATED, _UNSYNC_FLAG = int(Flag.CREATED), int(Flag.UNSYNC)
 _ZERO, _ONE, _MINUS_ONE = np.uint64(0), np.uint64(1), np.uint64(2**64 - 1)
 _GET_PAGE = int(Kind.GET_PAGE)
+
+
+@jit
+def _note(marks, step, column, start, end):
+    """Add a row to ``marks`` int64[MARKS, 4], the first of which says how many follow."""
+    n = marks[0, 0] + 1
+    if n < len(marks):
+        marks[0, 0] = n
+        marks[n, MARK_STEP], marks[n, MARK_COLUMN] = step, column
+        marks[n, MARK_START], marks[n, MARK_END] = start, end
 
 
 @jit
@@ -223,7 +238,7 @@ def _read_role(buf, at):
 
 
 @jit
-def _read_page(buf, at, is_get_page, row, rows):
+def _read_page(buf, at, is_get_page, row, rows, marks):
     """KVM_MMU_PAGE_PRINTK of mmutrace.h: index behind it, -1 if the text is something else.
 
     ``sp [gen G ]gfn X [l]L ROLE root R sync|unsync[ new|existing]``; other forms of text come with the words
@@ -242,7 +257,9 @@ def _read_page(buf, at, is_get_page, row, rows):
         at += 1
     if load64(buf, at) & WORD_MASKS[4] != _GFN_BLANK:
         return -1
-    rows.wide[GFN, row], at = read_hex(buf, at + 4)
+    start = at + 4
+    rows.wide[GFN, row], at = read_hex(buf, start)
+    _note(marks, np.int64(STEP_HEX), np.int64(GFN), start, at)
     if at < 0 or byte_at(buf, at) != BLANK:
         return -1
     at += 1
@@ -254,17 +271,21 @@ def _read_page(buf, at, is_get_page, row, rows):
             at = skip_blanks(buf, at)
     else:
         at += byte_at(buf, at) == 108  # "l" before the level, since 5.1
-        level, at = read_decimal(buf, at)
+        start = at
+        level, at = read_decimal(buf, start)
         if at < 0 or byte_at(buf, at) != BLANK:
             return -1
+        _note(marks, np.int64(STEP_LEVEL), np.int64(0), start, at)
         word, at = _read_role(buf, at)
         role |= word | (np.uint64(level) & _LEVEL)
     if at < 0 or not 1 <= level <= 15:
         return -1
     rows.level[row], rows.role[row] = level, np.uint32(role)
-    root_count, at = read_decimal(buf, skip_blanks(buf, at + 4))
+    start = skip_blanks(buf, at + 4)
+    root_count, at = read_decimal(buf, start)
     if at < 0:
         return -1
+    _note(marks, np.int64(STEP_DECIMAL), np.int64(NUM), start, at)
     rows.wide[NUM, row] = np.uint64(root_count)
     at = skip_blanks(buf, at)
     end = token_end(buf, at)
@@ -311,11 +332,13 @@ def read_error_code(buf, at):
 
 
 @jit
-def read_payload(buf, at, kind, row, rows):
+def read_payload(buf, at, kind, row, rows, marks):
     """Parse the text at ``at`` of an event of ``kind``: index behind it, -1 if it is malformed.
 
-    Fills the payload columns of row ``row``, which are zeros before, by the steps of the kind's format.
+    Fills the payload columns of row ``row``, which are zeros before, by the steps of the kind's format, and
+    ``marks`` int64[MARKS, 4] with where their numbers stand.
     """
+    marks[0, 0] = 0
     step = _STARTS[kind, 0]
     if byte_at(buf, at) == _STARTS[kind, 2]:
         step = _STARTS[kind, 1]
@@ -324,6 +347,7 @@ def read_payload(buf, at, kind, row, rows):
             return np.int64(-1)
         what, where = _STEPS[step], _STEPS[step + _STEP_FIELD]
         at += np.int64(_STEPS[step + _STEP_LENGTH])
+        start = at
         if what == STEP_HEX:
             rows.wide[where, row], at = read_hex(buf, at)
         elif what == STEP_LEVEL:
@@ -341,10 +365,12 @@ def read_payload(buf, at, kind, row, rows):
             if value != 0:
                 rows.flags[row] |= where
         elif what == STEP_POINTER:
-            number, end = read_hex(buf, at)
-            # 0 for words such as (null)
-            rows.wide[where, row] = number if end >= 0 and byte_at(buf, end) <= BLANK else _ZERO
-            at = token_end(buf, at)
+            number, at = read_hex(buf, at)
+            if at >= 0 and byte_at(buf, at) <= BLANK:
+                rows.wide[where, row] = number
+                what = np.uint64(STEP_HEX)
+            else:  # a word such as (null)
+                at = token_end(buf, start)
         elif what == STEP_ERROR_CODE:
             rows.wide[CODE, row], at = read_error_code(buf, at)
         elif what == STEP_SKIP:
@@ -352,7 +378,9 @@ def read_payload(buf, at, kind, row, rows):
         elif what == STEP_NONE:
             rows.wide[where, row] = _MINUS_ONE
         elif what == STEP_PAGE:
-            at = _read_page(buf, at, kind == _GET_PAGE, row, rows)
+            at = _read_page(buf, at, kind == _GET_PAGE, row, rows, marks)
         if at < 0:
             return np.int64(-1)
+        if what == STEP_HEX or what == STEP_LEVEL or what == STEP_DECIMAL or what == STEP_SKIP:
+            _note(marks, np.int64(what), np.int64(where), start, at)
         step += _NEXT_STEP

@@ -33,10 +33,12 @@ from replay.trace.lex import (
     BLANK,
     COLON,
     LOOK_UP,
+    NEWLINE,
     PADDING,
     RETURN,
     WORD_MASKS,
     Strings,
+    byte_at,
     intern,
     line_end,
     load64,
@@ -51,6 +53,7 @@ from replay.trace.lex import (
 from replay.trace.pages import INCOMPLETE_NAMES
 from replay.trace.payload import FIELDS, FLAGS, LEVEL, NUM, ROLE, WIDE, read_payload
 from replay.trace.raw import is_raw, read_raw
+from replay.trace.shape import clear_row, learn_shape, read_by_shape
 
 MAX_MALFORMED = 100
 MAX_NAMES, MAX_NAME = 2048, 64
@@ -120,6 +123,11 @@ class Scanner(NamedTuple):
     # int64[2, SLOTS, SEEN]: some headers as in ``dialect.read_header``, and some names: where one stood, the
     # length up to its text, its number, and the length of its group
     seen: np.ndarray
+    # of texts, as in ``replay.trace.shape``
+    places: np.ndarray  # int64[PLACES]
+    shapes: np.ndarray  # int64[MAX_SHAPES, SHAPE]
+    ranges: np.ndarray  # uint8[MAX_SHAPES, RANGES]
+    marks: np.ndarray  # int64[MARKS, 4] as in ``replay.trace.payload``
     fields: np.ndarray  # uint64[payload.FIELDS]
     state: np.ndarray  # int64[STATE]
     malformed: np.ndarray  # int64[MAX_MALFORMED, 3]: begin, end and number of the first malformed lines
@@ -210,6 +218,12 @@ def _read_event(buf, at, rows, scanner):
     """
     names, names_arena = scanner.names
     kinds, state, seen = scanner.kinds, scanner.state, scanner.seen[1]
+    row = np.uint64(state[ROWS])
+    places, shapes, ranges = scanner.places, scanner.shapes, scanner.ranges
+    known, text = read_by_shape(buf, at, row, rows, places, shapes, ranges)
+    if known > 0:
+        state[DONE] = text
+        return known, np.int64(-1)
     number, name, end = _look_up_name(buf, at, names, names_arena, seen)
     if end < 0 and buf[at] == BLANK:  # perf script pads names
         number, name, end = _look_up_name(buf, skip_blanks(buf, at), names, names_arena, seen)
@@ -242,9 +256,11 @@ def _read_event(buf, at, rows, scanner):
             _clear_fields(scanner.fields)
             text = read_control(buf, text, kind, scanner.fields)
         else:
-            row = np.uint64(state[ROWS])
             if not is_raw(buf, text):
-                text = read_payload(buf, text, kind, row, rows)
+                marks = scanner.marks
+                text = read_payload(buf, text, kind, row, rows, marks)
+                if text >= 0:
+                    learn_shape(buf, at, text, kind, row, rows, marks, places, shapes, ranges)
             elif state[BASE] == 0:
                 return np.int64(NO_BASE), np.int64(-1)
             else:
@@ -252,8 +268,9 @@ def _read_event(buf, at, rows, scanner):
                 text = read_raw(buf, text, kind, state[BASE] == 16, scanner.fields)
                 _write_fields(row, rows, scanner.fields)
             if text < 0:
-                _clear_row(rows, row)
-        state[DONE] = text
+                clear_row(rows, row)
+        if text >= 0:
+            state[DONE] = text
         return (kind if text >= 0 else np.int64(MALFORMED_LINE)), np.int64(-1)
     texts, texts_arena = scanner.texts
     _clear_fields(scanner.fields)
@@ -287,14 +304,6 @@ def _read_lost(buf, at, fields, state):
 def _clear_fields(fields):
     for column in range(FIELDS):
         fields[column] = _ZERO
-
-
-@jit
-def _clear_row(rows, row):
-    """Take back what was written of a payload that turned out to be malformed."""
-    for column in range(len(WIDE)):
-        rows.wide[column, row] = _ZERO
-    rows.level[row] = rows.flags[row] = rows.role[row] = 0
 
 
 @jit
@@ -388,7 +397,9 @@ def scan(buf, at, stop, rows, scanner):
             state[STOP], state[START], state[END] = DOUBTFUL, at, line_end(buf, at)
             break
         state[LINES] += 1
-        end = line_end(buf, state[DONE] if state[DONE] > at else at)
+        end = state[DONE]
+        if byte_at(buf, end) != NEWLINE:
+            end = line_end(buf, end)
         if kind > 0:
             if kind < _FIRST_CONTROL:
                 _write_place(kind, np.uint64(row), all_rows, state)

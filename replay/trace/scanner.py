@@ -9,8 +9,9 @@ import numpy as np
 from replay.trace import scan as scanning
 from replay.trace.dialect import SEEN, SLOTS, parse_task
 from replay.trace.lex import Strings, added, new_strings
-from replay.trace.payload import FIELDS, WIDE
+from replay.trace.payload import FIELDS, MARKS, WIDE
 from replay.trace.scan import Rows, Scanner
+from replay.trace.shape import MAX_SHAPES, PLACES, RANGES, SHAPE
 
 
 def new_scanner() -> Scanner:
@@ -23,6 +24,10 @@ def new_scanner() -> Scanner:
         kinds.copy(),
         new_strings(1024, 1 << 16),
         np.zeros((2, SLOTS, SEEN), np.int64),
+        np.zeros(PLACES, np.int64),
+        np.zeros((MAX_SHAPES, SHAPE), np.int64),
+        np.zeros((MAX_SHAPES, RANGES), np.uint8),
+        np.zeros((MARKS, 4), np.int64),
         np.zeros(FIELDS, np.uint64),
         np.zeros(scanning.STATE, np.int64),
         np.zeros((scanning.MAX_MALFORMED, 3), np.int64),

@@ -13,7 +13,7 @@ from numba.core import config
 from numba.extending import intrinsic
 
 NEWLINE, BLANK = 10, 32
-BLOCK = 32
+BLOCK = 64
 """Bytes that are compared at once."""
 
 IS_HEX = np.zeros(256, np.bool_)
@@ -48,7 +48,7 @@ def _make_intrinsics() -> tuple[Any, ...]:
         return vector
 
     def mark_bits(builder: Any, marks: Any) -> Any:
-        """One bit of a uint64 for each of the 32 elements of a comparison's result."""
+        """One bit of a uint64 for each of the ``BLOCK`` elements of a comparison's result."""
         return builder.zext(builder.bitcast(marks, ir.IntType(BLOCK)), ir.IntType(64))
 
     @intrinsic
@@ -76,6 +76,22 @@ def _make_intrinsics() -> tuple[Any, ...]:
             return types.uint64(buf, types.intp), generate
 
         return marks
+
+    @intrinsic
+    def out_of_range(typing_context: Any, buf: Any, index: Any, ranges: Any, place: Any) -> Any:
+        """Bit n is set where byte n of the ``BLOCK`` at ``buf[index]`` is not in its range.
+
+        That begins with byte n at ``ranges[place]`` and is as long as byte n of the block behind that tells.
+        """
+
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            text = load_vector(context, builder, signature.args[0], args[0], args[1], BLOCK)
+            least = load_vector(context, builder, signature.args[2], args[2], args[3], BLOCK)
+            behind = builder.add(args[3], ir.Constant(args[3].type, BLOCK))
+            most = load_vector(context, builder, signature.args[2], args[2], behind, BLOCK)
+            return mark_bits(builder, builder.icmp_unsigned(">", builder.sub(text, least), most))
+
+        return types.uint64(buf, types.intp, ranges, types.intp), generate
 
     low_bytes, newlines = marks_of("<=", BLANK), marks_of("==", NEWLINE)
 
@@ -148,7 +164,17 @@ def _make_intrinsics() -> tuple[Any, ...]:
 
         return types.Tuple((types.uint64, types.int64))(buf, types.intp), generate
 
-    return load64, byte_at, differences, text_differs, newlines, low_bytes, first_bit, hex_digits
+    return (
+        load64,
+        byte_at,
+        differences,
+        text_differs,
+        out_of_range,
+        newlines,
+        low_bytes,
+        first_bit,
+        hex_digits,
+    )
 
 
 def _load_bytes(buf: np.ndarray, index: int) -> np.uint64:
@@ -172,6 +198,11 @@ def _text_differs(buf: np.ndarray, index: int, texts: np.ndarray, place: int) ->
     return bool(((words ^ texts[place : place + 2]) & texts[place + 2 : place + 4]).any())
 
 
+def _out_of_range(buf: np.ndarray, index: int, ranges: np.ndarray, place: int) -> np.uint64:
+    least, most = ranges[place : place + BLOCK], ranges[place + BLOCK : place + 2 * BLOCK]
+    return _bits(buf[index : index + BLOCK] - least > most)
+
+
 def _newlines(buf: np.ndarray, index: int) -> np.uint64:
     return _bits(buf[index : index + BLOCK] == NEWLINE)
 
@@ -191,8 +222,18 @@ def _hex_digits(buf: np.ndarray, index: int) -> tuple[np.uint64, int]:
     return np.uint64(int(bytes(buf[index : index + count]) or b"0", 16)), count
 
 
-load64, byte_at, differences, text_differs, newlines, low_bytes, first_bit, hex_digits = (
-    (_load_bytes, _byte_at, _differences, _text_differs, _newlines, _low_bytes, _first_bit, _hex_digits)
+load64, byte_at, differences, text_differs, out_of_range, newlines, low_bytes, first_bit, hex_digits = (
+    (
+        _load_bytes,
+        _byte_at,
+        _differences,
+        _text_differs,
+        _out_of_range,
+        _newlines,
+        _low_bytes,
+        _first_bit,
+        _hex_digits,
+    )
     if config.DISABLE_JIT
     else _make_intrinsics()
 )

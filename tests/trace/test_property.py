@@ -158,6 +158,41 @@ def test_generated_lines(generated: list[str], newline: str, chunk_bytes: int) -
     compare("# tracer: nop\n" + "".join(line + newline for line in generated), chunk_bytes)
 
 
+@pytest.mark.parametrize(
+    "event",
+    [
+        "kvm_mmu_pagetable_walk: addr 7f00 pferr 6 P|W|U",
+        "kvm_mmu_get_page: sp gen 0 gfn 40000 l1 8-byte q0 direct wux nxe ad root 12 sync new",
+        "kvm_mmu_unsync_page: sp gfn f3 2 pae q1 -ux !nxe root 0 unsync",
+        "mark_mmio_spte: sptep:00000000abcd1234 gfn fee access 6 gen 11",
+        "fast_page_fault: vcpu 10 gva 7f01 error_code P|W sptep (null) old 0xb new c spurious 0 fixed 1",
+        "check_mmio_spte: spte ffff kvm_gen 1 spte-gen a valid 1",
+        "kvm_mmu_set_spte: gfn 4f000 spte 800000012d8f0067 (rwxu) level 1 at 2737a000",
+        "kvm_tdp_mmu_spte_changed: as id 0 gfn 7869c level 2 old_spte 13869ce65 new_spte 5a0",
+        "kvm_mmu_split_huge_page: gfn 40000 spte 40000e67 level 2 errno -12",
+        "kvm_page_fault: vcpu 0 rip 0xffffffff81001000 address 0x0000000040000000 error_code 0x6",
+        "kvm_page_fault: address 7f error_code f",
+        "kvm_unmap_hva_range: mmu notifier unmap range: 0x7f00 -- 0x8000",
+    ],
+)
+def test_lines_that_differ_in_one_byte_from_one_seen_before(event: str, tmp_path: Path) -> None:
+    """Behind a group of its own no name begins a text that was seen before, and all reads the same."""
+    head = "             vmm-152     (    152) [000] d..1.    22.908635: "
+    places = range(event.index(":") + 2, len(event))
+    changed = [event[:n] + byte + event[n + 1 :] for n in places for byte in " \t09aGgx:-|\0\xff"]
+    found = []
+    for group in ("", "group{}:"):
+        path = tmp_path / "t"
+        lines = (line for both in zip([event] * len(changed), changed, strict=True) for line in both)
+        text = "".join(f"{head}{group.format(n)}{line}\n" for n, line in enumerate(lines))
+        path.write_bytes(text.encode("latin-1"))
+        trace = read_trace(str(path))
+        assert trace.events > len(changed)
+        assert trace.malformed_lines > 0
+        found.append((trace.malformed_lines, trace.table().to_pylist()))
+    assert found[0] == found[1]
+
+
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_damaged_lines_do_no_harm(recorded: str, data: st.DataObject) -> None:
