@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import mmap
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -299,25 +299,25 @@ def make(
     """
     pages = 4096
     m = Mmu(
-        sp=np.zeros((pages, SP_COLUMNS), np.int64),
-        spt=np.zeros((pages, 512), np.int64),
-        sp32=np.zeros((pages, SP32_COLUMNS), np.int32),
+        sp=_mapped(pages, SP_COLUMNS, np.int64),
+        spt=_mapped(pages, 512, np.int64),
+        sp32=_mapped(pages, SP32_COLUMNS, np.int32),
         hash=np.zeros(pages, np.int32),
         pages=np.zeros(pages, np.int32),
-        block=np.zeros((pages, 512), np.int64),
-        region=np.zeros((256 * 512, REGION_COLUMNS), np.int64),
+        block=_mapped(pages, 512, np.int64),
+        region=_mapped(256 * 512, REGION_COLUMNS, np.int64),
         gib=np.full((512, GIB_COLUMNS), -1, np.int64),
-        desc=np.zeros((1 << 16, DESC_COLUMNS), np.int64),
+        desc=_mapped(1 << 16, DESC_COLUMNS, np.int64),
         slot=np.zeros((128, SLOT_COLUMNS), np.int64),
         vm=np.zeros((max(vms, 1), VM_COLUMNS), np.int64),
         task=np.zeros((256, TASK_COLUMNS), np.int64),
         bitmap=np.zeros(0, np.int64),
         window=np.zeros((128, window_columns), np.int64),
-        out=np.zeros((1 << 16, out_columns[0]), np.int64),
-        out32=np.zeros((1 << 16, out_columns[1]), np.int32),
-        out16=np.zeros((1 << 16, out_columns[2]), np.int16),
-        source=np.zeros((1 << 14, source_columns), np.int64),
-        flush=np.zeros((1 << 14, flush_columns), np.int64),
+        out=_mapped(1 << 16, out_columns[0], np.int64),
+        out32=_mapped(1 << 16, out_columns[1], np.int32),
+        out16=_mapped(1 << 16, out_columns[2], np.int16),
+        source=_mapped(1 << 14, source_columns, np.int64),
+        flush=_mapped(1 << 14, flush_columns, np.int64),
         ctl=np.zeros(CTL_SIZE, np.int64),
     )
     for free_list in (CTL_SP_FREE, CTL_SPT_FREE, CTL_BLOCK_FREE, CTL_DESC_FREE, CTL_LAST_GIB, CTL_LAST_TDP):
@@ -328,27 +328,40 @@ def make(
     return m
 
 
+def _mapped(count: int, columns: int, dtype: Any, reserve: bool = False) -> np.ndarray:
+    """Zeroed rows in memory that is taken as they are used.
+
+    That of ``np.zeros`` is cleared as a whole where it was in use before, as in the second of many replays.
+    ``reserve``: addresses that will hardly be used all.  Raises ``MemoryError``.
+    """
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    if reserve:
+        flags |= getattr(mmap, "MAP_NORESERVE", 0)
+    try:
+        memory = mmap.mmap(-1, count * columns * np.dtype(dtype).itemsize, flags=flags)
+    except OSError as error:
+        raise MemoryError from error
+    if reserve and hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # not in this kernel
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, dtype).reshape(count, columns)
+
+
 def _larger(rows: np.ndarray, top: int) -> np.ndarray:
     """Zeroed rows, at least twice as many, the first ``top`` of them those of ``rows``.
 
-    Addresses are reserved for some GB, which few guests need: memory is taken as rows are used, and nothing
-    is copied again.
+    Addresses are reserved for some GB, which few guests need: nothing is copied again.
     """
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-    row_bytes = rows.itemsize * rows.shape[1]
-    count = max(2 * len(rows), RESERVED_BYTES // row_bytes)
+    columns = rows.shape[1]
+    count = max(2 * len(rows), RESERVED_BYTES // (rows.itemsize * columns))
     while True:
         try:
-            memory = mmap.mmap(-1, count * row_bytes, flags=flags)
+            larger = _mapped(count, columns, rows.dtype, reserve=True)
             break
-        except OSError as error:  # a limit on the process, or a system that promises no more than it has
+        except MemoryError:  # a limit on the process, or a system that promises no more than it has
             if count == 2 * len(rows):
-                raise MemoryError from error
+                raise
             count = max(2 * len(rows), count // 8)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # not in this kernel
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    larger = np.frombuffer(memory, rows.dtype).reshape(count, rows.shape[1])
     larger[:top] = rows[:top]
     return larger
 
