@@ -242,7 +242,7 @@ def _result(m: state.Mmu, facts: TraceFacts) -> Replay:
     matches = m.out16[: m.ctl[state.CTL_OUT_TOP], window.OUT16_MATCH]
     for match in Match:
         if match != Match.UNCHECKED:
-            counters[match.name.lower()] = int(np.count_nonzero(matches == match))
+            counters[match.name.lower()] = int(np.count_nonzero(matches == int(match)))
     lines = m.source[: m.ctl[state.CTL_SOURCE_TOP]]
     lines = lines[(lines[:, window.SOURCE_RECORDED] != 0) & (lines[:, window.SOURCE_MMU] == 0)]
     errnos, counts = np.unique(lines[:, window.SOURCE_ERRNO], return_counts=True)

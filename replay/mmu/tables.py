@@ -36,6 +36,7 @@ _OUT16 = {
     "match": window.OUT16_MATCH,
 }
 _SOURCE = {
+    "recorded": window.SOURCE_RECORDED,
     "ts_ns": window.SOURCE_TS,
     "line": window.SOURCE_LINE,
     "recorded_gfn": window.SOURCE_GFN,
@@ -47,17 +48,29 @@ _PLACE = ("window", "vm", "ts_ns", "line", "match")
 
 
 def attempts(m: state.Mmu) -> dict[str, np.ndarray]:
-    """One array a column of ``outcome_schema()``, in the width in which it is kept; nulls are not marked."""
+    """One array a column of ``outcome_schema()``, in the width in which it is kept.
+
+    Without an attempt, only a recorded line, ``outcome`` is negative; without such a line, ``recorded`` is 0.
+    """
     top = m.ctl[state.CTL_OUT_TOP]
     columns = {
         name: table[:top, column]
         for table, names in ((m.out, _OUT), (m.out32, _OUT32), (m.out16, _OUT16))
         for name, column in names.items()
     }
-    sources = m.out32[:top, window.OUT32_SOURCE]
-    columns |= {name: m.source[:, column][sources] for name, column in _SOURCE.items()}
-    columns["vm"] = m.window[:, window.WIN_VM][columns["window"]]
+    sources = m.source[: m.ctl[state.CTL_SOURCE_TOP]]
+    rows = m.out32[:top, window.OUT32_SOURCE]
+    columns |= {name: _taken(sources[:, column], rows) for name, column in _SOURCE.items()}
+    columns["vm"] = _taken(m.window[:, window.WIN_VM], columns["window"])
     return columns
+
+
+def _taken(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The value of each row, mostly the same of all."""
+    value = values[rows[:1]]
+    if len(rows) and (len(values) == 1 or (values == value).all() or (rows == rows[0]).all()):
+        return np.broadcast_to(value, len(rows))
+    return values.take(rows)
 
 
 def _words(codes: np.ndarray, words: list[str]) -> pa.Array:
@@ -65,50 +78,53 @@ def _words(codes: np.ndarray, words: list[str]) -> pa.Array:
     import pyarrow as pa
 
     codes = codes.astype(np.int8)
-    return pa.DictionaryArray.from_arrays(pa.array(codes, mask=_if_any(codes < 0)), pa.array(words))
+    indices = pa.array(codes, mask=_if_any(codes < 0))
+    return pa.DictionaryArray.from_arrays(indices, pa.array(words), safe=False)
 
 
 def _lower(enum: type) -> list[str]:
     return [member.name.lower() for member in enum]  # type: ignore[attr-defined]
 
 
-def _if_any(mask: np.ndarray | None) -> np.ndarray | None:
-    return mask if mask is not None and mask.any() else None
+def _if_any(mask: np.ndarray) -> np.ndarray | None:
+    return mask if mask.any() else None
 
 
-def _as_table(schema: pa.Schema, arrays: dict[str, Any]) -> pa.Table:
+def _as_table(schema: pa.Schema, arrays: dict[str, Any], rows: int) -> pa.Table:
     """A table of ``schema``; arrays are Arrow arrays or (numbers, null mask or None)."""
     import pyarrow as pa
 
+    # one block: memory comes in large pages, and nulls only take none
+    block = np.empty(rows * 8 * len(schema), np.uint8)
+    nothing = pa.py_buffer(np.zeros(rows * 8, np.uint8))
+    begin = 0
     columns = []
     for column in schema:
-        array = arrays.pop(column.name)
+        array = arrays[column.name]
         if isinstance(array, tuple):
-            values, mask = array
-            kind = np.dtype(column.type.to_pandas_dtype())
-            array = pa.array(np.ascontiguousarray(values).astype(kind, copy=False), column.type, mask=mask)
+            numbers, mask = array
+            if mask is not None and mask.all():
+                array = pa.Array.from_buffers(column.type, rows, [nothing, nothing], rows)
+            else:
+                kind = np.dtype(column.type.to_pandas_dtype())
+                values = block[begin : begin + rows * kind.itemsize].view(kind)
+                np.copyto(values, numbers, casting="unsafe")
+                array = pa.array(values, column.type, mask=mask)
+                begin += rows * 8
         columns.append(array)
     return pa.table(columns, schema=schema)
 
 
 def outcomes(m: state.Mmu) -> pa.Table:
     """The table of ``outcome_schema()``."""
-    import pyarrow as pa
-
     columns = attempts(m)
     only_recorded = _if_any(columns["outcome"] < 0)
-    recorded = m.source[:, window.SOURCE_RECORDED]
-    unrecorded = None
-    if recorded.any():
-        unrecorded = _if_any(recorded[m.out32[: len(columns["gfn"]), window.OUT32_SOURCE]] == 0)
+    unrecorded = _if_any(columns["recorded"] == 0)
     arrays: dict[str, Any] = {}
     for column in outcome_schema():
         name = column.name
         mask = None if name in _PLACE else only_recorded
         if name.startswith("recorded_"):
-            if not recorded.any():
-                arrays[name] = pa.nulls(len(columns[name]), column.type)
-                continue
             mask = unrecorded
         elif name == "sptep":
             unknown = columns[name] < 0
@@ -117,7 +133,7 @@ def outcomes(m: state.Mmu) -> pa.Table:
     arrays["mmu"] = _words(columns["mmu"], ["shadow", "tdp"])
     arrays["outcome"] = _words(columns["outcome"], _lower(Outcome))
     arrays["match"] = _words(columns["match"], _lower(Match))
-    return _as_table(outcome_schema(), arrays)
+    return _as_table(outcome_schema(), arrays, len(columns["gfn"]))
 
 
 def flushes(m: state.Mmu) -> pa.Table:
@@ -135,7 +151,7 @@ def flushes(m: state.Mmu) -> pa.Table:
         }.items()
     }
     arrays["cause"] = _words(rows[:, window.FLUSH_CAUSE], _lower(FlushCause))
-    return _as_table(flush_schema(), arrays)
+    return _as_table(flush_schema(), arrays, len(rows))
 
 
 def windows(m: state.Mmu, flush_probes: bool) -> pa.Table:
@@ -167,4 +183,4 @@ def windows(m: state.Mmu, flush_probes: bool) -> pa.Table:
     arrays["flushes_total"] = (totals, None)
     unrecorded = None if flush_probes else np.ones(len(rows), bool)
     arrays["flushes_recorded"] = (rows[:, window.WIN_FLUSHES_RECORDED], unrecorded)
-    return _as_table(window_schema(), arrays)
+    return _as_table(window_schema(), arrays, len(rows))
