@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from enum import IntEnum
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
+from replay.arrow import arrow_array, words_array
 from replay.mmu import state, window
 from replay.schema import (
     SKIP_WORDS,
@@ -17,9 +20,6 @@ from replay.schema import (
     outcome_schema,
     window_schema,
 )
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 _OUT = {"gfn": window.OUT_GFN, "spte": window.OUT_SPTE, "sptep": window.OUT_SPTEP}
 _OUT32 = {"window": window.OUT32_WINDOW, "role": window.OUT32_ROLE, "retries": window.OUT32_RETRIES}
@@ -73,17 +73,9 @@ def _taken(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return values.take(rows)
 
 
-def _words(codes: np.ndarray, words: list[str]) -> pa.Array:
-    """A dictionary array; a negative code is null."""
-    import pyarrow as pa
-
-    codes = codes.astype(np.int8)
-    indices = pa.array(codes, mask=_if_any(codes < 0))
-    return pa.DictionaryArray.from_arrays(indices, pa.array(words), safe=False)
-
-
-def _lower(enum: type) -> list[str]:
-    return [member.name.lower() for member in enum]  # type: ignore[attr-defined]
+def _words(codes: np.ndarray, enum: type[IntEnum]) -> pa.Array:
+    """A dictionary array of the lower-case words of ``enum``; a negative code is null."""
+    return words_array(codes, tuple(member.name.lower() for member in enum))
 
 
 def _if_any(mask: np.ndarray) -> np.ndarray | None:
@@ -92,8 +84,6 @@ def _if_any(mask: np.ndarray) -> np.ndarray | None:
 
 def _as_table(schema: pa.Schema, arrays: dict[str, Any], rows: int) -> pa.Table:
     """A table of ``schema``; arrays are Arrow arrays or (numbers, null mask or None)."""
-    import pyarrow as pa
-
     # one block: memory comes in large pages, and nulls only take none
     block = np.empty(rows * 8 * len(schema), np.uint8)
     nothing = pa.py_buffer(np.zeros(rows * 8, np.uint8))
@@ -109,7 +99,7 @@ def _as_table(schema: pa.Schema, arrays: dict[str, Any], rows: int) -> pa.Table:
                 kind = np.dtype(column.type.to_pandas_dtype())
                 values = block[begin : begin + rows * kind.itemsize].view(kind)
                 np.copyto(values, numbers, casting="unsafe")
-                array = pa.array(values, column.type, mask=mask)
+                array = arrow_array(values, column.type, mask)
                 begin += rows * 8
         columns.append(array)
     return pa.table(columns, schema=schema)
@@ -130,9 +120,9 @@ def outcomes(m: state.Mmu) -> pa.Table:
             unknown = columns[name] < 0
             mask = _if_any(unknown if only_recorded is None else unknown | only_recorded)
         arrays[name] = (columns[name], mask)
-    arrays["mmu"] = _words(columns["mmu"], ["shadow", "tdp"])
-    arrays["outcome"] = _words(columns["outcome"], _lower(Outcome))
-    arrays["match"] = _words(columns["match"], _lower(Match))
+    arrays["mmu"] = words_array(columns["mmu"], ("shadow", "tdp"))
+    arrays["outcome"] = _words(columns["outcome"], Outcome)
+    arrays["match"] = _words(columns["match"], Match)
     return _as_table(outcome_schema(), arrays, len(columns["gfn"]))
 
 
@@ -150,7 +140,7 @@ def flushes(m: state.Mmu) -> pa.Table:
             "end_gfn": window.FLUSH_END,
         }.items()
     }
-    arrays["cause"] = _words(rows[:, window.FLUSH_CAUSE], _lower(FlushCause))
+    arrays["cause"] = _words(rows[:, window.FLUSH_CAUSE], FlushCause)
     return _as_table(flush_schema(), arrays, len(rows))
 
 
@@ -178,7 +168,7 @@ def windows(m: state.Mmu, flush_probes: bool) -> pa.Table:
     arrays: dict[str, Any] = {name: (rows[:, column], None) for name, column in columns.items()}
     arrays["index"] = (np.arange(len(rows)), None)
     arrays["slot"] = (slot_ids, slot_rows < 0)
-    arrays["cause"] = _words(rows[:, window.WIN_CAUSE], _lower(WindowCause))
+    arrays["cause"] = _words(rows[:, window.WIN_CAUSE], WindowCause)
     totals = rows[:, window.WIN_FLUSHES : window.WIN_FLUSHES + len(FlushCause)].sum(axis=1)
     arrays["flushes_total"] = (totals, None)
     unrecorded = None if flush_probes else np.ones(len(rows), bool)

@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from replay.arrow import arrow_array
 from replay.errors import OutputError, TraceError
 from replay.schema import COLUMN_TYPES, Columns, event_schema
 
@@ -58,10 +59,11 @@ def _record_batches(trace: Trace, schema: pa.Schema) -> Iterator[pa.RecordBatch]
         arrays = []
         for name, column in zip(COLUMN_TYPES, batch, strict=True):
             if name in dictionaries:
-                indices = pa.array(column, mask=column < 0)
+                null = column < 0
+                indices = arrow_array(column, pa.int32(), null if null.any() else None)
                 arrays.append(pa.DictionaryArray.from_arrays(indices, dictionaries[name]))
             else:
-                arrays.append(pa.array(column))
+                arrays.append(arrow_array(column, schema.field(name).type))
         yield pa.record_batch(arrays, schema=schema)
 
 
