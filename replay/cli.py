@@ -86,6 +86,7 @@ FormatOption = Annotated[
 ]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Malformed lines are an error.")]
 LostOption = Annotated[bool, typer.Option("--allow-lost", help="A trace with lost events may match.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 
 
@@ -98,7 +99,7 @@ def run(
     expect: ExpectOption = None,
     max_mmu_pages: MaxPagesOption = None,
     resched: ReschedOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the run as JSON, and nothing else.")] = False,
+    as_json: JsonOption = False,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="DIR", help="Write the result tables there.")
     ] = None,
@@ -163,9 +164,7 @@ def compare(
     split_at: SplitAtOption = None,
     max_mmu_pages: MaxPagesOption = None,
     resched: ReschedOption = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the runs as JSON, and nothing else.")
-    ] = False,
+    as_json: JsonOption = False,
     quiet: QuietOption = False,
     strict: StrictOption = False,
     file_format: FormatOption = None,
@@ -201,9 +200,7 @@ def review(
     split_at: SplitAtOption = None,
     max_mmu_pages: MaxPagesOption = None,
     resched: ReschedOption = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the answers as JSON, and nothing else.")
-    ] = False,
+    as_json: JsonOption = False,
     quiet: QuietOption = False,
     strict: StrictOption = False,
     file_format: FormatOption = None,
@@ -261,7 +258,7 @@ def parse(
 @app.command()
 def info(
     trace: TraceArgument,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON, and nothing else.")] = False,
+    as_json: JsonOption = False,
     quiet: QuietOption = False,
     file_format: FormatOption = None,
 ) -> None:
@@ -388,7 +385,7 @@ def warmup(quiet: QuietOption = False) -> None:
 
 @app.command()
 def policies(
-    as_json: Annotated[bool, typer.Option("--json", help="Print the policies as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List the policies and their knobs."""
     from replay.policy import DESCRIPTIONS, PRESETS

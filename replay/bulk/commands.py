@@ -13,6 +13,7 @@ from replay.cli import (
     DIFFERED,
     MATCHED,
     FormatOption,
+    JsonOption,
     LostOption,
     MaxPagesOption,
     QuietOption,
@@ -66,7 +67,7 @@ def bulk(
         str | None,
         typer.Option("--scheduler", metavar="ADDRESS", help="Of a Dask cluster: tcp://HOST:PORT."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON, no more.")] = False,
+    as_json: JsonOption = False,
     quiet: QuietOption = False,
     strict: StrictOption = False,
     allow_lost: LostOption = False,
@@ -108,7 +109,7 @@ def bulk(
 def query(
     directory: Annotated[str, typer.Argument(metavar="DIR", help="A dataset of replay bulk.")],
     sql: Annotated[str, typer.Argument(metavar="SQL", help="Tables: runs, outcomes, windows, flushes.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print a list of objects.")] = False,
+    as_json: JsonOption = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write Parquet; ends in .parquet.")
