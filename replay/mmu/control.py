@@ -6,7 +6,7 @@ from replay.jit import jit
 from replay.mmu.align import finish, finish_shadow, truth
 from replay.mmu.apply import write_protect_head, write_protect_region
 from replay.mmu.dirty_log import NO_ROOM, OK, fill_bitmap, need_bitmap, protect_cleared
-from replay.mmu.rmap import pte_list_get, rmap_head, rmap_remove
+from replay.mmu.rmap import head_in_gib, pte_list_get, rmap_head, rmap_remove
 from replay.mmu.role import DIRECT, key_level
 from replay.mmu.shadow_page import drop_spte, zap_children
 from replay.mmu.state import (
@@ -54,7 +54,7 @@ from replay.mmu.state import (
     VM_WINDOW,
     Mmu,
     find_gib,
-    has_room,
+    has_room_for_next,
 )
 from replay.mmu.window import (
     PHASE_CLOSED,
@@ -248,7 +248,7 @@ def write_protect_slot(m: Mmu, vm: int, s: int, start_level: int) -> int:
         if g >= 0:
             write_protect_head(m, m.gib[g, GIB_HEAD], False, ept)
             for i in range((gfn >> 9) & 511, ((following - 1) >> 9 & 511) + 1):
-                if not has_room(m):
+                if not has_room_for_next(m):
                     return NO_ROOM
                 r = m.gib[g, GIB_REGION] + i
                 write_protect_head(m, m.region[r, REGION_HEAD], False, ept)
@@ -306,13 +306,14 @@ def zap_collapsible(m: Mmu, vm: int, s: int, order: int) -> int:
             max_level = 2
         if m.gib[g, GIB_HOST] >= 3 and m.gib[g, GIB_TABLES] == 0 and can_be_huge(m, s, gfn, 3):
             max_level = 3
-        if not has_room(m):
+        if not has_room_for_next(m):
             return NO_ROOM
         if max_level > 1 and m.region[r, REGION_BLOCK] == UNIFORM and following - gfn == 512:
             zap_children(m, m.region[r, REGION_SP], order)  # one direct page maps it all
         elif max_level > 1 and m.region[r, REGION_BLOCK] != NO_TABLE:
             for at in range(gfn, following):
-                zap_collapsible_head(m, vm, at, 1, max_level, order)
+                if head_in_gib(m, g, at, 1):
+                    zap_collapsible_head(m, vm, at, 1, max_level, order)
         if max_level > 2:
             zap_collapsible_head(m, vm, gfn, 2, max_level, order)
         gfn = following

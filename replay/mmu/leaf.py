@@ -81,7 +81,7 @@ from replay.mmu.state import (
     alloc_table,
     find_gib,
     find_region,
-    has_room,
+    has_room_for_next,
 )
 from replay.mmu.walk import PFERR_FETCH, PFERR_WRITE, chain, leaf_access, template_key, walk_index
 from replay.mmu.window import (
@@ -347,7 +347,7 @@ def unmap_gfn_range(m: Mmu, vm: int, start: int, end: int, order: int) -> bool:
         if r < 0:
             gfn = ((gfn >> 18) + 1) << 18
             continue
-        if not has_room(m):
+        if not has_room_for_next(m):
             return False
         zap_head(m, vm, gfn, 3, order)
         zap_head(m, vm, gfn, 2, order)

@@ -53,7 +53,7 @@ from replay.mmu.state import (
     Mmu,
     find_task,
     has_room,
-    has_room_for_event,
+    has_room_for_next,
 )
 from replay.mmu.window import (
     C_CUT_SHORT,
@@ -610,7 +610,7 @@ def replay_rows(m: Mmu, c: Columns, stop: int, k: KnobCodes, resched: tuple[int,
 def replay_rows_of(m: Mmu, c: Columns, stop: int, k: KnobCodes, resched: tuple[int, int]) -> int:
     """The loop of :func:`replay_rows`."""
     while m.ctl[CTL_ROW] < stop:
-        if not has_room_for_event(m):
+        if not has_room_for_next(m):
             return ROWS_GROW
         if m.ctl[CTL_RUN]:
             if not run_through(m, k, resched):

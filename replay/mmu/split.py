@@ -56,7 +56,7 @@ from replay.mmu.state import (
     VM_USED,
     Mmu,
     find_gib,
-    has_room_for_event,
+    has_room_for_next,
     mix,
     page_bucket,
 )
@@ -600,7 +600,7 @@ def advance(m: Mmu, w: int, k: KnobCodes, resched: tuple[int, int], peek: bool) 
     """
     win = m.window[w]
     while True:
-        if not has_room_for_event(m):
+        if not has_room_for_next(m):
             return STOP_NO_ROOM
         if win[WIN_WALK_DONE]:
             return STOP_DONE

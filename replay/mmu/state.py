@@ -235,7 +235,7 @@ _ROOM_GIB = _ROOM_REGION // 512
 _ROOM_TASK = 2
 _ROOM_WINDOW = 2
 _ROOM_SLOT = 2
-EVENTS = 32
+MANY = 32
 
 RESERVED_BYTES = 2 << 30
 
@@ -243,16 +243,16 @@ RESERVED_BYTES = 2 << 30
 @jit
 def has_room(m: Mmu) -> bool:
     """True if one more event and one more split attempt cannot run out of rows."""
-    m.ctl[CTL_ROOM] = 0  # whoever asks uses up what :func:`has_room_for_event` found for events to come
+    m.ctl[CTL_ROOM] = 0  # whoever asks uses up what :func:`has_room_for_next` found for those to come
     return has_rows(m, 1)
 
 
 @jit
-def has_room_for_event(m: Mmu) -> bool:
-    """As :func:`has_room`, for the next of many events: looked at once for EVENTS of them."""
+def has_room_for_next(m: Mmu) -> bool:
+    """As :func:`has_room`, for the next of many events or attempts: looked at once for MANY of them."""
     if m.ctl[CTL_ROOM] == 0:
-        if has_rows(m, EVENTS):
-            m.ctl[CTL_ROOM] = EVENTS
+        if has_rows(m, MANY):
+            m.ctl[CTL_ROOM] = MANY
         elif has_rows(m, 1):
             m.ctl[CTL_ROOM] = 1
         else:
@@ -299,12 +299,12 @@ def make(
     """
     pages = 4096
     m = Mmu(
-        sp=_mapped(pages, SP_COLUMNS, np.int64),
-        spt=_mapped(pages, 512, np.int64),
-        sp32=_mapped(pages, SP32_COLUMNS, np.int32),
+        sp=np.zeros((pages, SP_COLUMNS), np.int64),
+        spt=_mapped(1024, 512, np.int64),
+        sp32=np.zeros((pages, SP32_COLUMNS), np.int32),
         hash=np.zeros(pages, np.int32),
         pages=np.zeros(pages, np.int32),
-        block=_mapped(pages, 512, np.int64),
+        block=_mapped(512, 512, np.int64),
         region=_mapped(256 * 512, REGION_COLUMNS, np.int64),
         gib=np.full((512, GIB_COLUMNS), -1, np.int64),
         desc=_mapped(1 << 16, DESC_COLUMNS, np.int64),
