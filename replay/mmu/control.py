@@ -302,10 +302,13 @@ def zap_collapsible(m: Mmu, vm: int, s: int, order: int) -> int:
         r = m.gib[g, GIB_REGION] + ((gfn >> 9) & 511)
         following = min(((gfn >> 9) + 1) << 9, end)
         max_level = 1
-        if m.region[r, REGION_HOST] >= 2 and m.region[r, REGION_TABLES] == 0 and can_be_huge(m, s, gfn, 2):
-            max_level = 2
         if m.gib[g, GIB_HOST] >= 3 and m.gib[g, GIB_TABLES] == 0 and can_be_huge(m, s, gfn, 3):
             max_level = 3
+        elif m.region[r, REGION_BLOCK] == NO_TABLE:
+            gfn = following
+            continue
+        elif m.region[r, REGION_HOST] >= 2 and m.region[r, REGION_TABLES] == 0 and can_be_huge(m, s, gfn, 2):
+            max_level = 2
         if not has_room_for_next(m):
             return NO_ROOM
         if max_level > 1 and m.region[r, REGION_BLOCK] == UNIFORM and following - gfn == 512:

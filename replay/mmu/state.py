@@ -251,12 +251,9 @@ def has_room(m: Mmu) -> bool:
 def has_room_for_next(m: Mmu) -> bool:
     """As :func:`has_room`, for the next of many events or attempts: looked at once for MANY of them."""
     if m.ctl[CTL_ROOM] == 0:
-        if has_rows(m, MANY):
-            m.ctl[CTL_ROOM] = MANY
-        elif has_rows(m, 1):
-            m.ctl[CTL_ROOM] = 1
-        else:
+        if not has_rows(m, MANY):
             return False
+        m.ctl[CTL_ROOM] = MANY
     m.ctl[CTL_ROOM] -= 1
     return True
 
@@ -367,7 +364,7 @@ def _larger(rows: np.ndarray, top: int) -> np.ndarray:
 
 
 def grow(m: Mmu) -> Mmu:
-    """The same state with every array at least doubled that :func:`has_room` finds short."""
+    """The same state with every array at least doubled that :func:`has_room_for_next` finds short."""
     ctl = m.ctl
     new = {}
     for name, top, room in (
@@ -385,14 +382,14 @@ def grow(m: Mmu) -> Mmu:
         ("window", CTL_WINDOW_TOP, _ROOM_WINDOW),
         ("slot", CTL_SLOT_TOP, _ROOM_SLOT),
     ):
-        if ctl[top] + room >= getattr(m, name).shape[0]:
+        if ctl[top] + MANY * room >= getattr(m, name).shape[0]:
             new[name] = _larger(getattr(m, name), ctl[top])
-    if ctl[CTL_SP_TOP] + _ROOM_SP >= m.hash.shape[0]:
+    if ctl[CTL_SP_TOP] + MANY * _ROOM_SP >= m.hash.shape[0]:
         new["hash"] = np.zeros(2 * m.hash.shape[0], np.int32)
         new["pages"] = np.zeros(2 * m.hash.shape[0], np.int32)
         sp, sp32 = new.get("sp", m.sp), new.get("sp32", m.sp32)
         _rehash_pages(sp, sp32, ctl[CTL_SP_TOP], new["hash"], new["pages"])
-    if 2 * (ctl[CTL_GIB_TOP] + _ROOM_GIB) >= m.gib.shape[0]:
+    if 2 * (ctl[CTL_GIB_TOP] + MANY * _ROOM_GIB) >= m.gib.shape[0]:
         new["gib"] = np.full((2 * m.gib.shape[0], GIB_COLUMNS), -1, np.int64)
         _rehash_rows(m.gib, new["gib"])
         ctl[CTL_LAST_GIB] = -1
@@ -400,7 +397,7 @@ def grow(m: Mmu) -> Mmu:
     if words > m.bitmap.shape[0]:
         new["bitmap"] = np.zeros(max(words, 2 * m.bitmap.shape[0]), np.int64)
         new["bitmap"][: m.bitmap.shape[0]] = m.bitmap
-    if 2 * (ctl[CTL_TASKS] + _ROOM_TASK) >= m.task.shape[0]:
+    if 2 * (ctl[CTL_TASKS] + MANY * _ROOM_TASK) >= m.task.shape[0]:
         new["task"] = np.zeros((2 * m.task.shape[0], TASK_COLUMNS), np.int64)
         _rehash_rows(m.task, new["task"])
         ctl[CTL_LAST_TASK] = 0
