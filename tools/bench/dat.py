@@ -1,6 +1,6 @@
 """How fast trace.dat files are decoded: events a second on one core, and beside it a copy of the same bytes.
 
-    python tools/bench/dat.py FILE [--events 10000000] [--cpus 4]
+    python -m tools.bench.dat FILE [--events 10000000] [--cpus 4]
 
 The pages of FILE's CPUs are repeated, each time later, until there are that many events, as an uncompressed
 file of version 6.  The best of some runs counts, in CPU time, with compiled code warm and the file in the
@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ import numpy as np
 from replay.trace.dat.container import read_container
 from replay.trace.dat.cursor import FileBytes
 from replay.trace.reader import read_trace
+from tools.bench.timing import best_call
 
 
 def _sized(size: int, data: bytes) -> bytes:
@@ -75,22 +75,12 @@ def write_repeated(source: Path, target: Path, events: int, cpus: int) -> None:
             output.write(shifted.tobytes())
 
 
-def best_seconds(run: Callable[[], object], runs: int) -> float:
-    """The CPU time of the shortest of ``runs`` runs."""
-    seconds = []
-    for _ in range(runs):
-        begin = time.process_time()
-        run()
-        seconds.append(time.process_time() - begin)
-    return min(seconds)
-
-
 def measure(path: Path, runs: int) -> None:
     """Print the speed of reading ``path`` and of copying its bytes."""
     trace = read_trace(str(path))
-    reading = best_seconds(lambda: read_trace(str(path)), runs)
+    reading = best_call(lambda: read_trace(str(path)), runs).cpu
     data = np.fromfile(path, np.uint8)
-    copying = best_seconds(data.copy, runs)
+    copying = best_call(data.copy, runs).cpu
     size = len(data) / 1e6
     print(f"{trace.lines} events, {trace.events} of them kept, {size:.1f} MB")
     print(f"read   {reading:.3f} s  {trace.lines / reading / 1e6:.2f} M events/s  {size / reading:.0f} MB/s")
