@@ -28,18 +28,19 @@ from replay.mmu.state import (
 )
 from replay.mmu.tdp import predict_split
 from replay.mmu.window import (
+    ATTEMPT_CREATED,
+    ATTEMPT_TDP,
     C_ENV_ALLOC,
     C_EXPECTED,
     C_GET_PAGE_EXPECTED,
     C_GET_PAGE_MATCHED,
     C_TRUTH_EXPECTED,
     C_TRUTH_MATCHED,
-    OUT16_CREATED,
     OUT16_ERRNO,
+    OUT16_FLAGS,
     OUT16_INSTALLED,
     OUT16_LEVEL,
     OUT16_MATCH,
-    OUT16_MMU,
     OUT16_NONPRESENT,
     OUT16_OUTCOME,
     OUT32_SOURCE,
@@ -88,7 +89,7 @@ def note_record(m: Mmu, o: int, gfn: int, spte: int, level: int, errno: int) -> 
     m.out32[o, OUT32_SOURCE] = s
     source = m.source[s]
     source[SOURCE_RECORDED] = 1
-    source[SOURCE_MMU] = m.out16[o, OUT16_MMU]
+    source[SOURCE_MMU] = m.out16[o, OUT16_FLAGS] & ATTEMPT_TDP
     source[SOURCE_GFN] = gfn
     source[SOURCE_SPTE] = spte
     source[SOURCE_LEVEL] = level
@@ -109,9 +110,9 @@ def judge(m: Mmu, o: int, gfn: int, spte: int, level: int, errno: int) -> None:
 
 
 @jit
-def missing(m: Mmu, w: int, mmu: int, gfn: int, spte: int, level: int, errno: int) -> None:
+def missing(m: Mmu, w: int, flags: int, gfn: int, spte: int, level: int, errno: int) -> None:
     """A recorded split line that the simulation has no attempt for."""
-    o = new_outcome(m, w, mmu)
+    o = new_outcome(m, w, flags)
     m.out16[o, OUT16_OUTCOME] = -1
     note_record(m, o, gfn, spte, level, errno)
     m.out16[o, OUT16_MATCH] = MISSING
@@ -217,7 +218,7 @@ def get_page_line(m: Mmu, w: int, k: KnobCodes, gfn: int, role: int, created: bo
         child >= 0
         and m.window[w, WIN_CHILD_GFN] == gfn
         and m.window[w, WIN_CHILD_ROLE] == role & ~INVALID
-        and (m.out16[o, OUT16_CREATED] != 0) == created
+        and (m.out16[o, OUT16_FLAGS] & ATTEMPT_CREATED != 0) == created
     ):
         count(m, C_GET_PAGE_MATCHED, 1)
         m.window[w, WIN_GOT_PAGE] = 1
@@ -379,7 +380,7 @@ def tdp_split_line(m: Mmu, w: int, k: KnobCodes, gfn: int, spte: int, level: int
             return NO_ROOM
     count(m, C_EXPECTED, 1)
     if o < 0:
-        missing(m, w, 1, gfn, spte, level, errno)
+        missing(m, w, ATTEMPT_TDP, gfn, spte, level, errno)
         return OK
     m.window[w, WIN_TDP_PENDING] = 0
     if errno == -EBUSY:

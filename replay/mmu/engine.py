@@ -107,6 +107,7 @@ def replay_trace(trace: Trace, policy: Policy, options: Options, facts: TraceFac
     for moment in moments.of_end():
         histograms += _rmap_histograms(m, facts, moment, options.rmap_columns)
     census = collect(m) if options.census else None
+    m = state.without_pages(m)
     return replace(_result(m, facts), rmap_histograms=tuple(histograms), census=census)
 
 

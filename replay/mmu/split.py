@@ -62,6 +62,8 @@ from replay.mmu.state import (
 )
 from replay.mmu.window import (
     ANY_PLACE,
+    ATTEMPT_CREATED,
+    ATTEMPT_FLUSHED,
     C_ATTEMPTS,
     C_ATTEMPTS_2M,
     C_ENV_DROPS,
@@ -83,9 +85,8 @@ from replay.mmu.window import (
     CAUSE_WINDOW_END,
     CAUSE_YIELD,
     CAUSE_ZAP,
-    OUT16_CREATED,
     OUT16_ERRNO,
-    OUT16_FLUSH,
+    OUT16_FLAGS,
     OUT16_INSTALLED,
     OUT16_LEVEL,
     OUT16_NONPRESENT,
@@ -413,7 +414,7 @@ def split_huge_page(m: Mmu, w: int, sptep: int, o: int, k: KnobCodes) -> bool:
     if child < 0:
         child = alloc_shadow_page(m, gfn, key, FLAG_SPLIT)
         add_used_pages(m, vm, 1)
-        m.out16[o, OUT16_CREATED] = 1
+        m.out16[o, OUT16_FLAGS] |= ATTEMPT_CREATED
         count(m, C_PAGES_CREATED, 1)
         win[WIN_SPARE] = 0
         if k.split_caches == CACHES_MERGED:
@@ -446,10 +447,11 @@ def flush_after_split(m: Mmu, w: int, o: int, nonleaf: bool, k: KnobCodes) -> No
     if partial:
         count(m, C_PARTIAL, 1)
     if k.flush == FLUSH_DEFERRED:
-        m.out16[o, OUT16_FLUSH] = partial
-        win[WIN_HEAD_FLUSH] |= partial
+        if partial:
+            m.out16[o, OUT16_FLAGS] |= ATTEMPT_FLUSHED
+            win[WIN_HEAD_FLUSH] = 1
     elif k.flush == FLUSH_ALWAYS or nonleaf or partial:
-        m.out16[o, OUT16_FLUSH] = 1
+        m.out16[o, OUT16_FLAGS] |= ATTEMPT_FLUSHED
         gfn = m.out[o, OUT_GFN]
         record_flush(m, w, CAUSE_LINK, gfn, gfn + (1 << (9 * (win[WIN_LEVEL] - 1))))
 

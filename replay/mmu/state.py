@@ -404,6 +404,12 @@ def grow(m: Mmu) -> Mmu:
     return m._replace(**new)
 
 
+def without_pages(m: Mmu) -> Mmu:
+    """The same state without shadow pages and rmaps: their memory is free for what is made of the rest."""
+    tables = ("sp", "sp32", "spt", "hash", "pages", "block", "region", "desc")
+    return m._replace(**{name: getattr(m, name)[:0].copy() for name in tables})
+
+
 # -- hashing -----------------------------------------------------------------------------------
 
 

@@ -24,15 +24,12 @@ from replay.schema import (
 _OUT = {"gfn": window.OUT_GFN, "spte": window.OUT_SPTE, "sptep": window.OUT_SPTEP}
 _OUT32 = {"window": window.OUT32_WINDOW, "role": window.OUT32_ROLE, "retries": window.OUT32_RETRIES}
 _OUT16 = {
-    "mmu": window.OUT16_MMU,
     "level": window.OUT16_LEVEL,
     "outcome": window.OUT16_OUTCOME,
     "errno": window.OUT16_ERRNO,
     "installed": window.OUT16_INSTALLED,
     "nonpresent": window.OUT16_NONPRESENT,
     "reused": window.OUT16_REUSED,
-    "child_created": window.OUT16_CREATED,
-    "flush": window.OUT16_FLUSH,
     "match": window.OUT16_MATCH,
 }
 _SOURCE = {
@@ -58,6 +55,10 @@ def attempts(m: state.Mmu) -> dict[str, np.ndarray]:
         for table, names in ((m.out, _OUT), (m.out32, _OUT32), (m.out16, _OUT16))
         for name, column in names.items()
     }
+    flags = m.out16[:top, window.OUT16_FLAGS]
+    columns["mmu"] = flags & window.ATTEMPT_TDP
+    columns["child_created"] = flags & window.ATTEMPT_CREATED != 0
+    columns["flush"] = flags & window.ATTEMPT_FLUSHED != 0
     sources = m.source[: m.ctl[state.CTL_SOURCE_TOP]]
     rows = m.out32[:top, window.OUT32_SOURCE]
     columns |= {name: _taken(sources[:, column], rows) for name, column in _SOURCE.items()}

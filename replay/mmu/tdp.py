@@ -47,12 +47,14 @@ from replay.mmu.state import (
     has_room,
 )
 from replay.mmu.window import (
+    ATTEMPT_CREATED,
+    ATTEMPT_TDP,
     C_SWAPPED,
     C_TDP_ATTEMPTS,
     C_TDP_FAILED,
     C_TDP_SPLIT,
-    OUT16_CREATED,
     OUT16_ERRNO,
+    OUT16_FLAGS,
     OUT16_INSTALLED,
     OUT16_LEVEL,
     OUT16_OUTCOME,
@@ -228,7 +230,7 @@ def predict_split(m: Mmu, w: int, errno: int) -> int:
     gfn, level, spte = next_huge(m, win[WIN_VM], win[WIN_TDP_GFN], win[WIN_END], win[WIN_TARGET])
     if level == 0:
         return -1
-    o = new_outcome(m, w, 1)
+    o = new_outcome(m, w, ATTEMPT_TDP)
     m.out[o, OUT_GFN] = gfn
     m.out16[o, OUT16_LEVEL] = level
     m.out[o, OUT_SPTE] = spte
@@ -242,7 +244,7 @@ def predict_split(m: Mmu, w: int, errno: int) -> int:
         return o
     m.out16[o, OUT16_OUTCOME] = SPLIT
     m.out16[o, OUT16_INSTALLED] = 512
-    m.out16[o, OUT16_CREATED] = 1
+    m.out16[o, OUT16_FLAGS] |= ATTEMPT_CREATED
     win[WIN_TDP_GFN] = gfn if level > win[WIN_TARGET] + 1 else gfn + 512
     win[WIN_TDP_SPLIT] += 1
     count(m, C_TDP_SPLIT, 1)

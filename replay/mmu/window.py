@@ -102,7 +102,7 @@ PHASE_SHADOW_DONE = 2
 PHASE_TDP = 3
 PHASE_CLOSED = 4
 
-# -- attempts: columns of schema.outcome_schema(), 60 bytes a row, in one table for each width of number
+# -- attempts: columns of schema.outcome_schema(), 56 bytes a row, in one table for each width of number
 # Mmu.out
 OUT_GFN = 0
 OUT_SPTE = 1
@@ -115,17 +115,19 @@ OUT32_RETRIES = 2
 OUT32_SOURCE = 3  # row of Mmu.source
 OUT32_COLUMNS = 4
 # Mmu.out16
-OUT16_MMU = 0  # 0 shadow, 1 TDP
+OUT16_FLAGS = 0
 OUT16_LEVEL = 1
 OUT16_OUTCOME = 2  # schema.Outcome, -1 where only recorded
 OUT16_ERRNO = 3
 OUT16_INSTALLED = 4
 OUT16_NONPRESENT = 5
 OUT16_REUSED = 6
-OUT16_CREATED = 7
-OUT16_FLUSH = 8
-OUT16_MATCH = 9  # schema.Match
-OUT16_COLUMNS = 10
+OUT16_MATCH = 7  # schema.Match
+OUT16_COLUMNS = 8
+
+ATTEMPT_TDP = 1  # of the TDP MMU
+ATTEMPT_CREATED = 2  # it made the child page
+ATTEMPT_FLUSHED = 4  # it owes or did a flush
 
 # -- trace lines that attempts stand for, Mmu.source: one for each recorded split line, one for all other
 # attempts of an event
@@ -306,14 +308,14 @@ def record_flush(m: Mmu, w: int, cause: int, start: int, end: int) -> None:
 
 
 @jit
-def new_outcome(m: Mmu, w: int, mmu: int) -> int:
+def new_outcome(m: Mmu, w: int, flags: int) -> int:
     """A new row of the tables of attempts for window ``w``, its figures zero and its match unchecked."""
     o = m.ctl[CTL_OUT_TOP]
     m.ctl[CTL_OUT_TOP] += 1
     m.out[o, OUT_SPTEP] = -1
     m.out32[o, OUT32_WINDOW] = w
     m.out32[o, OUT32_SOURCE] = source_of_event(m)
-    m.out16[o, OUT16_MMU] = mmu
+    m.out16[o, OUT16_FLAGS] = flags
     return o
 
 
