@@ -14,6 +14,7 @@ import numpy as np
 from replay.errors import MalformedLine, TraceError
 from replay.schema import Columns
 from replay.trace import scan as scanning
+from replay.trace.columns import REGION_SET, VM_CREATED, Batch, columns_of
 from replay.trace.dialect import END, START, Task, parse_task
 from replay.trace.formats import (
     AUTO,
@@ -28,13 +29,21 @@ from replay.trace.formats import (
 from replay.trace.forms import WRAPPED, Forms, has_prefix
 from replay.trace.lex import NEWLINE, PADDING, decoded, grown
 from replay.trace.pages import INCOMPLETE_NAMES, WITHOUT
-from replay.trace.payload import WIDE
 from replay.trace.perf import PerfScript
 from replay.trace.raw import is_in_hex
-from replay.trace.roles import RoleWords
-from replay.trace.scan import Rows, scan
-from replay.trace.scanner import new_rows, new_scanner, with_task
-from replay.trace.sections import MAX_GIVEN_UP, Section, can_join, fork, join, scan_section, thread_count
+from replay.trace.roles import PLUGIN_WORD, RoleWords
+from replay.trace.scan import Scanner, scan
+from replay.trace.scanner import new_scanner, with_task
+from replay.trace.sections import (
+    MAX_GIVEN_UP,
+    Section,
+    can_join,
+    fork,
+    join,
+    number_comms,
+    scan_section,
+    thread_count,
+)
 from replay.trace.source import PERF_DATA, Source, TruncatedInput
 from replay.trace.store import BatchStore
 from replay.trace.table import read_table, trace_table, write_table
@@ -47,22 +56,21 @@ if TYPE_CHECKING:
 __all__ = ["Trace", "read_trace", "write_table"]
 
 CHUNK_BYTES = 4 << 20
-BATCH_ROWS = 1 << 20
-SECTION_CHUNKS = 4
+BATCH_ROWS = 1 << 17
 SAMPLE_BYTES = 1 << 14
 """The beginning of a trace, by which its form is told."""
 RAW_SAMPLE_BYTES = 1 << 20
 """The first raw fields, by which the base of their numbers is told."""
 WITHOUT_PROCESS = "events of several VMs without process"
-LEAST_LINE = 32
-"""Bytes of most lines, at least."""
+LEAST_LINE, FEW_BYTES = 32, 96
+"""Bytes of any line that may be an event, and of most of them, at least."""
 MAX_LINE = 1 << 14
 """A malformed line is looked at again in so many bytes."""
 MAX_DOUBTS, RARE_DOUBTS = 1000, 61
 """After so many malformed lines that no other form explains, only each 61st is looked at: a form may still
 begin, but a trace of nonsense takes no time.  A prime, for lines that take turns.
 """
-MEMORY_BYTES = 1 << 30
+MEMORY_BYTES = 80 << 20
 """Columns kept in memory; a trace that needs more continues in a temporary file."""
 
 Progress = Callable[[int, int | None], None]
@@ -185,6 +193,7 @@ class Parser:
         self._task_numbers: dict[bytes, int] = {}  # by header
         self._comms: dict[str, int] = {}
         self._comm_of_task = [-1]
+        self._task_values = np.zeros((0, 3), np.int32)
         self._saw_header = False
         self._role_words = RoleWords()
         self._slot_owners = SlotOwners()
@@ -192,7 +201,7 @@ class Parser:
         self._trace.lost_events = 0
         self._scanner = new_scanner()
         self._scanner.state[[scanning.DOUBTS, scanning.GIVEN_UP]] = self._file_format != "ftrace", -1
-        self._rows = new_rows(min(self._batch_rows, self._rows_to_expect()))
+        self._rows = self._store.memory.rows(min(self._batch_rows, self._rows_to_expect()))
         self._at_beginning = True  # the first lines are being scanned, and can be again
 
     def _rows_to_expect(self) -> int:
@@ -236,14 +245,14 @@ class Parser:
         """Parse whole chunks where they lie, up to the end of the file or a line longer than a chunk."""
         at = 0
         while at + chunk_bytes + PADDING <= len(mapped):
-            stop = _chunk_end(mapped, at, at + chunk_bytes)
+            first = at == 0 and thread_count() > 1
+            stop = _chunk_end(mapped, at, at + (chunk_bytes >> 2 if first else chunk_bytes))
             if stop <= at:
                 break
             self._scan(mapped, at, stop)
-            first = at == 0
             at = self._pass(at, stop)
-            if first and thread_count() > 1:
-                at = self._parse_sections(mapped, at, SECTION_CHUNKS * chunk_bytes)
+            if first:
+                at = self._parse_sections(mapped, at, chunk_bytes)
         self._source.skip(at)
 
     def _pass(self, at: int, stop: int) -> int:
@@ -259,12 +268,12 @@ class Parser:
         pool = ThreadPoolExecutor(threads)
         try:
             while given_up < MAX_GIVEN_UP and not self._forms.used:
-                while len(pending) <= threads and begin + size + PADDING <= len(mapped):
-                    stop = _chunk_end(mapped, begin, begin + size)
+                while len(pending) <= threads:
+                    stop = _chunk_end(mapped, begin, min(begin + size, len(mapped) - PADDING))
                     if stop <= begin:
                         break
-                    known = fork(self._scanner), self._batch_rows
-                    pending.append((stop, pool.submit(scan_section, mapped, begin, stop, *known)))
+                    known = fork(self._scanner), self._of_task()
+                    pending.append((stop, pool.submit(self._section, mapped, begin, stop, *known)))
                     begin = stop
                 if not pending:
                     break
@@ -278,6 +287,17 @@ class Parser:
             pool.shutdown(cancel_futures=True)
         return at
 
+    def _section(
+        self, mapped: np.ndarray, at: int, stop: int, scanner: Scanner, of_task: np.ndarray
+    ) -> Section | None:
+        """What a thread of the pool does, on its own: see ``scan_section``."""
+        rows = min(self._batch_rows, 1 + (stop - at) // FEW_BYTES)
+        new_rows = self._store.memory.rows
+        try:
+            return scan_section(mapped, at, stop, scanner, of_task, self._comms, new_rows, rows)
+        finally:
+            self._source.forget(at, stop)
+
     def _join(self, mapped: np.ndarray, section: Section) -> bool:
         """Add what ``section`` found to what was read before it; False if that cannot be."""
         if not can_join(self._scanner, section):
@@ -290,9 +310,9 @@ class Parser:
         self._take_malformed(mapped, malformed)
         for comment in section.comments:
             self._read_comment(comment.decode(errors="replace"))
-        for rows, count in section.rows:
-            if count:
-                self._add_batch(rows, count)
+        number_comms(section, self._comms)
+        for batch in section.batches:
+            self._add_batch(batch)
         self._check_is_trace(mapped[section.at : section.stop])
         return True
 
@@ -440,48 +460,33 @@ class Parser:
         """Put the rows so far into the store and begin a new batch."""
         rows, count = self._rows, int(self._scanner.state[scanning.ROWS])
         if count:
-            self._rows, self._scanner.state[scanning.ROWS] = new_rows(self._batch_rows), 0
-            self._add_batch(rows, count)
+            self._add_batch(columns_of(rows, count, self._of_task()))
+            self._rows, self._scanner.state[scanning.ROWS] = self._store.memory.rows(self._batch_rows), 0
 
-    def _add_batch(self, rows: Rows, count: int) -> None:
-        batch = self._columns(rows, count)
-        self._created += vm_created(batch)
-        self._role_words.note(batch)
-        self._slot_owners.note(batch)
+    def _of_task(self) -> np.ndarray:
+        """int32[n, 3]: pid, tgid and comm of each task so far."""
+        known = len(self._task_values)
+        if known < len(self._tasks):
+            new = zip(self._tasks[known:], self._comm_of_task[known:], strict=True)
+            values = np.array([(task.pid, task.tgid, comm) for task, comm in new], np.int32)
+            self._task_values = np.concatenate([self._task_values, values])
+        return self._task_values
+
+    def _add_batch(self, batch: Batch) -> None:
+        columns = batch.columns
+        if batch.watched & VM_CREATED:
+            self._created += vm_created(columns)
+        if batch.watched & REGION_SET:
+            self._slot_owners.note(columns)
+        if batch.largest_role >= PLUGIN_WORD:
+            self._role_words.note(columns)
         self._at_beginning = False
         trace = self._trace
-        trace.events += count
-        timed = batch.ts_ns if batch.ts_ns.min() > 0 else batch.ts_ns[batch.ts_ns > 0]
-        if len(timed):
-            first, last = int(timed.min()), int(timed.max())
-            trace.first_ts_ns = first if trace.first_ts_ns is None else min(first, trace.first_ts_ns)
-            trace.last_ts_ns = last if trace.last_ts_ns is None else max(last, trace.last_ts_ns)
-        self._store.append(batch)
-
-    def _columns(self, rows: Rows, count: int) -> Columns:
-        """The first ``count`` rows as the columns of the event table; the column vm is still empty."""
-        tasks = rows.task[:count].astype(np.intp)  # what ``take`` would make of them each time
-
-        def of_task(values: list[int]) -> np.ndarray:
-            return np.take(np.array(values, np.int32), tasks, mode="clip")
-
-        wide = {name: rows.wide[n, :count] for n, name in enumerate(WIDE)}
-        wide["num"] = wide["num"].view(np.int64)
-        return Columns(
-            kind=rows.kind[:count],
-            vm=np.zeros(count, np.int16),
-            pid=of_task([task.pid for task in self._tasks]),
-            tgid=of_task([task.tgid for task in self._tasks]),
-            cpu=rows.cpu[:count],
-            level=rows.level[:count],
-            flags=rows.flags[:count],
-            role=rows.role[:count],
-            ts_ns=rows.ts_ns[:count],
-            line=rows.line[:count],
-            comm=of_task(self._comm_of_task),
-            text=rows.text[:count] - np.int32(1),
-            **wide,
-        )
+        trace.events += len(columns.kind)
+        if batch.last_time:
+            trace.first_ts_ns = min(batch.first_time, trace.first_ts_ns or batch.first_time)
+            trace.last_ts_ns = max(batch.last_time, trace.last_ts_ns or 0)
+        self._store.append(columns)
 
     def _finish(self) -> Trace:
         if self._trace.bytes == 0:

@@ -94,7 +94,7 @@ NAMES: dict[str, int] = {
 
 
 class Rows(NamedTuple):
-    """The columns that the scanner fills.
+    """The columns that the scanner fills, and room for those that it does not.
 
     The arrays start as zeros; a payload column is written only where it is not zero, so that the memory
     of columns that a trace does not use is never touched.
@@ -109,6 +109,9 @@ class Rows(NamedTuple):
     ts_ns: np.ndarray  # int64
     line: np.ndarray  # int64
     text: np.ndarray  # int32, number in ``Scanner.texts`` + 1, 0 none
+    vm: np.ndarray  # int16, not filled here
+    pid: np.ndarray  # int32, as above
+    tgid: np.ndarray  # int32, as above
     wide: np.ndarray  # uint64[8, n], rows as in ``replay.trace.payload.WIDE``
 
 

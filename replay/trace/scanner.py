@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import cache
 
 import numpy as np
 
+from replay.schema import Columns
 from replay.trace import scan as scanning
 from replay.trace.dialect import SEEN, SLOTS, parse_task
 from replay.trace.lex import Strings, added, new_strings
@@ -50,7 +52,10 @@ _ROW_TYPES = {
     "line": np.int64,
     "task": np.int32,
     "role": np.uint32,
+    "pid": np.int32,
+    "tgid": np.int32,
     "text": np.int32,
+    "vm": np.int16,
     "cpu": np.int16,
     "kind": np.uint8,
     "level": np.uint8,
@@ -59,19 +64,40 @@ _ROW_TYPES = {
 """Widest first, so that all are aligned."""
 
 
-def new_rows(count: int) -> Rows:
-    """Zeroed rows; memory that no line writes to is never touched.
+class RowMemory:
+    """Where rows are from: new memory, or that of a batch which is in a file by now."""
 
-    All in one piece: the kernel then gives large pages to most of it.
-    """
-    at = 8 * len(WIDE) * count
-    memory = np.zeros(at + sum(np.dtype(kind).itemsize for kind in _ROW_TYPES.values()) * count, np.uint8)
-    columns = {"wide": memory[:at].view(np.uint64).reshape(len(WIDE), count)}
-    for name, kind in _ROW_TYPES.items():
-        size = np.dtype(kind).itemsize * count
-        columns[name] = memory[at : at + size].view(kind)
-        at += size
-    return Rows(**columns)
+    def __init__(self) -> None:
+        self._free: list[np.ndarray] = []
+
+    def rows(self, count: int) -> Rows:
+        """Zeroed rows, all in one piece: the kernel then gives large pages to most of it."""
+        at = 8 * len(WIDE) * count
+        size = at + sum(np.dtype(kind).itemsize for kind in _ROW_TYPES.values()) * count
+        memory = self._memory(size)
+        columns = {"wide": memory[:at].view(np.uint64).reshape(len(WIDE), count)}
+        for name, kind in _ROW_TYPES.items():
+            size = np.dtype(kind).itemsize * count
+            columns[name] = memory[at : at + size].view(kind)
+            at += size
+        return Rows(**columns)
+
+    def _memory(self, size: int) -> np.ndarray:
+        with contextlib.suppress(IndexError):
+            memory = self._free.pop()
+            if len(memory) >= size:
+                memory[:size] = 0
+                return memory
+        return np.zeros(size, np.uint8)
+
+    def give_back(self, columns: Columns) -> None:
+        """Nobody needs ``columns`` any more, which were rows from here."""
+        if isinstance(columns.kind.base, np.ndarray):
+            self._free.append(columns.kind.base)
+
+    def forget(self) -> None:
+        """No more rows will be needed."""
+        self._free.clear()
 
 
 def with_room(scanner: Scanner, number: int) -> Scanner:

@@ -9,18 +9,19 @@ scanned in place.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from replay.trace import scan as scanning
-from replay.trace.dialect import COLUMN, END, START, TIME
+from replay.trace.columns import Batch, columns_of
+from replay.trace.dialect import COLUMN, END, START, TIME, parse_task
 from replay.trace.forms import has_prefix
 from replay.trace.lex import Strings, added, contents, grown, new_strings
 from replay.trace.scan import Rows, Scanner, scan
-from replay.trace.scanner import new_rows, with_task
+from replay.trace.scanner import with_task
 
-SECTION_ROWS = 1 << 17
 MAX_TEXTS = 1 << 12
 """A section with more distinct markers is scanned in place: joining costs more than it saves."""
 MAX_GIVEN_UP = 3
@@ -35,10 +36,12 @@ class Section(NamedTuple):
     stop: int
     column: int  # where the CPU column was thought to be at its beginning
     known_tasks: int  # tasks that the scanner knew
+    known_names: int  # and names of events
     scanner: Scanner
     headers: list[bytes]  # of tasks that the scanner did not know
+    comms: list[str]  # of these; number n is -2 - n in the column comm
     comments: list[bytes]
-    rows: list[tuple[Rows, int]]  # at least one: columns, and how many of their rows are filled
+    batches: list[Batch]  # line and text are those of the section alone
 
 
 def thread_count() -> int:
@@ -70,25 +73,41 @@ def fork(scanner: Scanner) -> Scanner:
     )
 
 
-def scan_section(buf: np.ndarray, at: int, stop: int, scanner: Scanner, batch_rows: int) -> Section | None:
-    """Scan the whole lines of ``buf[at:stop]`` with ``scanner``, a fork; None if the section is given up."""
+def scan_section(
+    buf: np.ndarray,
+    at: int,
+    stop: int,
+    scanner: Scanner,
+    of_task: np.ndarray,
+    comms: Mapping[str, int],
+    new_rows: Callable[[int], Rows],
+    batch_rows: int,
+) -> Section | None:
+    """Scan the whole lines of ``buf[at:stop]`` with ``scanner``, a fork; None if the section is given up.
+
+    ``of_task`` int32[n, 3] has pid, tgid and comm of the tasks that ``scanner`` knows, ``comms`` the numbers
+    of comms.
+    """
     state = scanner.state
     column, tasks = int(state[COLUMN]), int(scanner.headers.table[0, 0])
+    names = int(scanner.names.table[0, 0])
     headers: list[bytes] = []
+    own_comms: dict[str, int] = {}
     comments: list[bytes] = []
-    rows = new_rows(min(batch_rows, SECTION_ROWS))
-    filled = []
+    batches: list[Batch] = []
     place = at
+    rows = new_rows(batch_rows)
     while True:
         with np.errstate(over="ignore"):  # hashes wrap around, which numpy tells without compilation
             place = scan(buf, place, stop, rows, scanner)
         reason = state[scanning.STOP]
+        if reason == scanning.ROWS_FULL or (reason == scanning.AT_END and state[scanning.ROWS]):
+            batches.append(columns_of(rows, int(state[scanning.ROWS]), of_task))
+            if reason == scanning.ROWS_FULL:
+                rows, state[scanning.ROWS] = new_rows(batch_rows), 0
         if reason == scanning.AT_END:
             break
-        if reason == scanning.ROWS_FULL:
-            filled.append((rows, len(rows.kind)))
-            rows, state[scanning.ROWS] = new_rows(len(rows.kind)), 0
-        elif reason == scanning.TEXTS_FULL:
+        if reason == scanning.TEXTS_FULL:
             scanner = scanner._replace(texts=grown(scanner.texts, stop - at))
         elif reason == scanning.COMMENT:
             comments.append(buf[state[START] : state[END]].tobytes())
@@ -98,43 +117,52 @@ def scan_section(buf: np.ndarray, at: int, stop: int, scanner: Scanner, batch_ro
                 return None
             scanner = with_task(scanner, tasks + len(headers), header)
             headers.append(header)
-        else:
+            values = _values_of(header, comms, own_comms)
+            of_task = np.concatenate([of_task, np.array([values], np.int32)])
+        elif reason != scanning.ROWS_FULL:
             return None
-    filled.append((rows, int(state[scanning.ROWS])))
-    return Section(at, stop, column, tasks, scanner, headers, comments, filled)
+    return Section(at, stop, column, tasks, names, scanner, headers, list(own_comms), comments, batches)
+
+
+def _values_of(header: bytes, comms: Mapping[str, int], own_comms: dict[str, int]) -> tuple[int, int, int]:
+    """Pid, tgid and comm of the task of ``header``; a comm that is not in ``comms`` goes to ``own_comms``."""
+    task = parse_task(header.decode(errors="replace"))
+    if task is None:
+        return -1, -1, -1
+    number = comms.get(task.comm)
+    if number is None:
+        number = -2 - own_comms.setdefault(task.comm, len(own_comms))
+    return task.pid, task.tgid, number
 
 
 def can_join(scanner: Scanner, section: Section) -> bool:
     """Nothing before ``section``, all of which ``scanner`` has read, changes how its lines are read."""
     own = section.scanner
-    first, count = section.rows[0]
     names = int(scanner.names.table[0, 0]) + int(own.names.table[0, 0])
     return (
         section.column == scanner.state[COLUMN]
-        and (count == 0 or first.ts_ns[0] != _NO_TIME)
+        and (not section.batches or section.batches[0].columns.ts_ns[0] != _NO_TIME)
         and own.texts.table[0, 0] <= MAX_TEXTS
         and names <= scanning.MAX_NAMES // 2
     )
 
 
 def join(scanner: Scanner, section: Section, tasks: np.ndarray) -> Scanner:
-    """``scanner`` as if it had scanned ``section``, the rows of which become those of the whole trace.
+    """``scanner`` as if it had scanned ``section``; its lines and texts get the numbers of the whole trace.
 
     ``tasks`` int32: the number that each task of the section has in ``scanner``.
     """
     own, state = section.scanner, scanner.state
     lines = int(state[scanning.LINES])
-    scanner, texts = _with_strings(scanner, "texts", own.texts)
-    for rows, count in section.rows:
-        rows.line[:count] += lines
-        if section.headers:
-            rows.task[:count] = tasks[rows.task[:count]]
+    scanner, texts = _with_strings(scanner, "texts", own.texts, 0)
+    for columns in (batch.columns for batch in section.batches):
+        np.add(columns.line, lines, out=columns.line)
         if len(texts):
-            rows.text[:count] = np.append(np.int32(0), texts + 1)[rows.text[:count]]
+            columns.text[:] = np.append(texts, np.int32(-1))[columns.text]
     seen = np.flatnonzero(own.tasks[: len(tasks), 1])
     new = seen[scanner.tasks[tasks[seen], 1] == 0]
     scanner.tasks[tasks[new], 1] = own.tasks[new, 1] + lines
-    scanner, names = _with_strings(scanner, "names", own.names)
+    scanner, names = _with_strings(scanner, "names", own.names, section.known_names)
     np.add.at(scanner.kinds[:, 1], names, own.kinds[: len(names), 1])
     at, room = int(state[scanning.MALFORMED]), len(scanner.malformed)
     kept = own.malformed[: min(int(own.state[scanning.MALFORMED]), max(0, room - at))]
@@ -147,8 +175,25 @@ def join(scanner: Scanner, section: Section, tasks: np.ndarray) -> Scanner:
     return scanner
 
 
-def _with_strings(scanner: Scanner, name: str, strings: Strings) -> tuple[Scanner, np.ndarray]:
-    """``scanner`` with ``strings`` among those called ``name``, and their numbers there, int32."""
+def number_comms(section: Section, comms: Mapping[str, int]) -> None:
+    """Give the comms that only ``section`` knew their numbers in ``comms``."""
+    if not section.comms:
+        return
+    numbers = np.array([comms[comm] for comm in section.comms], np.int32)
+    for columns in (batch.columns for batch in section.batches):
+        own = columns.comm < -1
+        columns.comm[own] = numbers[-2 - columns.comm[own]]
+
+
+def _with_strings(
+    scanner: Scanner, name: str, strings: Strings, known_count: int
+) -> tuple[Scanner, np.ndarray]:
+    """``scanner`` with ``strings`` among those called ``name``, and their numbers there, int32.
+
+    The first ``known_count`` of ``strings`` have the same numbers in both.
+    """
+    if strings.table[0, 0] == known_count:
+        return scanner, np.arange(known_count, dtype=np.int32)
     known: Strings = getattr(scanner, name)
     words = {word: number for number, word in enumerate(contents(known))}
     numbers = []

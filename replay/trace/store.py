@@ -1,63 +1,138 @@
-"""Parsed batches: kept in memory up to a bound, beyond it in a temporary file.
+"""Parsed batches: the first of them kept in memory, the others in a temporary file.
 
-The file is an anonymous Arrow IPC file, one record batch a batch, mapped back when it is read.
+The file has no name.  Each batch lies in it as its columns do in memory, but for columns of zeros, which are
+holes; a batch is mapped when it is asked for, and leaves memory with whoever asked.
 """
 
 from __future__ import annotations
 
 import mmap
+import os
+import sys
 import tempfile
+import weakref
 from collections.abc import Iterator
-from typing import BinaryIO
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, cast
 
 import numpy as np
-import pyarrow as pa
 
 from replay.schema import COLUMN_TYPES, Columns
+from replay.trace.scanner import RowMemory
 
-ROW_BYTES = sum(np.dtype(name).itemsize for name in COLUMN_TYPES.values())
-_SPILL_SCHEMA = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in COLUMN_TYPES.items()])
+_TYPES = {name: np.dtype(kind) for name, kind in COLUMN_TYPES.items()}
+_WIDEST_FIRST = sorted(_TYPES, key=lambda name: -_TYPES[name].itemsize)
+_SAMPLE = 1 << 12
+ROW_BYTES = sum(kind.itemsize for kind in _TYPES.values())
+
+
+class _Place(NamedTuple):
+    """Where a batch lies in the file."""
+
+    begin: int
+    rows: int
+
+    def columns(self) -> Iterator[tuple[str, int]]:
+        """Each column, and where it begins behind ``begin``; all are aligned."""
+        at = 0
+        for name in _WIDEST_FIRST:
+            yield name, at
+            at += _TYPES[name].itemsize * self.rows
+
+    @property
+    def end(self) -> int:
+        """Where another batch can begin."""
+        pages = -(-self.rows * ROW_BYTES // mmap.ALLOCATIONGRANULARITY)
+        return self.begin + pages * mmap.ALLOCATIONGRANULARITY
 
 
 class BatchStore:
-    """Batches in the order of ``append``; ``limit`` bounds the bytes of columns kept in memory."""
+    """Batches in the order of ``append``, of rows from ``memory``; ``limit`` bounds the bytes kept in memory.
+
+    Where no file can be written all stay in memory.
+    """
 
     def __init__(self, limit: int) -> None:
+        self.memory = RowMemory()
         self._limit = limit
-        self._kept: list[Columns] = []
         self._kept_bytes = 0
-        self._file: BinaryIO | None = None
-        self._writer: pa.RecordBatchFileWriter | None = None
-        self._mapped: mmap.mmap | None = None
+        self._batches: list[Columns | _Place] = []
+        self._descriptor = -1
+        self._end = 0
+        self._writer: ThreadPoolExecutor | None = None
+        self._written: tuple[int, _Place, Future[None]] | None = None
 
     def append(self, batch: Columns) -> None:
-        """Add a batch; once the bound is reached, this and all later ones go to the file."""
+        """Add a batch.  It is written meanwhile, one at a time, if it is not to stay in memory."""
         size = len(batch.kind) * ROW_BYTES
-        if self._file is None and self._kept_bytes + size <= self._limit:
-            self._kept.append(batch)
+        self._batches.append(batch)
+        if self._kept_bytes + size <= self._limit:
             self._kept_bytes += size
             return
-        if self._writer is None:
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115, closed by finish
-            self._writer = pa.ipc.new_file(self._file, _SPILL_SCHEMA)
-        arrays = [pa.array(column) for column in batch]
-        self._writer.write_batch(pa.record_batch(arrays, schema=_SPILL_SCHEMA))
+        self._settle()
+        if self._kept_bytes + size <= self._limit or not self._open():
+            return
+        assert self._writer is not None
+        place = _Place(self._end, len(batch.kind))
+        self._end = place.end
+        write = self._writer.submit(_write, self._descriptor, batch, place)
+        self._written = len(self._batches) - 1, place, write
 
     def finish(self) -> None:
-        """Call behind the last ``append``, and where there will be none: the file stays only as a mapping."""
-        if self._writer is None or self._file is None or self._file.closed:
+        """Call behind the last ``append``, and where there will be none."""
+        self._settle()
+        self.memory.forget()
+        if self._writer is not None:
+            self._writer.shutdown()
+            self._writer = None
+
+    def _open(self) -> bool:
+        if self._writer is not None:
+            return True
+        try:
+            with tempfile.TemporaryFile() as file:
+                self._descriptor = os.dup(file.fileno())
+        except OSError:
+            self._limit = sys.maxsize
+            return False
+        weakref.finalize(self, os.close, self._descriptor)
+        self._writer = ThreadPoolExecutor(1)
+        return True
+
+    def _settle(self) -> None:
+        """Let go of the batch that is being written."""
+        if self._written is None:
             return
-        with self._file:
-            self._writer.close()
-            self._file.flush()
-            self._mapped = mmap.mmap(self._file.fileno(), 0, prot=mmap.PROT_READ)
+        number, place, write = self._written
+        self._written = None
+        try:
+            write.result()
+            self.memory.give_back(cast(Columns, self._batches[number]))
+            self._batches[number] = place
+        except OSError:
+            self._limit = sys.maxsize
 
     def __iter__(self) -> Iterator[Columns]:
-        yield from self._kept
-        if self._mapped is None:
-            return
-        reader = pa.ipc.open_file(pa.py_buffer(self._mapped))
-        for number in range(reader.num_record_batches):
-            yield Columns(*(np.array(column.to_numpy()) for column in reader.get_batch(number).columns))
-            if hasattr(mmap, "MADV_DONTNEED"):
-                self._mapped.madvise(mmap.MADV_DONTNEED)  # what was copied need not stay in memory
+        for batch in self._batches:
+            yield self._mapped(batch) if isinstance(batch, _Place) else batch
+
+    def _mapped(self, place: _Place) -> Columns:
+        """A batch of the file, writable: what is written to it stays in memory."""
+        size = place.end - place.begin
+        data = mmap.mmap(self._descriptor, size, access=mmap.ACCESS_COPY, offset=place.begin)
+        columns = {name: np.frombuffer(data, _TYPES[name], place.rows, at) for name, at in place.columns()}
+        return Columns(**columns)
+
+
+def _write(descriptor: int, batch: Columns, place: _Place) -> None:
+    """Write the columns of ``batch`` that are not all zeros to their place."""
+    os.truncate(descriptor, place.end)
+    for name, at in place.columns():
+        column = getattr(batch, name)
+        if not column[:_SAMPLE].any() and not column.any():
+            continue
+        data = memoryview(column).cast("B")
+        at += place.begin
+        while len(data):
+            count = os.pwrite(descriptor, data, at)
+            data, at = data[count:], at + count

@@ -178,6 +178,8 @@ def _open_arrow(path: str) -> _Opened:
         reader = pa.ipc.open_file(pa.py_buffer(mapped))
         for number in range(reader.num_record_batches):
             yield reader.get_batch(number)
+            if hasattr(mmap, "MADV_DONTNEED"):
+                mapped.madvise(mmap.MADV_DONTNEED)  # what was read need not stay in memory
 
     with pa.memory_map(path) as mapped:
         return pa.ipc.open_file(mapped).schema, batches
