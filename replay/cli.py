@@ -363,7 +363,8 @@ def synth(
     """Write a synthetic trace."""
     from replay.synth import write_trace
 
-    write_trace(scenario, output, seed)
+    with _progress(quiet):
+        write_trace(scenario, output, seed)
     if not quiet and output.is_file():
         print(f"{output}: {output.stat().st_size} bytes")
 

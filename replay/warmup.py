@@ -16,6 +16,7 @@ from replay.errors import UsageError
 from replay.jit import KERNELS, cache_directory
 from replay.mmu.engine import compile_in_other_process
 
+_SCENARIO = 'name = "none"\ndescription = ""\n[[vm]]\npid = 1\n'
 _TEXT = "vmm-1 ( 1) [000] ..... 1.000000: kvm_mmu_set_accessed_bit: gpa 1000\n"
 
 
@@ -57,9 +58,12 @@ def _use_all(directory: Path) -> None:
     """Call every kernel as the commands do, with next to nothing to work on."""
     from replay.mmu import state
     from replay.run import Request, run_trace
+    from replay.synth import write_trace
     from replay.trace.reader import read_trace
 
-    text, binary = directory / "trace.txt", directory / "trace.dat"
+    text, binary, scenario = directory / "trace.txt", directory / "trace.dat", directory / "scenario.toml"
+    scenario.write_text(_SCENARIO)
+    write_trace(scenario, directory / "synthetic.txt")
     text.write_text(_TEXT)
     binary.write_bytes(_trace_dat())
     read_trace(str(binary))

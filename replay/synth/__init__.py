@@ -18,11 +18,10 @@ def write_trace(
     """
     from replay.synth.scenario import load_scenario
     from replay.synth.timeline import Timeline
-    from replay.synth.write import START_S, TraceWriter, open_body, save
+    from replay.synth.write import open_body, save
 
     scenario = load_scenario(scenario_path)
     with open_body() as body:
-        writer = TraceWriter(body, START_S)
-        timeline = Timeline(scenario, writer, seed)
+        timeline = Timeline(scenario, body.fileno(), seed)
         timeline.play()
-        save(writer, output_path, timeline.cpus)
+        save(body, timeline.lines, timeline.cpus, output_path)

@@ -17,6 +17,7 @@ from replay.synth.steps import Known, Step, read_steps
 from replay.synth.toml import LEVELS, PAGE_SHIFT, Source, Table, pages
 
 KERNELS = ("6.1",)
+PHYSICAL_BITS = 52
 ROOT_KINDS = ("shadow", "nested", "direct", "tdp")
 ACCESS_LETTERS = {"x": 1, "w": 2, "u": 4}
 """Access bits of ``role.access``: ACC_EXEC_MASK, ACC_WRITE_MASK, ACC_USER_MASK."""
@@ -169,6 +170,8 @@ def _read_slots(vm: Table) -> tuple[Slot, ...]:
         slot = Slot(slot_id, base_gfn, npages, backing, hva, readonly)
         if npages == 0:
             raise table.error("npages", "a slot has at least one page")
+        if slot.end > 1 << PHYSICAL_BITS - PAGE_SHIFT:
+            raise table.error("npages", f"the slot ends beyond {PHYSICAL_BITS} bits of physical address")
         if (hva >> PAGE_SHIFT) % pages(backing) != base_gfn % pages(backing):
             raise table.error("hva", "hva and base_gfn differ within a host page: KVM would map nothing huge")
         for other in slots:

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from replay.synth.kvm.state import KVM_MIN_ALLOC_MMU_PAGES
 from replay.synth.toml import Table
 
 ACCESSES = ("read", "write", "exec", "random")
 ORDERS = ("ascending", "random")
 ALL_ONES = (1 << 64) - 1
-KVM_MIN_ALLOC_MMU_PAGES = 64
 Known = dict[str, dict[str, list[Any]]]
 """Of each VM by name: the names of its roots, the ids of its slots."""
 

@@ -102,7 +102,7 @@ def synthesis(inputs: Inputs) -> Iterator[Row]:
     """Writing traces: a guest that touches its memory in order, and one that does all sorts of things."""
     trace = inputs.directory / "synth.txt"
     for name, text in (("in order", _guest(1)), ("mixed", _mixed(100))):
-        seconds = best_call(lambda text=text: _write(text, inputs.directory, trace), 1)  # type: ignore[misc]
+        seconds = best_call(lambda text=text: _write(text, inputs.directory, trace), inputs.runs)  # type: ignore[misc]
         yield Row(f"synth, {name}", _lines(trace) / seconds.cpu / 1e6, "M lines/s")
 
 

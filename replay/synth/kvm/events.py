@@ -1,0 +1,152 @@
+"""The events that are printed: the formats of Linux 6.1, arch/x86/kvm/{trace,mmu/mmutrace}.h.
+
+One function puts all lines together, by the pieces of a format: a function for each would be as
+fast and take longer to compile than all the rest of the model.
+"""
+
+from __future__ import annotations
+
+import re
+
+from replay.jit import jit
+from replay.synth.kvm.lines import BLANK, ZERO, Texts, flush, put, put_decimal, put_hex
+from replay.synth.kvm.state import (
+    CTL_ARGS,
+    CTL_CLOCK,
+    CTL_LINE_MAX,
+    CTL_LINES,
+    CTL_OUT,
+    SP_ACCESS,
+    SP_DIRECT,
+    SP_GEN,
+    SP_GFN,
+    SP_INVALID,
+    SP_LEVEL,
+    SP_ROOT_COUNT,
+    SP_UNSYNC,
+    Model,
+)
+
+UNLOCKED, LOCKED, LOCKED_TWICE, IRQS_OFF = 0, 1, 2, 3
+"""How a task's line begins: outside of mmu_lock, under it, under mmu_unsync_pages_lock too, irqs disabled."""
+FLAGS = (".....", "...1.", "...2.", "d....")
+PFERR_P, PFERR_W, PFERR_U, PFERR_F = 1, 2, 4, 0x10
+ACCESS_TEXT = ("---", "--x", "w--", "w-x", "-u-", "-ux", "wu-", "wux")
+
+TEXTS = Texts()
+WORDS: list[int] = []
+"""What ``Model.words`` begins with: texts, and formats as text, conversion, text, conversion .. text, 0."""
+_CONVERSIONS = {"%x": 1, "%016x": 2, "%d": 3, "%s": 4, "": 0}
+_HEX, _HEX16, _DECIMAL = 1, 2, 3
+SECOND_US = 1000000
+NEWLINE, POINT = 10, 46
+
+
+def _format(text: str) -> int:
+    """Place in ``WORDS`` of a format; ``%s`` takes the place of a text in ``WORDS``."""
+    place = len(WORDS)
+    pieces = [*re.split(r"(%(?:016)?[xds])", f": {text}"), ""]
+    for before, conversion in zip(pieces[::2], pieces[1::2], strict=True):
+        WORDS.extend((TEXTS.add(before), _CONVERSIONS[conversion]))
+    return place
+
+
+def _texts(*texts: str) -> int:
+    """Place in ``WORDS`` of the first of some texts."""
+    place = len(WORDS)
+    WORDS.extend(map(TEXTS.add, texts))
+    return place
+
+
+TEXT = _format("%s")
+PAGE_FAULT = _format("kvm_page_fault: vcpu %d rip 0x%x address 0x%016x error_code 0x%x")
+WALK = _format("kvm_mmu_pagetable_walk: addr %x pferr %x %s")
+ELEMENT = _format("kvm_mmu_paging_element: pte %x level %d")
+FAST_PAGE_FAULT = _format(
+    "fast_page_fault: vcpu %d gva %x error_code %s sptep %016x old 0x%x new %x spurious 0 fixed %d"
+)
+REQUESTED = _format("kvm_mmu_spte_requested: gfn %x pfn %x level %d")
+SET_SPTE = _format("kvm_mmu_set_spte: gfn %x spte %x (%s) level %d at %x")
+_SPTE_CHANGED = _format("kvm_tdp_mmu_spte_changed: as id 0 gfn %x level %d old_spte %x new_spte %x")
+ZAP_ALL_FAST = _format("kvm_mmu_zap_all_fast: kvm-mmu-valid-gen %d used_pages %x")
+_PAGE = "sp gen %d gfn %x l%d 8-byte q0%s nxe ad root %d %s"
+GET_PAGE = _format(f"kvm_mmu_get_page: {_PAGE}")
+ZAP_PAGE = _format(f"kvm_mmu_prepare_zap_page: {_PAGE}")
+SYNC_PAGE = _format(f"kvm_mmu_sync_page: {_PAGE}")
+UNSYNC_PAGE = _format(f"kvm_mmu_unsync_page: {_PAGE}")
+
+NOTHING = _texts("sync", "unsync")
+NEW = _texts("sync new", "unsync new")
+EXISTING = _texts("sync existing", "unsync existing")
+"""How the line of a page ends; that of an unsync one follows."""
+PFERR_TEXT = _texts(
+    *("|".join(name for bit, name in ((1, "P"), (2, "W"), (4, "U"), (16, "F")) if n & bit) for n in range(32))
+)
+"""__print_flags() of kvm_mmu_trace_pferr_flags."""
+RWXU = _texts(*(f"r{'w' if n & 2 else '-'}{'x' if n & 1 else '-'}{'u' if n & 4 else '-'}" for n in range(8)))
+_ROLE_TEXT = _texts(
+    *(
+        f"{direct} {access}{invalid}"
+        for direct in ("", " direct")
+        for invalid in ("", " invalid")
+        for access in ACCESS_TEXT
+    )
+)
+
+
+@jit
+def print_event(
+    m: Model, task: int, lock: int, event: int, a: int, b: int, c: int, d: int, e: int, f: int, g: int
+) -> None:
+    """A line of a task: the format ``event`` with as many of the values as it takes.
+
+    The clock goes one microsecond a line.
+    """
+    ctl = m.ctl
+    if ctl[CTL_OUT] + ctl[CTL_LINE_MAX] > m.out.shape[1]:
+        flush(m)
+    ctl[CTL_LINES] += 1
+    ctl[CTL_CLOCK] += 1
+    at = put(m, ctl[CTL_OUT], m.words[task + lock])
+    second = ctl[CTL_CLOCK] // SECOND_US
+    at = put_decimal(m, at, second, 5, BLANK)
+    m.out[0, at] = POINT
+    at = put_decimal(m, at + 1, ctl[CTL_CLOCK] - second * SECOND_US, 6, ZERO)
+    ctl[CTL_ARGS] = a
+    ctl[CTL_ARGS + 1] = b
+    ctl[CTL_ARGS + 2] = c
+    ctl[CTL_ARGS + 3] = d
+    ctl[CTL_ARGS + 4] = e
+    ctl[CTL_ARGS + 5] = f
+    ctl[CTL_ARGS + 6] = g
+    at = put(m, at, m.words[event])
+    arg = CTL_ARGS
+    conversion = m.words[event + 1]
+    while conversion:
+        value = ctl[arg]
+        if conversion <= _HEX16:
+            at = put_hex(m, at, value, 16 if conversion == _HEX16 else 1)
+        elif conversion == _DECIMAL:
+            at = put_decimal(m, at, value, 1, ZERO)
+        else:
+            at = put(m, at, m.words[value])
+        arg += 1
+        event += 2
+        at = put(m, at, m.words[event])
+        conversion = m.words[event + 1]
+    m.out[0, at] = NEWLINE
+    ctl[CTL_OUT] = at + 1
+
+
+@jit
+def print_spte_changed(m: Model, task: int, gfn: int, level: int, old: int, new: int) -> None:
+    print_event(m, task, LOCKED, _SPTE_CHANGED, gfn, level, old, new, 0, 0, 0)
+
+
+@jit
+def print_page(m: Model, task: int, lock: int, event: int, sp: int, word: int) -> None:
+    """KVM_MMU_PAGE_PRINTK of Linux 5.5 to 7.x."""
+    page = m.sp[sp]
+    role = _ROLE_TEXT + 16 * page[SP_DIRECT] + 8 * page[SP_INVALID] + page[SP_ACCESS]
+    roots, end = page[SP_ROOT_COUNT], word + page[SP_UNSYNC]
+    print_event(m, task, lock, event, page[SP_GEN], page[SP_GFN], page[SP_LEVEL], role, roots, end, 0)

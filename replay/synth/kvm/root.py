@@ -1,0 +1,108 @@
+"""Roots: loaded by vCPUs, loaded anew, dropped."""
+
+from __future__ import annotations
+
+from replay.jit import jit
+from replay.synth.kvm.events import EXISTING, GET_PAGE, LOCKED, NEW, NOTHING, SYNC_PAGE, print_page
+from replay.synth.kvm.guest import ACC_ALL, make_table
+from replay.synth.kvm.shadow_page import alloc_page, get_direct_page, get_indirect_page, write_protect_gfn
+from replay.synth.kvm.state import (
+    CTL_FOUND,
+    KIND_DIRECT,
+    KIND_NESTED,
+    KIND_TDP,
+    NONE,
+    ROOT_KIND,
+    ROOT_LEVEL,
+    ROOT_SP,
+    SP_GEN,
+    SP_GFN,
+    SP_NEWER,
+    SP_ROOT,
+    SP_ROOT_COUNT,
+    SP_TDP,
+    SP_UNSYNC,
+    VM_GEN,
+    VM_INVALID_ROOT,
+    VM_LAST_INVALID_ROOT,
+    VM_TDP,
+    VM_UNSYNC,
+    Model,
+)
+from replay.synth.kvm.zap import make_mmu_pages_available, next_unsync, prepare_zap_page
+
+
+@jit
+def load_root(m: Model, vm: int, task: int, vcpu: int, root: int) -> int:
+    """kvm_mmu_load(): the root of a page table, obsolete roots being freed first.
+
+    -1 where the guest's own root reaches beyond every slot.
+    """
+    while m.vm[vm, VM_INVALID_ROOT] >= 0:
+        sp = m.vm[vm, VM_INVALID_ROOT]
+        m.vm[vm, VM_INVALID_ROOT] = m.sp[sp, SP_NEWER]
+        put_root(m, sp)
+        prepare_zap_page(m, task, sp)
+    m.vm[vm, VM_LAST_INVALID_ROOT] = NONE
+    sp = m.root[root, ROOT_SP]
+    kind = m.root[root, ROOT_KIND]
+    if sp >= 0:
+        if kind != KIND_TDP and not m.loaded[root, vcpu]:
+            print_page(m, task, LOCKED, GET_PAGE, sp, EXISTING)
+            hold_root(m, vcpu, root)
+        return sp
+    if kind == KIND_TDP:
+        sp = alloc_page(m, vm, 0, ROOT_LEVEL, 1, ACC_ALL, 0)
+        m.sp[sp, SP_TDP] = 1
+        m.sp[sp, SP_GEN] = m.vm[vm, VM_GEN]
+        m.vm[vm, VM_TDP] = sp
+        print_page(m, task, LOCKED, GET_PAGE, sp, NEW)
+    else:
+        make_mmu_pages_available(m, vm, task)
+        if kind == KIND_DIRECT:
+            sp = get_direct_page(m, vm, task, 0, ROOT_LEVEL, ACC_ALL, 0)
+        else:
+            table = make_table(m, vm, root, ROOT_LEVEL, 0)
+            if table < 0:
+                return NONE
+            sp = get_indirect_page(m, vm, task, table, ROOT_LEVEL, 1 if kind == KIND_NESTED else 0)
+    m.sp[sp, SP_ROOT] = root
+    m.root[root, ROOT_SP] = sp
+    if kind != KIND_TDP:
+        hold_root(m, vcpu, root)
+    return sp
+
+
+@jit
+def reload_root(m: Model, vm: int, task: int, vcpu: int, root: int) -> None:
+    """The guest loads a root anew that lives: its page tables are synced."""
+    sp = m.root[root, ROOT_SP]
+    m.sp[sp, SP_ROOT_COUNT] -= m.loaded[root, vcpu]
+    print_page(m, task, LOCKED, GET_PAGE, sp, EXISTING)
+    hold_root(m, vcpu, root)
+    position = next_unsync(m, sp, 0)
+    while position >= 0:
+        write_protect_gfn(m, vm, task, m.sp[m.ctl[CTL_FOUND], SP_GFN], 1)
+        position = next_unsync(m, sp, position + 1)
+    position = next_unsync(m, sp, 0)
+    while position >= 0:
+        page = m.ctl[CTL_FOUND]
+        print_page(m, task, LOCKED, SYNC_PAGE, page, NOTHING)
+        m.sp[page, SP_UNSYNC] = 0
+        m.vm[vm, VM_UNSYNC] -= 1
+        position = next_unsync(m, sp, position + 1)
+
+
+@jit
+def hold_root(m: Model, vcpu: int, root: int) -> None:
+    """A vCPU's reference to a root that it has loaded."""
+    m.sp[m.root[root, ROOT_SP], SP_ROOT_COUNT] += 1
+    m.loaded[root, vcpu] = 1
+
+
+@jit
+def put_root(m: Model, sp: int) -> None:
+    """All vCPUs drop a root."""
+    m.sp[sp, SP_ROOT_COUNT] = 0
+    for vcpu in range(m.loaded.shape[1]):
+        m.loaded[m.sp[sp, SP_ROOT], vcpu] = 0
