@@ -11,6 +11,7 @@ from pathlib import Path
 from numba.core import config
 
 import replay.mmu
+import replay.synth
 import replay.trace
 from replay.errors import UsageError
 from replay.jit import KERNELS, cache_directory
@@ -37,7 +38,7 @@ def warm_up() -> Warmup:
         raise UsageError("no cache directory is writable, so that nothing can be kept: set REPLAY_CACHE_DIR")
     if config.DISABLE_JIT:
         raise UsageError("NUMBA_DISABLE_JIT is set: nothing is compiled")
-    for package in (replay.trace, replay.mmu):
+    for package in (replay.trace, replay.mmu, replay.synth):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             importlib.import_module(module.name)
     before = [kernel._cache.stamp() for kernel in KERNELS]

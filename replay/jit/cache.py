@@ -106,7 +106,7 @@ def kernel_hash(package: Path) -> str:
     """Hash of all sources that jitted code may depend on, and of what else decides the machine code.
 
     ``package`` is the directory of the package.  Kernels and their constants live in ``trace/``,
-    ``mmu/``, ``schema.py`` and ``policy.py``; any other file counts if it names this module.
+    ``mmu/``, ``synth/kvm/``, ``schema.py`` and ``policy.py``; any other file counts if it names this module.
     """
     digest = hashlib.sha256()
     settings = (config.OPT, config.BOUNDSCHECK, config.DEBUGINFO_DEFAULT)
@@ -115,7 +115,7 @@ def kernel_hash(package: Path) -> str:
         name = path.relative_to(package).as_posix()
         source = path.read_bytes()
         if (
-            name.startswith(("jit/", "trace/", "mmu/"))
+            name.startswith(("jit/", "trace/", "mmu/", "synth/kvm/"))
             or name in ("schema.py", "policy.py")
             or b"replay.jit" in source
         ):
