@@ -51,8 +51,8 @@ from replay.mmu.state import (
     alloc_table,
     find_gib,
     find_region,
+    frame_bucket,
     free_table,
-    mix,
     page_bucket,
 )
 
@@ -124,7 +124,7 @@ def find_bound(m: Mmu, page: int) -> int:
     last = m.ctl[CTL_LAST_BOUND]
     if page and m.sp[last, SP_PAGE] == page:
         return last
-    i = int(m.pages[mix(page) & (m.pages.shape[0] - 1)])
+    i = int(m.pages[frame_bucket(page, m.pages.shape[0])])
     while i and m.sp[i, SP_PAGE] != page:
         i = m.sp32[i, SP32_PAGE_NEXT]
     m.ctl[CTL_LAST_BOUND] = i
@@ -136,7 +136,7 @@ def unbind_page(m: Mmu, sp: int) -> None:
     page = m.sp[sp, SP_PAGE]
     if page == 0:
         return
-    b = mix(page) & (m.pages.shape[0] - 1)
+    b = frame_bucket(page, m.pages.shape[0])
     i = m.pages[b]
     if i == sp:
         m.pages[b] = m.sp32[sp, SP32_PAGE_NEXT]
@@ -155,7 +155,7 @@ def bind_page(m: Mmu, sp: int, page: int) -> None:
     if other >= 0:
         unbind_page(m, other)
     unbind_page(m, sp)
-    b = mix(page) & (m.pages.shape[0] - 1)
+    b = frame_bucket(page, m.pages.shape[0])
     m.sp[sp, SP_PAGE] = page
     m.sp32[sp, SP32_PAGE_NEXT] = m.pages[b]
     m.pages[b] = sp

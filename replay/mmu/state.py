@@ -434,6 +434,12 @@ def page_bucket(gfn: int, key: int, size: int) -> int:
     return (mix(rest) + near) & (size - 1)
 
 
+@jit
+def frame_bucket(page: int, size: int) -> int:
+    """Bucket of the table in page frame ``page``; neighbours are neighbours."""
+    return (mix(page >> 9) + (page & 511)) & (size - 1)
+
+
 @kernel
 def _rehash_pages(sp: np.ndarray, sp32: np.ndarray, top: int, buckets: np.ndarray, pages: np.ndarray) -> None:
     for i in range(1, top):
@@ -443,7 +449,7 @@ def _rehash_pages(sp: np.ndarray, sp32: np.ndarray, top: int, buckets: np.ndarra
         sp32[i, SP32_NEXT] = buckets[b]
         buckets[b] = i
         if sp[i, SP_PAGE]:
-            b = mix(sp[i, SP_PAGE]) & (pages.shape[0] - 1)
+            b = frame_bucket(sp[i, SP_PAGE], pages.shape[0])
             sp32[i, SP32_PAGE_NEXT] = pages[b]
             pages[b] = i
 
