@@ -221,6 +221,8 @@ def _result(m: state.Mmu, facts: TraceFacts) -> Replay:
     divergences = {name: counted.pop(name) for name in window.COUNTERS[first_divergence:]}
     counters: dict[str, int | None] = dict(counted)
     wins = m.window[: m.ctl[state.CTL_WINDOW_TOP]]
+    counters["attempts"] = int(wins[:, window.WIN_ATTEMPTS].sum())
+    counters["split"] = int(wins[:, window.WIN_SPLIT].sum())
     for i, word in enumerate(SKIP_WORDS):
         counters[f"skipped_{word}"] = int(wins[:, window.WIN_SKIPPED + i].sum())
     for cause in FlushCause:

@@ -64,7 +64,6 @@ from replay.mmu.window import (
     ANY_PLACE,
     ATTEMPT_CREATED,
     ATTEMPT_FLUSHED,
-    C_ATTEMPTS,
     C_ATTEMPTS_2M,
     C_ENV_DROPS,
     C_ENV_YIELDS,
@@ -78,7 +77,6 @@ from replay.mmu.window import (
     C_RETRIES_CACHE,
     C_RETRIES_RESCHED,
     C_REUSED,
-    C_SPLIT,
     C_SPLIT_2M,
     CAUSE_LINK,
     CAUSE_LOCK_DROP,
@@ -329,12 +327,10 @@ def end_attempt(m: Mmu, w: int, o: int, outcome: int, errno: int) -> None:
     level_counter = win[WIN_LEVEL] - 2
     win[WIN_ATTEMPTS] += 1
     win[WIN_RETRIES] = 0
-    count(m, C_ATTEMPTS, 1)
     count(m, C_ATTEMPTS_2M + level_counter, 1)
     if outcome == SPLIT:
         win[WIN_DROP_IDLE] = 0
         win[WIN_SPLIT] += 1
-        count(m, C_SPLIT, 1)
         count(m, C_SPLIT_2M + level_counter, 1)
     else:
         win[WIN_SKIPPED + outcome - 1] += 1

@@ -385,8 +385,10 @@ def grow(m: Mmu) -> Mmu:
         if ctl[top] + MANY * room >= getattr(m, name).shape[0]:
             new[name] = _larger(getattr(m, name), ctl[top])
     if ctl[CTL_SP_TOP] + MANY * _ROOM_SP >= m.hash.shape[0]:
-        new["hash"] = np.zeros(2 * m.hash.shape[0], np.int32)
-        new["pages"] = np.zeros(2 * m.hash.shape[0], np.int32)
+        # few tables are soon many: those that are found anew at each growth cost more than room
+        buckets = m.hash.shape[0] * (4 if m.hash.shape[0] < 1 << 20 else 2)
+        new["hash"] = np.zeros(buckets, np.int32)
+        new["pages"] = np.zeros(buckets, np.int32)
         sp, sp32 = new.get("sp", m.sp), new.get("sp32", m.sp32)
         _rehash_pages(sp, sp32, ctl[CTL_SP_TOP], new["hash"], new["pages"])
     if 2 * (ctl[CTL_GIB_TOP] + MANY * _ROOM_GIB) >= m.gib.shape[0]:

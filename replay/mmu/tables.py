@@ -108,11 +108,12 @@ def _as_table(schema: pa.Schema, arrays: dict[str, Any], rows: int) -> pa.Table:
 
 def outcomes(m: state.Mmu) -> pa.Table:
     """The table of ``outcome_schema()``."""
+    schema = outcome_schema()
     columns = attempts(m)
     only_recorded = _if_any(columns["outcome"] < 0)
     unrecorded = _if_any(columns["recorded"] == 0)
     arrays: dict[str, Any] = {}
-    for column in outcome_schema():
+    for column in schema:
         name = column.name
         mask = None if name in _PLACE else only_recorded
         if name.startswith("recorded_"):
@@ -124,7 +125,7 @@ def outcomes(m: state.Mmu) -> pa.Table:
     arrays["mmu"] = words_array(columns["mmu"], ("shadow", "tdp"))
     arrays["outcome"] = _words(columns["outcome"], Outcome)
     arrays["match"] = _words(columns["match"], Match)
-    return _as_table(outcome_schema(), arrays, len(columns["gfn"]))
+    return _as_table(schema, arrays, len(columns["gfn"]))
 
 
 def flushes(m: state.Mmu) -> pa.Table:

@@ -158,10 +158,8 @@ CAUSE_LINK = 3
 CAUSE_ZAP = 4
 
 COUNTERS = (
-    "attempts",
     "attempts_2m",
     "attempts_1g",
-    "split",
     "split_2m",
     "split_1g",
     "partial",
@@ -208,9 +206,7 @@ COUNTERS = (
 )
 FIRST_DIVERGENCE = "adopted_pages"
 
-C_ATTEMPTS = COUNTERS.index("attempts")
 C_ATTEMPTS_2M = COUNTERS.index("attempts_2m")
-C_SPLIT = COUNTERS.index("split")
 C_SPLIT_2M = COUNTERS.index("split_2m")
 C_PARTIAL = COUNTERS.index("partial")
 C_RETRIES = COUNTERS.index("retries")

@@ -21,7 +21,7 @@ def test_growth_keeps_every_page_and_finds_it_again(m: state.Mmu) -> None:
     grown = state.grow(m)
     assert state.has_room(grown)
     assert grown.sp.shape[0] >= 2 * m.sp.shape[0]
-    assert (grown.hash.shape[0], grown.spt.shape[0]) == (2 * m.hash.shape[0], m.spt.shape[0])
+    assert (grown.hash.shape[0], grown.spt.shape[0]) == (4 * m.hash.shape[0], m.spt.shape[0])
     for number, sp in enumerate(pages):
         expected = -1 if number == 3 else sp
         assert shadow_page.find_shadow_page(grown, 512 * number, KEY) == expected
