@@ -6,57 +6,31 @@ from typing import NamedTuple
 
 import numpy as np
 
-from replay.jit import kernel
-from replay.schema import Columns, Kind
+from replay.schema import Columns
 from replay.trace.payload import WIDE
 from replay.trace.scan import Rows
 
-FIRST_TIME, LAST_TIME, LARGEST_ROLE, WATCHED = range(4)
-VM_CREATED, REGION_SET = 1, 2
-"""Bits of WATCHED: kinds that some look for, nearly always in vain."""
-
-_WATCHED = np.zeros(256, np.int64)
-_WATCHED[Kind.MARK_VM_CREATE], _WATCHED[Kind.SET_REGION] = VM_CREATED, REGION_SET
-
 
 class Batch(NamedTuple):
-    """Columns of some rows; times are in ns, 0 where no row has one."""
+    """Columns of some rows."""
 
     columns: Columns
-    first_time: int
+    first_time: int  # ns; 0 where no row has a time
     last_time: int
-    largest_role: int
-    watched: int
-
-
-@kernel
-def _fill(rows, count, of_task, facts):
-    """Turn the first ``count`` of ``rows`` into columns: ``task`` becomes comm, ``text`` -1 for none.
-
-    ``of_task`` int32[n, 3] has pid, tgid and comm of each task, ``facts`` int64[4] starts as zeros.
-    """
-    for n in range(count):
-        row = np.uint64(n)
-        task = np.uint64(rows.task[row])
-        rows.pid[row], rows.tgid[row] = of_task[task, 0], of_task[task, 1]
-        rows.task[row] = of_task[task, 2]
-        rows.text[row] -= 1
-        time = rows.ts_ns[row]
-        if time > 0:
-            if time < facts[FIRST_TIME] or facts[FIRST_TIME] == 0:
-                facts[FIRST_TIME] = time
-            facts[LAST_TIME] = max(facts[LAST_TIME], time)
-        facts[LARGEST_ROLE] = max(facts[LARGEST_ROLE], np.int64(rows.role[row]))
-        facts[WATCHED] |= _WATCHED[rows.kind[row]]
 
 
 def columns_of(rows: Rows, count: int, of_task: np.ndarray) -> Batch:
     """The first ``count`` of ``rows`` as columns, which take their memory over; the column vm is zeros.
 
-    ``of_task`` int32[n, 3]: pid, tgid and comm of each task.
+    ``of_task`` int32[3, n]: pid, tgid and comm of each task.
     """
-    facts = np.zeros(4, np.int64)
-    _fill(rows, count, of_task, facts)
+    tasks = rows.task[:count].astype(np.intp)  # what ``take`` would make of them each time
+    for values, column in zip(of_task, (rows.pid, rows.tgid, rows.task), strict=True):
+        np.take(values, tasks, out=column[:count], mode="clip")
+    np.subtract(rows.text[:count], 1, out=rows.text[:count])
+    times = rows.ts_ns[:count]
+    timed = times if times.min() > 0 else times[times > 0]
+    first, last = (int(timed.min()), int(timed.max())) if len(timed) else (0, 0)
     wide = {name: rows.wide[n, :count] for n, name in enumerate(WIDE)}
     wide["num"] = wide["num"].view(np.int64)
     columns = Columns(
@@ -74,4 +48,4 @@ def columns_of(rows: Rows, count: int, of_task: np.ndarray) -> Batch:
         text=rows.text[:count],
         **wide,
     )
-    return Batch(columns, *facts.tolist())
+    return Batch(columns, first, last)

@@ -21,7 +21,21 @@ from replay.trace.lex import (
     token_end,
     words_of,
 )
-from replay.trace.payload import ADDR, CODE, END, GFN, LEVEL, NUM, SPTEP
+from replay.trace.payload import (
+    ADDR,
+    CODE,
+    END,
+    GFN,
+    LEVEL,
+    NUM,
+    SPTEP,
+    STEP_DECIMAL,
+    STEP_HEX,
+    STEP_LEVEL,
+    STEP_SKIP,
+    WIDE,
+    note,
+)
 
 TEXT = -1
 """Target of a key whose value is a word and stays in the column ``text``."""
@@ -132,8 +146,9 @@ def _compile_keys() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 
 _WORDS, _TARGETS, _REQUIRED, _BOUNDS = _compile_keys()
-_HAS_COUNTED_END = np.zeros(256, np.bool_)
-_HAS_COUNTED_END[list(_COUNTED_END)] = True
+HAS_COUNTED_END = np.zeros(256, np.bool_)
+HAS_COUNTED_END[list(_COUNTED_END)] = True
+"""Kinds of which ``to_frames`` makes other numbers than those in the text, as it does of some markers."""
 
 _RAW_PLACE = words_of("__probe_")[0][0]  # of __probe_ip=ADDRESS, in raw fields
 _EQUALS, _PAREN_OPEN, _PAREN_CLOSE = 61, 40, 41
@@ -147,34 +162,45 @@ _MARK_MEMSLOT = int(Kind.MARK_MEMSLOT)
 
 
 @jit
-def _read_pair(buf, at, kind, fields, seen):
+def _read_pair(buf, at, kind, fields, seen, marks):
     """The pair at ``at``: (index behind it or -1 if it is broken, ``seen`` with the bit of its key).
 
     A word that is no pair is broken in a marker and skipped in a kprobe's line, which may print anything.
+    Where its value stands is noted in ``marks``.
     """
     end = at
     while buf[end] > BLANK and buf[end] != _EQUALS:
         end += 1
     if buf[end] != _EQUALS:
         return (-1 if kind >= _FIRST_MARK else end), seen
-    length = end - at
+    length, value_at = end - at, end + 1
     if length <= 8 * _KEY_WORDS:
         low = head64(buf, at, length)
         high = head64(buf, at + 8, length - 8) if length > 8 else _ZERO
         for key in range(_BOUNDS[kind, 0], _BOUNDS[kind, 1]):
             if _WORDS[key, 0] == low and _WORDS[key, 1] == high:
-                seen |= 1 << (key - _BOUNDS[kind, 0])
+                bit = 1 << (key - _BOUNDS[kind, 0])
+                if seen & bit:  # the last one counts: no shape tells that
+                    marks[0, 0] = len(marks)
+                seen |= bit
                 if _TARGETS[key] == TEXT:
                     break
-                if buf[end + 1] == 48 and buf[end + 2] == 120:
-                    value, end = read_hex(buf, end + 1)
+                target = _TARGETS[key]
+                if buf[value_at] == 48 and buf[value_at + 1] == 120:
+                    value, end = read_hex(buf, value_at)
+                    if target < len(WIDE):
+                        note(marks, np.int64(STEP_HEX), target, value_at, end)
                 else:
-                    decimal, end = read_decimal(buf, end + 1)
+                    decimal, end = read_decimal(buf, value_at)
                     value = np.uint64(decimal)
-                fields[_TARGETS[key]] = value
-                fits = _TARGETS[key] != LEVEL or value <= _LARGEST_LEVEL
+                    step = STEP_LEVEL if target == LEVEL else STEP_DECIMAL
+                    note(marks, np.int64(step), target, value_at, end)
+                fields[target] = value
+                fits = target != LEVEL or value <= _LARGEST_LEVEL
                 return (end if end > 0 and buf[end] <= BLANK and fits else -1), seen
-    return token_end(buf, end), seen
+    end = token_end(buf, end)
+    note(marks, np.int64(STEP_SKIP), np.int64(0), value_at, end)
+    return end, seen
 
 
 @jit
@@ -189,17 +215,18 @@ def to_frames(kind, fields):
     if kind == _SET_REGION:
         fields[GFN] >>= _PAGE_SHIFT
         fields[END] >>= _PAGE_SHIFT
-    if _HAS_COUNTED_END[kind]:
+    if HAS_COUNTED_END[kind]:
         fields[END] += fields[GFN]
 
 
 @jit
-def read_control(buf, at, kind, fields):
+def read_control(buf, at, kind, fields, marks):
     """Parse the text of a kprobe event, or of a marker behind its word.
 
     Returns the index behind it, -1 if it is malformed.
-    Fills ``fields`` uint64[FIELDS], which the caller has zeroed.
+    Fills ``fields`` uint64[FIELDS], which the caller has zeroed, and ``marks`` as ``read_payload`` does.
     """
+    marks[0, 0] = 0
     at = skip_blanks(buf, at)
     if kind < _FIRST_MARK:
         if buf[at] == _PAREN_OPEN:
@@ -214,7 +241,7 @@ def read_control(buf, at, kind, fields):
         fields[CODE] = _ALL_ONES
     seen = np.int64(0)
     while buf[at] > BLANK:
-        at, seen = _read_pair(buf, at, kind, fields, seen)
+        at, seen = _read_pair(buf, at, kind, fields, seen, marks)
         if at < 0:
             return -1
         at = skip_blanks(buf, at)

@@ -181,8 +181,8 @@ _GET_PAGE = int(Kind.GET_PAGE)
 
 
 @jit
-def _note(marks, step, column, start, end):
-    """Add a row to ``marks`` int64[MARKS, 4], the first of which says how many follow."""
+def note(marks, step, column, start, end):
+    """Add a row to ``marks`` int64[MARKS, 4] if there is room; the first says how many follow."""
     n = marks[0, 0] + 1
     if n < len(marks):
         marks[0, 0] = n
@@ -259,7 +259,7 @@ def _read_page(buf, at, is_get_page, row, rows, marks):
         return -1
     start = at + 4
     rows.wide[GFN, row], at = read_hex(buf, start)
-    _note(marks, np.int64(STEP_HEX), np.int64(GFN), start, at)
+    note(marks, np.int64(STEP_HEX), np.int64(GFN), start, at)
     if at < 0 or byte_at(buf, at) != BLANK:
         return -1
     at += 1
@@ -275,7 +275,7 @@ def _read_page(buf, at, is_get_page, row, rows, marks):
         level, at = read_decimal(buf, start)
         if at < 0 or byte_at(buf, at) != BLANK:
             return -1
-        _note(marks, np.int64(STEP_LEVEL), np.int64(0), start, at)
+        note(marks, np.int64(STEP_LEVEL), np.int64(0), start, at)
         word, at = _read_role(buf, at)
         role |= word | (np.uint64(level) & _LEVEL)
     if at < 0 or not 1 <= level <= 15:
@@ -285,7 +285,7 @@ def _read_page(buf, at, is_get_page, row, rows, marks):
     root_count, at = read_decimal(buf, start)
     if at < 0:
         return -1
-    _note(marks, np.int64(STEP_DECIMAL), np.int64(NUM), start, at)
+    note(marks, np.int64(STEP_DECIMAL), np.int64(NUM), start, at)
     rows.wide[NUM, row] = np.uint64(root_count)
     at = skip_blanks(buf, at)
     end = token_end(buf, at)
@@ -382,5 +382,5 @@ def read_payload(buf, at, kind, row, rows, marks):
         if at < 0:
             return np.int64(-1)
         if what == STEP_HEX or what == STEP_LEVEL or what == STEP_DECIMAL or what == STEP_SKIP:
-            _note(marks, np.int64(what), np.int64(where), start, at)
+            note(marks, np.int64(what), np.int64(where), start, at)
         step += _NEXT_STEP

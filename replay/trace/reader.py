@@ -14,7 +14,7 @@ import numpy as np
 from replay.errors import MalformedLine, TraceError
 from replay.schema import Columns
 from replay.trace import scan as scanning
-from replay.trace.columns import REGION_SET, VM_CREATED, Batch, columns_of
+from replay.trace.columns import Batch, columns_of
 from replay.trace.dialect import END, START, Task, parse_task
 from replay.trace.formats import (
     AUTO,
@@ -31,7 +31,7 @@ from replay.trace.lex import NEWLINE, PADDING, decoded, grown
 from replay.trace.pages import INCOMPLETE_NAMES, WITHOUT
 from replay.trace.perf import PerfScript
 from replay.trace.raw import is_in_hex
-from replay.trace.roles import PLUGIN_WORD, RoleWords
+from replay.trace.roles import RoleWords
 from replay.trace.scan import Scanner, scan
 from replay.trace.scanner import new_scanner, with_task
 from replay.trace.sections import (
@@ -193,7 +193,7 @@ class Parser:
         self._task_numbers: dict[bytes, int] = {}  # by header
         self._comms: dict[str, int] = {}
         self._comm_of_task = [-1]
-        self._task_values = np.zeros((0, 3), np.int32)
+        self._task_values = np.zeros((3, 0), np.int32)
         self._saw_header = False
         self._role_words = RoleWords()
         self._slot_owners = SlotOwners()
@@ -464,22 +464,19 @@ class Parser:
             self._rows, self._scanner.state[scanning.ROWS] = self._store.memory.rows(self._batch_rows), 0
 
     def _of_task(self) -> np.ndarray:
-        """int32[n, 3]: pid, tgid and comm of each task so far."""
-        known = len(self._task_values)
+        """int32[3, n]: pid, tgid and comm of each task so far."""
+        known = self._task_values.shape[1]
         if known < len(self._tasks):
             new = zip(self._tasks[known:], self._comm_of_task[known:], strict=True)
             values = np.array([(task.pid, task.tgid, comm) for task, comm in new], np.int32)
-            self._task_values = np.concatenate([self._task_values, values])
+            self._task_values = np.concatenate([self._task_values, values.T], axis=1)
         return self._task_values
 
     def _add_batch(self, batch: Batch) -> None:
         columns = batch.columns
-        if batch.watched & VM_CREATED:
-            self._created += vm_created(columns)
-        if batch.watched & REGION_SET:
-            self._slot_owners.note(columns)
-        if batch.largest_role >= PLUGIN_WORD:
-            self._role_words.note(columns)
+        self._created += vm_created(columns)
+        self._role_words.note(columns)
+        self._slot_owners.note(columns)
         self._at_beginning = False
         trace = self._trace
         trace.events += len(columns.kind)

@@ -12,7 +12,7 @@ import numpy as np
 
 from replay.jit import by_reference, jit, kernel
 from replay.schema import EVENT_NAMES, Kind
-from replay.trace.control import MARK_WORDS, read_control
+from replay.trace.control import HAS_COUNTED_END, MARK_WORDS, read_control
 from replay.trace.dialect import (
     CPU,
     END,
@@ -138,6 +138,7 @@ class Scanner(NamedTuple):
 
 _MARK_TEXT, _MARK_UNKNOWN, _SCENARIO = int(Kind.MARK_TEXT), int(Kind.MARK_UNKNOWN), int(Kind.MARK_SCENARIO)
 _LOST_EVENTS, _FIRST_CONTROL = int(Kind.LOST_EVENTS), int(Kind.SET_REGION)
+_FIRST_MARK = int(Kind.MARK_VM_CREATE)
 _LAST_KVMMMU = int(Kind.SPLIT_HUGE_PAGE)
 _ZERO, _MINUS_ONE = np.uint64(0), np.uint64(2**64 - 1)
 _REPLAY, _CPU = words_of("replay:")[0][0], words_of("CPU:")[0][0]
@@ -166,7 +167,7 @@ def _find_name(buf, at, names, arena):
 
 
 @jit
-def read_marker(buf, at, names, names_arena, kinds, texts, texts_arena, fields):
+def read_marker(buf, at, names, names_arena, kinds, texts, texts_arena, fields, marks):
     """A marker's text at ``at``: (kind, MALFORMED_LINE or NO_ROOM; number of the text)."""
     end = line_end(buf, at)
     if buf[end - 1] == RETURN:
@@ -177,7 +178,8 @@ def read_marker(buf, at, names, names_arena, kinds, texts, texts_arena, fields):
         word_end = token_end(buf, at)
         word = intern(buf, at - 1, word_end, LOOK_UP, names, names_arena)
         kind = kinds[word, 0] if word >= 0 else np.int64(_MARK_UNKNOWN)
-        if kind != _MARK_UNKNOWN and kind != _SCENARIO and read_control(buf, word_end, kind, fields) < 0:
+        has_pairs = kind != _MARK_UNKNOWN and kind != _SCENARIO
+        if has_pairs and read_control(buf, word_end, kind, fields, marks) < 0:
             return np.int64(MALFORMED_LINE), np.int64(-1)
     text = intern(buf, at, end if end > at else at, ADD, texts, texts_arena)
     return (kind if text >= 0 else np.int64(NO_ROOM)), text
@@ -214,10 +216,35 @@ def _find_event(buf, at, end, names, arena, kinds):
 
 
 @jit
+def _read_fields(buf, at, text, kind, row, rows, scanner):
+    """Read the text at ``text`` of the event whose name is at ``at`` into row ``row``, and learn its shape.
+
+    Returns the index behind it, -1 if it is malformed.
+    """
+    fields, marks = scanner.fields, scanner.marks
+    has_shape = False
+    _clear_fields(fields)
+    if kind >= _FIRST_CONTROL:
+        end = read_control(buf, text, kind, fields, marks)
+        has_shape = not HAS_COUNTED_END[kind]
+    elif is_raw(buf, text):
+        end = read_raw(buf, text, kind, scanner.state[BASE] == 16, fields)
+    else:
+        end = read_payload(buf, text, kind, row, rows, marks)
+        has_shape = True
+    _write_fields(row, rows, fields)
+    if end < 0:
+        clear_row(rows, row)
+    elif has_shape:
+        learn_shape(buf, at, end, kind, row, rows, marks, scanner.places, scanner.shapes, scanner.ranges)
+    return np.int64(end)
+
+
+@jit
 def _read_event(buf, at, rows, scanner):
     """The event whose name is at ``at``: (kind or a word below 1 that says why there is none; text number).
 
-    The payload of tracepoints stands in row ``state[ROWS]`` then, that of control lines in ``fields``.
+    The payload stands in row ``state[ROWS]`` then, that of a marker in ``fields``.
     """
     names, names_arena = scanner.names
     kinds, state, seen = scanner.kinds, scanner.state, scanner.seen[1]
@@ -227,9 +254,8 @@ def _read_event(buf, at, rows, scanner):
     if known > 0:
         state[DONE] = text
         return known, np.int64(-1)
-    number, name, end = _look_up_name(buf, at, names, names_arena, seen)
-    if end < 0 and buf[at] == BLANK:  # perf script pads names
-        number, name, end = _look_up_name(buf, skip_blanks(buf, at), names, names_arena, seen)
+    start = skip_blanks(buf, at) if buf[at] == BLANK else at  # perf script pads names
+    number, name, end = _look_up_name(buf, start, names, names_arena, seen)
     if end < 0:  # a line of another form may have something before the name
         event = _find_event(buf, at, line_end(buf, at), names, names_arena, kinds)
         return np.int64(IGNORED_LINE if event < 0 else MALFORMED_LINE), np.int64(-1)
@@ -254,30 +280,18 @@ def _read_event(buf, at, rows, scanner):
             text = place + 5  # raw fields
     elif kind == _MARK_TEXT:
         text = end + 2 if buf[end + 1] == BLANK else end + 1  # further blanks belong to the text
+    elif kind < _FIRST_CONTROL and state[BASE] == 0 and is_raw(buf, text):
+        return np.int64(NO_BASE), np.int64(-1)
     else:
-        if kind >= _FIRST_CONTROL:
-            _clear_fields(scanner.fields)
-            text = read_control(buf, text, kind, scanner.fields)
-        else:
-            if not is_raw(buf, text):
-                marks = scanner.marks
-                text = read_payload(buf, text, kind, row, rows, marks)
-                if text >= 0:
-                    learn_shape(buf, at, text, kind, row, rows, marks, places, shapes, ranges)
-            elif state[BASE] == 0:
-                return np.int64(NO_BASE), np.int64(-1)
-            else:
-                _clear_fields(scanner.fields)
-                text = read_raw(buf, text, kind, state[BASE] == 16, scanner.fields)
-                _write_fields(row, rows, scanner.fields)
-            if text < 0:
-                clear_row(rows, row)
-        if text >= 0:
-            state[DONE] = text
-        return (kind if text >= 0 else np.int64(MALFORMED_LINE)), np.int64(-1)
+        text = _read_fields(buf, at, text, kind, row, rows, scanner)
+        if text < 0:
+            return np.int64(MALFORMED_LINE), np.int64(-1)
+        state[DONE] = text
+        return kind, np.int64(-1)
     texts, texts_arena = scanner.texts
-    _clear_fields(scanner.fields)
-    return read_marker(buf, text, names, names_arena, kinds, texts, texts_arena, scanner.fields)
+    fields, marks = scanner.fields, scanner.marks
+    _clear_fields(fields)
+    return read_marker(buf, text, names, names_arena, kinds, texts, texts_arena, fields, marks)
 
 
 @jit
@@ -404,7 +418,7 @@ def scan(buf, at, stop, rows, scanner):
         if byte_at(buf, end) != NEWLINE:
             end = line_end(buf, end)
         if kind > 0:
-            if kind < _FIRST_CONTROL:
+            if kind < _FIRST_MARK:
                 _write_place(kind, np.uint64(row), all_rows, state)
             else:
                 write_row(kind, text, row, all_rows, fields, state)

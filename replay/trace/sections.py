@@ -85,7 +85,7 @@ def scan_section(
 ) -> Section | None:
     """Scan the whole lines of ``buf[at:stop]`` with ``scanner``, a fork; None if the section is given up.
 
-    ``of_task`` int32[n, 3] has pid, tgid and comm of the tasks that ``scanner`` knows, ``comms`` the numbers
+    ``of_task`` int32[3, n] has pid, tgid and comm of the tasks that ``scanner`` knows, ``comms`` the numbers
     of comms.
     """
     state = scanner.state
@@ -118,7 +118,7 @@ def scan_section(
             scanner = with_task(scanner, tasks + len(headers), header)
             headers.append(header)
             values = _values_of(header, comms, own_comms)
-            of_task = np.concatenate([of_task, np.array([values], np.int32)])
+            of_task = np.append(of_task, np.array([values], np.int32).T, axis=1)
         elif reason != scanning.ROWS_FULL:
             return None
     return Section(at, stop, column, tasks, names, scanner, headers, list(own_comms), comments, batches)

@@ -149,14 +149,6 @@ def clear_row(rows, row):
 
 
 @jit
-def _allow(ranges, start, end, least, most):
-    """Bytes ``start`` to ``end`` of a text may be ``least`` to ``most``."""
-    for n in range(start, end):
-        place = 2 * n - n % BLOCK
-        ranges[place], ranges[place + BLOCK] = least, most - least
-
-
-@jit
 def _new_shape(place, places, shapes):
     """The number of a new shape that belongs to ``place``; if there is no room, all others are forgotten."""
     if shapes[0, NEXT] == MAX_SHAPES - 1:
@@ -173,17 +165,17 @@ def _new_shape(place, places, shapes):
 def learn_shape(buf, at, end, kind, row, rows, marks, places, shapes, ranges):
     """Add the shape of the event whose name is at ``at`` to the tables of ``read_by_shape``.
 
-    ``read_payload`` has read it up to ``end``, and made ``marks`` int64[MARKS, 4] and row ``row``.
+    It has been read up to ``end``, which made ``marks`` int64[MARKS, 4] and row ``row``.
     """
     size = end + 1 - at
-    if size > SHAPE_BLOCKS * BLOCK:
+    if size > SHAPE_BLOCKS * BLOCK or marks[0, 0] > MAX_NUMBERS:
         return
     new = _new_shape(_place_of(buf, at), places, shapes)
     shape, own = shapes[new], ranges[new]
-    for n in range(size):
-        byte = np.int64(byte_at(buf, at + n))
-        _allow(own, n, n + 1, byte, byte)
-    _allow(own, size, SHAPE_BLOCKS * BLOCK, 0, 255)
+    for n in range(SHAPE_BLOCKS * BLOCK):
+        place = 2 * n - n % BLOCK
+        own[place] = byte_at(buf, at + n) if n < size else 0
+        own[place + BLOCK] = 0 if n < size else 255
     for column in range(len(WIDE)):
         shape[FIRST_CONSTANT + column] = np.int64(rows.wide[column, row])
     shape[FIRST_CONSTANT + LEVEL] = rows.level[row]
@@ -194,24 +186,27 @@ def learn_shape(buf, at, end, kind, row, rows, marks, places, shapes, ranges):
     for mark in range(1, 1 + marks[0, 0]):
         step, start, stop = marks[mark, MARK_STEP], marks[mark, MARK_START] - at, marks[mark, MARK_END] - at
         length, column = stop - start, marks[mark, MARK_COLUMN]
+        least, most = 0, 0
         if step == STEP_LEVEL and length == 1:
-            _allow(own, start, stop, _1, _9)
+            least, most = _1, _9
             shape[LEVEL_AT] = start
             shape[FIRST_CONSTANT + LEVEL] = 0
             if _IS_PAGE[kind]:
                 shape[FIRST_CONSTANT + ROLE] -= rows.level[row]
         elif step == STEP_HEX or (step == STEP_DECIMAL and byte_at(buf, at + start) >= _0 and length < 16):
-            is_long = 0
-            if step == STEP_DECIMAL:
-                is_long = IS_DECIMAL if length > 1 else 0
-            elif byte_at(buf, at + start + 1) == _X:
-                start, length = start + 2, length - 2
-            _allow(own, start, stop, _0, _9 if step == STEP_DECIMAL else _F)
+            least, most, is_long = _0, _9, IS_DECIMAL if step == STEP_DECIMAL and length > 1 else 0
+            if step == STEP_HEX:
+                most = _F
+                if byte_at(buf, at + start + 1) == _X:
+                    start, length = start + 2, length - 2
             shape[n] = start | length << 8 | column << 16 | is_long
             shape[FIRST_CONSTANT + column] = 0
             n += 1
         elif step != STEP_LEVEL and step != STEP_DECIMAL:
-            _allow(own, start, stop, _FIRST_OF_WORD, 255)
+            least, most = _FIRST_OF_WORD, 255
+        for byte in range(start, stop if most else start):
+            place = 2 * byte - byte % BLOCK
+            own[place], own[place + BLOCK] = least, most - least
     shape[n] = 0
     shape[VARIES] = 0
     for column in range(FIELDS):

@@ -173,6 +173,12 @@ def test_generated_lines(generated: list[str], newline: str, chunk_bytes: int) -
         "kvm_page_fault: vcpu 0 rip 0xffffffff81001000 address 0x0000000040000000 error_code 0x6",
         "kvm_page_fault: address 7f error_code f",
         "kvm_unmap_hva_range: mmu notifier unmap range: 0x7f00 -- 0x8000",
+        "topup_cache: (f+0x0/0xf0 [kvm]) capacity=40 min=14",
+        "v2_split_nonpresent: (f+0x0/0xf0 [kvm]) gfn=0x40600 level=1 huge_gfn=0x40600",
+        "try_split: (f+0x0/0xf0 [kvm]) start=0x40600 by=(some) word end=16 target_level=1",
+        "v2_final_flush: (f+0x0/0xf0 [kvm]) base_gfn=0x40600 npages=-1",
+        "v2_prepare: (f+0x0/0xf0 [kvm]) gfn=1 level=0x2 available=3 available=-3",
+        "v2_prepare: (f+0x0/0xf0 [kvm]) gfn=1 level=0 available=99 a=1 b=2 c=3 d=4 e=5 f=6 g=7 h=8 i=9",
     ],
 )
 def test_lines_that_differ_in_one_byte_from_one_seen_before(event: str, tmp_path: Path) -> None:

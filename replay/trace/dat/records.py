@@ -111,11 +111,11 @@ def _copy_text(data, text, end, scratch):
 @jit
 def _read_text(rows, row, scratch, scanner):
     """The marker in ``scratch``: kind, MALFORMED_LINE or NO_ROOM."""
-    fields, names, texts = scanner.fields, scanner.names, scanner.texts
+    fields, marks, names, texts = scanner.fields, scanner.marks, scanner.names, scanner.texts
     for column in range(FIELDS):
         fields[column] = _ZERO
     kind, number = scan.read_marker(
-        scratch, PADDING, names.table, names.arena, scanner.kinds, texts.table, texts.arena, fields
+        scratch, PADDING, names.table, names.arena, scanner.kinds, texts.table, texts.arena, fields, marks
     )
     if kind > 0:
         scan.write_row(kind, number, row, rows, fields, scanner.state)
