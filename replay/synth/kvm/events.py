@@ -1,7 +1,6 @@
 """The events that are printed: the formats of Linux 6.1, arch/x86/kvm/{trace,mmu/mmutrace}.h.
 
-One function puts all lines together, by the pieces of a format: a function for each would be as
-fast and take longer to compile than all the rest of the model.
+One function puts all lines together, by the pieces of a format: one for each event is more to compile.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ from __future__ import annotations
 from replay.jit import jit
 from replay.synth.kvm.bytes import EINTR, copy_bytes, write_some
 from replay.synth.kvm.state import (
+    CTL_BUDGET,
     CTL_ERRNO,
     CTL_FD,
-    CTL_FLUSHED,
     CTL_OUT,
     Model,
 )
@@ -18,6 +18,7 @@ from replay.synth.kvm.state import (
 ZERO, BLANK = 48, 32
 NUMBERS_MAX = 512
 """More bytes than the numbers and known texts of any event take."""
+FLUSH_COST = 1 << 18
 _LENGTH_BITS = 24
 _LENGTH = (1 << _LENGTH_BITS) - 1
 
@@ -93,4 +94,4 @@ def flush(m: Model) -> None:
         elif written != -EINTR:
             m.ctl[CTL_ERRNO] = -written
     m.ctl[CTL_OUT] = 0
-    m.ctl[CTL_FLUSHED] += 1
+    m.ctl[CTL_BUDGET] -= FLUSH_COST

@@ -149,7 +149,9 @@ def mark_page_dirty(m: Model, slot: int, gfn: int) -> None:
 
 @jit
 def is_dirty(m: Model, slot: int, page: int, clear: bool) -> bool:
-    """Whether ``page`` of the slot is; perhaps it is so no more."""
+    """Whether ``page`` of the slot is; if ``clear``, it is so no more."""
+    if m.slot[slot, SLOT_FILLING] == 0 and find_chunk(m, DIRTY, slot, page >> 9) < 0:
+        return False
     chunk, word = _dirty_chunk(m, slot, page), CHUNK_WORDS + (page >> 5 & 15)
     bits = m.chunk[chunk, word]
     if clear:

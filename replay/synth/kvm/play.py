@@ -14,10 +14,9 @@ from replay.synth.kvm.lines import flush
 from replay.synth.kvm.root import load_root, put_root, reload_root
 from replay.synth.kvm.state import (
     CTL_ACCESS,
+    CTL_BUDGET,
     CTL_CHUNK_TOP,
     CTL_CLOCK,
-    CTL_ERRNO,
-    CTL_FLUSHED,
     CTL_GREW,
     CTL_NUMBER,
     CTL_PC,
@@ -46,8 +45,8 @@ from replay.synth.kvm.zap import change_mmu_pages, prepare_zap_page
 
 IOCTL_US, FAULT_US = 1000, 40
 """Time that passes before an ioctl of the VMM and before an access."""
-FLUSHES = 64
-"""Buffers written between two returns."""
+BUDGET = 1 << 24
+"""Instructions and accesses between two returns, of which a buffer that is written counts for many."""
 WORDS_A_TASK = 4
 
 # -- instructions, Model.program -------------------------------------------------------------------
@@ -76,7 +75,7 @@ def play(model: Model) -> int:
         rehash(m.sp, m.page_heads, m.ctl[CTL_SP_TOP])
         rehash(m.table, m.table_heads, m.ctl[CTL_TABLE_TOP])
         rehash(m.chunk, m.chunk_heads, m.ctl[CTL_CHUNK_TOP])
-    m.ctl[CTL_FLUSHED] = 0
+    m.ctl[CTL_BUDGET] = BUDGET
     result = OK
     while result == OK:
         result = _step(m, m.program[m.ctl[CTL_PC]])
@@ -90,7 +89,8 @@ def _step(m: Model, step) -> int:
     """One instruction; the next one follows if it returns OK."""
     do, vm = step[DO], step[VM]
     ctl = m.ctl
-    if ctl[CTL_ERRNO] or ctl[CTL_FLUSHED] > FLUSHES:
+    ctl[CTL_BUDGET] -= 1
+    if ctl[CTL_BUDGET] < 0:
         return PAUSED
     following = ctl[CTL_PC] + 1
     result = OK
@@ -150,6 +150,10 @@ def _touch(m: Model, vm: int, step) -> int:
         ctl[CTL_NUMBER] = 0
     top = m.root[root, ROOT_SP]
     for number in range(ctl[CTL_NUMBER], count):
+        ctl[CTL_BUDGET] -= 1
+        if ctl[CTL_BUDGET] < 0:
+            ctl[CTL_NUMBER] = number
+            return PAUSED
         addr = start + stride * (number if in_order else m.order[number])
         kind = random_below(m, 2) if access == ACCESS_RANDOM else access
         leaf = leaf_page(m, top, addr)
@@ -160,9 +164,9 @@ def _touch(m: Model, vm: int, step) -> int:
         result = page_fault(m, vm, task, vcpu, root, top, addr, kind)
         if result != OK:
             return result
-        if not has_room(m) or ctl[CTL_FLUSHED] > FLUSHES:
+        if not has_room(m):
             ctl[CTL_NUMBER] = number + 1
-            return PAUSED if has_room(m) else GROW
+            return GROW
     ctl[CTL_NUMBER] = NONE
     return OK
 

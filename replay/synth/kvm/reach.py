@@ -13,10 +13,12 @@ from replay.synth.kvm.memory import host_level
 from replay.synth.kvm.spte import SPTE_MMU_W, SPTE_W, child_of, is_child, is_leaf, pages
 from replay.synth.kvm.state import (
     CHUNK_VALUE,
+    CHUNK_WORDS,
     MAP_ADDR,
     MAP_GFN,
     MAP_LEVEL,
     MAP_SIZE,
+    NONE,
     PAGE_SHIFT,
     ROOT_LEVEL,
     ROOT_MAP,
@@ -73,13 +75,17 @@ def _change_direct(
     """Leaves in direct pages of one level and role."""
     shift = 9 * (level - 1)
     number, end = first >> shift + 9, (last - 1 >> shift + 9) + 1
-    looked = False
+    gib, chunk = NONE, NONE
     while number < end:
-        if level == 1 and (not looked or number & 511 == 0):
-            looked = True
-            chunk = find_chunk(m, SMALL, vm, number >> 9)
+        if level == 1:
+            if gib != number >> 9:
+                gib = number >> 9
+                chunk = find_chunk(m, SMALL, vm, gib)
             if chunk < 0 or m.chunk[chunk, CHUNK_VALUE] == 0:
                 number = (number | 511) + 1
+                continue
+            if not m.chunk[chunk, CHUNK_WORDS + (number >> 5 & 15)] >> (number & 31) & 1:
+                number += 1
                 continue
         base = number << shift + 9
         sp = find(m.sp, m.page_heads, page_key(vm, base, level, role))

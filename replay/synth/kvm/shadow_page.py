@@ -9,6 +9,7 @@ from replay.synth.kvm.memory import disallow_huge
 from replay.synth.kvm.reach import HUGEST, PROTECT, change_leaves, change_tdp_leaves
 from replay.synth.kvm.state import (
     CHUNK_VALUE,
+    CHUNK_WORDS,
     CTL_LINK_FREE,
     CTL_LINK_TOP,
     CTL_NEXT_TABLE,
@@ -100,7 +101,9 @@ def get_direct_page(m: Model, vm: int, task: int, gfn: int, level: int, access: 
     insert(m.sp, m.page_heads, sp, key)
     m.vm[vm, VM_ROLES] |= 1 << (guest_mode << 3 | access)
     if level == 1:
-        m.chunk[make_chunk(m, SMALL, vm, gfn >> 18), CHUNK_VALUE] += 1
+        chunk = make_chunk(m, SMALL, vm, gfn >> 18)
+        m.chunk[chunk, CHUNK_VALUE] += 1
+        m.chunk[chunk, CHUNK_WORDS + (gfn >> 14 & 15)] |= 1 << (gfn >> 9 & 31)
     _account_new(m, vm, sp)
     print_page(m, task, LOCKED, GET_PAGE, sp, NEW)
     return sp

@@ -62,7 +62,7 @@ RESIDENT = 1 << 60  # of a slot: 512 host pages; CHUNK_VALUE: row of Model.moved
 DIRTY = 2 << 60  # of a slot: 512 gfns; CHUNK_VALUE: which filling of the bitmap it belongs to
 FRAME = 3 << 60  # of a VM: the guest page table in a gfn
 DISALLOW = 4 << 60  # of a VM: shadowed guest page tables in a huge page (lpage_info)
-SMALL = 5 << 60  # of a VM: direct shadow pages of level 1 in a GiB
+SMALL = 5 << 60  # of a VM: direct shadow pages of level 1 in a GiB, and in which 2 MiB there were any
 CHUNK_VALUE = 2
 CHUNK_WORDS = 3  # 512 bits, 32 a word
 CHUNK_COLUMNS = 19
@@ -126,7 +126,7 @@ CTL_LINES = 3
 CTL_LINE_MAX = 4
 CTL_FD = 5
 CTL_ERRNO = 6
-CTL_FLUSHED = 7
+CTL_BUDGET = 7
 CTL_NEXT_TABLE = 8  # frames of the host
 CTL_NEXT_DATA = 9
 CTL_SP_TOP = 10
@@ -167,7 +167,7 @@ class Model(NamedTuple):
     chunk: np.ndarray  # [chunks, CHUNK_COLUMNS]
     chunk_heads: np.ndarray
     moved: np.ndarray  # [blocks, 512] first pfn of host pages that came back elsewhere, 0 not moved
-    program: np.ndarray  # [instructions, 12] see program.py
+    program: np.ndarray  # [instructions, PROGRAM_COLUMNS] see play.py
     rounds: np.ndarray  # [depth] round of each repeat around the instruction
     order: np.ndarray  # [addresses] of a touch in random order
     twister: np.ndarray  # [625] state of the Mersenne Twister

@@ -9,6 +9,7 @@ from replay.synth.kvm.shadow_page import free_page, unlink_parent
 from replay.synth.kvm.spte import child_of, is_child
 from replay.synth.kvm.state import (
     CHUNK_VALUE,
+    CHUNK_WORDS,
     CTL_FOUND,
     CTL_LINK_FREE,
     CTL_STACK,
@@ -135,7 +136,11 @@ def _end_zap(m: Model, task: int, sp: int) -> int:
         if m.sp[sp, SP_DIRECT]:
             remove(m.sp, m.page_heads, sp)
             if m.sp[sp, SP_LEVEL] == 1:
-                m.chunk[make_chunk(m, SMALL, vm, m.sp[sp, SP_GFN] >> 18), CHUNK_VALUE] -= 1
+                chunk = make_chunk(m, SMALL, vm, m.sp[sp, SP_GFN] >> 18)
+                m.chunk[chunk, CHUNK_VALUE] -= 1
+                if m.chunk[chunk, CHUNK_VALUE] == 0:
+                    for word in range(16):
+                        m.chunk[chunk, CHUNK_WORDS + word] = 0
         else:
             m.table[m.sp[sp, SP_TABLE], TABLE_SHADOW] = NONE
             disallow_huge(m, vm, m.sp[sp, SP_GFN], -1)
