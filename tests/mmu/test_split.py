@@ -248,3 +248,16 @@ def test_lock_drop_at_every_attempt_comes_to_an_end(m: state.Mmu) -> None:
     outcomes = tables.attempts(m)["outcome"].tolist()
     assert outcomes == [Outcome.SPLIT, Outcome.EXISTING_CHILD, Outcome.EXISTING_CHILD]
     assert m.ctl[state.CTL_COUNTERS + window.C_RETRIES] == 2
+
+
+def test_a_split_page_takes_at_most_128_bytes(m: state.Mmu) -> None:
+    """Its shadow page, two buckets of a large hash table, its attempt: no SPTEs, heads or descriptors."""
+    for number in range(40):
+        huge_page(m, number + 1, GFN + 512 * number)
+    tops = (state.CTL_SPT_TOP, state.CTL_BLOCK_TOP, state.CTL_DESC_TOP)
+    before = m.ctl[list(tops)].tolist()
+    assert len(run(m, opened(m, 512 * 40))) == 40
+    assert m.ctl[list(tops)].tolist() == before
+    assert m.ctl[state.CTL_SOURCE_TOP] == 1
+    rows = (m.sp, m.sp32, m.out, m.out32, m.out16)
+    assert sum(table.shape[1] * table.itemsize for table in rows) + 2 * m.hash.itemsize <= 128
