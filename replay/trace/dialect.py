@@ -28,6 +28,7 @@ from replay.trace.lex import (
     PADDING,
     byte_at,
     intern,
+    keep_apart,
     line_end,
     load64,
     read_decimal,
@@ -187,6 +188,7 @@ def _token_start(buf, start, end):
 @jit
 def search_header(buf, start, end, headers, arena, tasks, state):
     """As ``read_header``, for any form of header, in the line ``buf[start:end]``."""
+    keep_apart()
     for at in range(start, end):
         if byte_at(buf, at) == _OPEN:
             body = _after_cpu(buf, at, state)

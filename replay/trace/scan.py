@@ -40,6 +40,7 @@ from replay.trace.lex import (
     Strings,
     byte_at,
     intern,
+    keep_apart,
     line_end,
     load64,
     name_end,
@@ -169,6 +170,7 @@ def _find_name(buf, at, names, arena):
 @jit
 def read_marker(buf, at, names, names_arena, kinds, texts, texts_arena, fields, marks):
     """A marker's text at ``at``: (kind, MALFORMED_LINE or NO_ROOM; number of the text)."""
+    keep_apart()
     end = line_end(buf, at)
     if buf[end - 1] == RETURN:
         end -= 1
@@ -202,6 +204,7 @@ def _look_up_name(buf, at, names, arena, seen):
 @jit
 def _find_event(buf, at, end, names, arena, kinds):
     """Index of the first word of ``buf[at:end]`` that names one of our events or tells of lost ones; -1."""
+    keep_apart()
     at = skip_blanks(buf, at)
     while at < end:
         word = load64(buf, at)
@@ -221,6 +224,7 @@ def _read_fields(buf, at, text, kind, row, rows, scanner):
 
     Returns the index behind it, -1 if it is malformed.
     """
+    keep_apart()
     fields, marks = scanner.fields, scanner.marks
     has_shape = False
     _clear_fields(fields)

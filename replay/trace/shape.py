@@ -16,6 +16,7 @@ from replay.trace.lex import (
     BLOCK,
     byte_at,
     hex_digits,
+    keep_apart,
     load64,
     low_bytes,
     newlines,
@@ -167,6 +168,7 @@ def learn_shape(buf, at, end, kind, row, rows, marks, places, shapes, ranges):
 
     It has been read up to ``end``, which made ``marks`` int64[MARKS, 4] and row ``row``.
     """
+    keep_apart()
     size = end + 1 - at
     if size > SHAPE_BLOCKS * BLOCK or marks[0, 0] > MAX_NUMBERS:
         return
