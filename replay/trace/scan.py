@@ -124,9 +124,10 @@ class Scanner(NamedTuple):
     names: Strings  # of events
     kinds: np.ndarray  # int64[MAX_NAMES, 2] of each name: kind; lines of other events
     texts: Strings  # of markers
-    # int64[2, SLOTS, SEEN]: some headers as in ``dialect.read_header``, and some names: where one stood, the
+    # int64[SLOTS, SEEN]: some headers as in ``dialect.read_header``, and some names: where one stood, the
     # length up to its text, its number, and the length of its group
-    seen: np.ndarray
+    seen_headers: np.ndarray
+    seen_names: np.ndarray
     # of texts, as in ``replay.trace.shape``
     places: np.ndarray  # int64[PLACES]
     shapes: np.ndarray  # int64[MAX_SHAPES, SHAPE]
@@ -251,7 +252,7 @@ def _read_event(buf, at, rows, scanner):
     The payload stands in row ``state[ROWS]`` then, that of a marker in ``fields``.
     """
     names, names_arena = scanner.names
-    kinds, state, seen = scanner.kinds, scanner.state, scanner.seen[1]
+    kinds, state, seen = scanner.kinds, scanner.state, scanner.seen_names
     row = np.uint64(state[ROWS])
     places, shapes, ranges = scanner.places, scanner.shapes, scanner.ranges
     known, text = read_by_shape(buf, at, row, rows, places, shapes, ranges)
@@ -359,20 +360,14 @@ def _write_fields(row, rows, fields):
         rows.role[row] = np.uint32(fields[ROLE])
 
 
-@kernel
-def scan(buf, at, stop, rows, scanner):
-    """Parse the lines of ``buf[at:stop]`` into ``rows`` from row ``state[ROWS]`` on.
-
-    ``buf`` uint8 has a newline before ``stop`` and PADDING newlines behind it.  Returns where it stopped;
-    ``state[STOP]`` says why.  A comment has been passed by then, any other line that is the reason is
-    yet to be parsed.
-    """
+@jit
+def _scan(buf, at, stop, rows, scanner):
+    """As ``scan``."""
     headers, headers_arena = scanner.headers
     names, names_arena = scanner.names
     tasks, kinds = scanner.tasks, scanner.kinds
     fields, state, malformed = scanner.fields, scanner.state, scanner.malformed
-    all_rows, all_tables = by_reference(rows), by_reference(scanner)
-    seen_headers, seen_names = scanner.seen[0], scanner.seen[1]
+    seen_headers, seen_names = scanner.seen_headers, scanner.seen_names
     for slot in range(SLOTS):  # they are known by places of ``buf``
         seen_headers[slot, SEEN_AT] = seen_names[slot, SEEN_AT] = -1
     state[STOP] = AT_END
@@ -409,7 +404,7 @@ def scan(buf, at, stop, rows, scanner):
                 elif event >= 0:  # option nocontext-info, or copied without
                     state[TIME] = 0
         if event >= 0:
-            kind, text = _read_event(buf, event, all_rows, all_tables)
+            kind, text = _read_event(buf, event, rows, scanner)
         if kind == NO_ROOM or kind == NO_BASE:
             state[STOP], state[START] = TEXTS_FULL if kind == NO_ROOM else BASE_IS_NEW, at
             break
@@ -423,9 +418,9 @@ def scan(buf, at, stop, rows, scanner):
             end = line_end(buf, end)
         if kind > 0:
             if kind < _FIRST_MARK:
-                _write_place(kind, np.uint64(row), all_rows, state)
+                _write_place(kind, np.uint64(row), rows, state)
             else:
-                write_row(kind, text, row, all_rows, fields, state)
+                write_row(kind, text, row, rows, fields, state)
             state[ROWS] += 1
             if kind <= _LAST_KVMMMU:
                 state[KVMMMU] += 1
@@ -440,3 +435,14 @@ def scan(buf, at, stop, rows, scanner):
             state[MALFORMED] += 1
         at = end + 1
     return at
+
+
+@kernel
+def scan(buf, at, stop, rows, scanner):
+    """Parse the lines of ``buf[at:stop]`` into ``rows`` from row ``state[ROWS]`` on.
+
+    ``buf`` uint8 has a newline before ``stop`` and PADDING newlines behind it.  Returns where it stopped;
+    ``state[STOP]`` says why.  A comment has been passed by then, any other line that is the reason is
+    yet to be parsed.
+    """
+    return _scan(buf, at, stop, by_reference(rows), by_reference(scanner))
