@@ -24,6 +24,8 @@ from replay.trace.scanner import with_task
 
 MAX_TEXTS = 1 << 12
 """A section with more distinct markers is scanned in place: joining costs more than it saves."""
+MAX_THREADS = 8
+"""One thread joins what they find, and each holds a section in memory."""
 MAX_GIVEN_UP = 3
 """After so many sections that had to be given up no more are tried."""
 _NO_TIME = np.iinfo(np.int64).min
@@ -46,7 +48,8 @@ class Section(NamedTuple):
 
 def thread_count() -> int:
     """How many sections may be scanned at once."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MAX_THREADS)
 
 
 def fork(scanner: Scanner) -> Scanner:

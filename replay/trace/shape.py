@@ -100,10 +100,9 @@ def read_by_shape(buf, at, row, rows, places, shapes, ranges):
     number, tried = places[_place_of(buf, at)], 0
     while number != 0 and tried < MAX_TRIED:
         shape, own = shapes[number], ranges[number]
-        wrong = out_of_range(buf, at, own, 0) | out_of_range(buf, at + BLOCK, own, 2 * BLOCK)
-        if shape[BLOCKS] > 2:
-            wrong |= out_of_range(buf, at + 2 * BLOCK, own, 4 * BLOCK)
-        if wrong == _ZERO:
+        if out_of_range(buf, at, own, 0) | out_of_range(buf, at + BLOCK, own, 2 * BLOCK) == _ZERO and (
+            shape[BLOCKS] <= 2 or out_of_range(buf, at + 2 * BLOCK, own, 4 * BLOCK) == _ZERO
+        ):
             break
         number, tried = shape[NEXT], tried + 1
     if number == 0 or tried == MAX_TRIED:
