@@ -21,6 +21,7 @@ from replay.trace.forms import has_prefix
 from replay.trace.lex import Strings, added, contents, grown, new_strings
 from replay.trace.scan import Rows, Scanner, scan
 from replay.trace.scanner import with_task
+from replay.trace.shape import NEXT
 
 MAX_TEXTS = 1 << 12
 """A section with more distinct markers is scanned in place: joining costs more than it saves."""
@@ -59,6 +60,7 @@ def fork(scanner: Scanner) -> Scanner:
     state[COLUMN], state[TIME] = scanner.state[COLUMN], _NO_TIME
     state[scanning.DOUBTS], state[scanning.GIVEN_UP] = scanner.state[scanning.DOUBTS], -1
     state[scanning.BASE] = scanner.state[scanning.BASE]
+    shapes = 1 + int(scanner.shapes[0, NEXT])
     return scanner._replace(
         headers=Strings(*(array.copy() for array in scanner.headers)),
         names=Strings(*(array.copy() for array in scanner.names)),
@@ -68,13 +70,20 @@ def fork(scanner: Scanner) -> Scanner:
         seen_headers=np.zeros_like(scanner.seen_headers),
         seen_names=np.zeros_like(scanner.seen_names),
         places=scanner.places.copy(),
-        shapes=scanner.shapes.copy(),
-        ranges=scanner.ranges.copy(),
+        shapes=_first_rows(scanner.shapes, shapes),
+        ranges=_first_rows(scanner.ranges, shapes),
         marks=np.zeros_like(scanner.marks),
         fields=np.zeros_like(scanner.fields),
         state=state,
         malformed=np.zeros_like(scanner.malformed),
     )
+
+
+def _first_rows(table: np.ndarray, count: int) -> np.ndarray:
+    """A table as large, with the first ``count`` rows of ``table``: the memory of others is never touched."""
+    rows = np.zeros_like(table)
+    rows[:count] = table[:count]
+    return rows
 
 
 def scan_section(
