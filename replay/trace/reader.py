@@ -56,7 +56,8 @@ if TYPE_CHECKING:
 __all__ = ["Trace", "read_trace", "write_table"]
 
 CHUNK_BYTES = 4 << 20
-BATCH_ROWS = 1 << 17
+BATCH_ROWS, FIRST_ROWS = 1 << 17, 1 << 15
+"""Of a batch, and of the first."""
 SAMPLE_BYTES = 1 << 14
 """The beginning of a trace, by which its form is told."""
 RAW_SAMPLE_BYTES = 1 << 20
@@ -70,7 +71,7 @@ MAX_DOUBTS, RARE_DOUBTS = 1000, 61
 """After so many malformed lines that no other form explains, only each 61st is looked at: a form may still
 begin, but a trace of nonsense takes no time.  A prime, for lines that take turns.
 """
-MEMORY_BYTES = 80 << 20
+MEMORY_BYTES = 96 << 20
 """Columns kept in memory; a trace that needs more continues in a temporary file."""
 
 Progress = Callable[[int, int | None], None]
@@ -207,7 +208,7 @@ class Parser:
     def _rows_to_expect(self) -> int:
         """About as many rows as a small file has, so that few pages of memory are cleared for it."""
         size = self._source.size
-        return self._batch_rows if size is None else max(1024, size // LEAST_LINE)
+        return FIRST_ROWS if size is None else min(FIRST_ROWS, max(1024, size // LEAST_LINE))
 
     def parse(self, chunk_bytes: int) -> Trace:
         """Read the source to its end."""
