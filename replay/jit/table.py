@@ -127,7 +127,16 @@ def _member(context: Any, builder: Any, table: Any, value: Any, name: str, axis:
     """What the array behind ``value`` has by that name: a number, or the pointer to its data."""
     index = context.data_model_manager[table.array].get_field_position(name)
     pointer, member = _pointer_into(context, builder, table.array, value, index, axis)
-    return builder.load(pointer, typ=member)
+    return _tagged(builder, builder.load(pointer, typ=member), "array")
+
+
+def _tagged(builder: Any, access: Any, memory: str) -> Any:
+    """Tell LLVM that ``access`` is to arrays' own numbers or to elements, which never overlap."""
+    module = builder.module
+    root = module.add_metadata(["table"])
+    kind = module.add_metadata([memory, root, ir.IntType(64)(0)])
+    access.set_metadata("tbaa", module.add_metadata([kind, kind, ir.IntType(64)(0)]))
+    return access
 
 
 def data_pointer(context: Any, builder: Any, typ: Any, value: Any) -> Any:
@@ -221,7 +230,9 @@ def _load_element(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     pointer = _pointer_to(context, builder, signature, *args)
     if isinstance(signature.return_type, RowType):
         return pointer
-    return context.unpack_value(builder, signature.return_type, pointer)
+    if not isinstance(signature.return_type, types.Integer):
+        return context.unpack_value(builder, signature.return_type, pointer)
+    return _tagged(builder, builder.load(pointer), "element")
 
 
 @lower_builtin(operator.setitem, TableType, types.Integer, types.Any)
@@ -230,7 +241,10 @@ def _load_element(context: Any, builder: Any, signature: Any, args: Any) -> Any:
 def _store_element(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     target, index, value = args
     pointer = _pointer_to(context, builder, signature, target, index)
-    context.pack_value(builder, signature.args[2], value, pointer)
+    if isinstance(signature.args[2], types.Integer):
+        _tagged(builder, builder.store(value, pointer), "element")
+    else:
+        context.pack_value(builder, signature.args[2], value, pointer)
     return context.get_dummy_value()
 
 
