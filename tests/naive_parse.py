@@ -142,6 +142,8 @@ def _pairs(text: str, keys: dict[str, str], kind: int, strict: bool) -> Row:
             seen.add(key)
     if set(keys) - seen - OPTIONAL:
         raise Malformed
+    if kind == 91:  # the address space is the upper half of a slot's number
+        row["num"] |= row.get("level", 0) << 16
     if kind == 30:
         row["gfn"] >>= 12
         row["end"] >>= 12
