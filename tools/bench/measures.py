@@ -198,8 +198,8 @@ def _mixed(rounds: int) -> str:
 
 
 MEASURES: tuple[Measure, ...] = (
+    memory,  # first: what this process has taken counts as its children's
     parsing,
-    memory,
     caching,
     synthesis,
     replaying,
