@@ -195,7 +195,13 @@ class Pool:
         room = max(self._room(), _MIN_ROWS_BYTES)
         worker.given, worker.need = given, self._estimate.need(task)
         with contextlib.suppress(OSError):  # it has died, which its connection tells
-            worker.connection.send((task, known, min(room, max(worker.need, _MIN_ROWS_BYTES))))
+            rows_bytes = min(room, max(worker.need, _MIN_ROWS_BYTES))
+            worker.connection.send((task, known, rows_bytes, self._threads()))
+
+    def _threads(self) -> int:
+        """Cores for a trace: several at the end, when there are fewer traces than processes."""
+        traces = len(self._running()) + len(self._waiting)
+        return max(1, len(os.sched_getaffinity(0)) // min(traces, len(self._workers)))
 
 
 def _reason(exitcode: int) -> str:
@@ -228,9 +234,9 @@ def _serve(connection: Connection, job: Job) -> None:
         warm_up(lambda line: connection.send(("say", line)))
         connection.send(("ready", resident()))
         while True:
-            task, known, memory_bytes = connection.recv()
+            task, known, memory_bytes, threads = connection.recv()
             begin_peak()
-            reply = work(job, task, known, memory_bytes)
+            reply = work(job, task, known, memory_bytes, threads)
             taken = peak()
             pa.default_memory_pool().release_unused()
             connection.send(("done", reply, taken, resident()))

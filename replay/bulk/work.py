@@ -49,12 +49,19 @@ class Reply:
     """By policy, ``error`` where there is none."""
 
 
-def work(job: Job, task: Task, known: Mapping[str, frozenset[str]], memory_bytes: int | None = None) -> Reply:
+def work(
+    job: Job,
+    task: Task,
+    known: Mapping[str, frozenset[str]],
+    memory_bytes: int | None = None,
+    threads: int = 1,
+) -> Reply:
     """Replay one trace with all policies of ``job`` and stage the rows.
 
     ``known`` holds, by policy, contents that need not be replayed; ``memory_bytes`` bounds what its
-    events take in memory, beyond which they are kept in a temporary file.  Whatever is wrong with the
-    trace becomes a row.  Raises ``OutputError`` where the rows cannot be written.
+    events take in memory, beyond which they are kept in a temporary file; so many ``threads`` scan its
+    text.  Whatever is wrong with the trace becomes a row.  Raises ``OutputError`` where the rows cannot be
+    written.
     """
     try:
         content = content_of(task.file, job.request)
@@ -65,7 +72,7 @@ def work(job: Job, task: Task, known: Mapping[str, frozenset[str]], memory_bytes
     if not labels:
         return Reply(task.path, content, kept)
     verdicts: dict[str, str] = {}
-    runs = _noted(_runs(job, task, labels, content, memory_bytes), verdicts)
+    runs = _noted(_runs(job, task, labels, content, memory_bytes, threads), verdicts)
     size = write_staged(storage_of(job.url), job.key, task.path, runs)
     return Reply(task.path, content, kept, size, verdicts)
 
@@ -78,7 +85,7 @@ def stage_error(job: Job, task: Task, error: Exception) -> Reply:
 
 
 def _runs(
-    job: Job, task: Task, labels: list[str], content: str, memory_bytes: int | None
+    job: Job, task: Task, labels: list[str], content: str, memory_bytes: int | None, threads: int
 ) -> Iterator[tuple[str, Tables]]:
     """The rows of each policy; the trace is read once."""
     from replay.trace.reader import MEMORY_BYTES, read_trace
@@ -90,6 +97,7 @@ def _runs(
             file_format=request.file_format,
             strict=request.strict,
             memory_bytes=min(MEMORY_BYTES, memory_bytes or MEMORY_BYTES),
+            threads=threads,
         )
     except Exception as error:
         for label in labels:

@@ -129,12 +129,14 @@ def read_trace(
     chunk_bytes: int = CHUNK_BYTES,
     batch_rows: int = BATCH_ROWS,
     memory_bytes: int = MEMORY_BYTES,
+    threads: int | None = None,
 ) -> Trace:
     """Read a trace: text in any of its forms, trace.dat, perf.data, or a table of ``replay parse``.
 
     ``path`` may be "-" for standard input.  ``file_format``, one of ``replay.trace.formats.FORMATS``,
     says what it is where its content does not tell.  ``strict`` makes the first malformed line an error;
-    ``tolerate_truncation`` takes what there is of a compressed file that was cut off.
+    ``tolerate_truncation`` takes what there is of a compressed file that was cut off.  ``threads`` scan at
+    once, as many as there are cores if it is None.
     Raises TraceError where the input is no trace or cannot be read, MalformedLine under ``strict``.
     """
     path = str(path)
@@ -155,7 +157,7 @@ def read_trace(
 
             parser_class = DatParser
         parser = parser_class(source, file_format, strict, tolerate_truncation, progress, batch_rows, store)
-        return parser.parse(chunk_bytes)
+        return parser.parse(chunk_bytes, threads or thread_count())
     finally:
         store.finish()
         source.close()
@@ -210,11 +212,11 @@ class Parser:
         size = self._source.size
         return FIRST_ROWS if size is None else min(FIRST_ROWS, max(1024, size // LEAST_LINE))
 
-    def parse(self, chunk_bytes: int) -> Trace:
+    def parse(self, chunk_bytes: int, threads: int) -> Trace:
         """Read the source to its end."""
         mapped = self._source.mapped()
         if mapped is not None:
-            self._parse_mapped(mapped, chunk_bytes)
+            self._parse_mapped(mapped, chunk_bytes, threads)
         buf = np.empty(chunk_bytes + PADDING, np.uint8)
         held = 0  # bytes at the beginning of the buffer that are yet to be scanned
         while True:
@@ -242,18 +244,18 @@ class Parser:
             buf[:held] = rest
             self._tell(self._source.position())
 
-    def _parse_mapped(self, mapped: np.ndarray, chunk_bytes: int) -> None:
+    def _parse_mapped(self, mapped: np.ndarray, chunk_bytes: int, threads: int) -> None:
         """Parse whole chunks where they lie, up to the end of the file or a line longer than a chunk."""
         at = 0
         while at + chunk_bytes + PADDING <= len(mapped):
-            first = at == 0 and thread_count() > 1
+            first = at == 0 and threads > 1
             stop = _chunk_end(mapped, at, at + (chunk_bytes >> 2 if first else chunk_bytes))
             if stop <= at:
                 break
             self._scan(mapped, at, stop)
             at = self._pass(at, stop)
             if first:
-                at = self._parse_sections(mapped, at, chunk_bytes)
+                at = self._parse_sections(mapped, at, chunk_bytes, threads)
         self._source.skip(at)
 
     def _pass(self, at: int, stop: int) -> int:
@@ -262,9 +264,9 @@ class Parser:
         self._tell(stop)
         return stop
 
-    def _parse_sections(self, mapped: np.ndarray, at: int, size: int) -> int:
+    def _parse_sections(self, mapped: np.ndarray, at: int, size: int, threads: int) -> int:
         """Parse sections of about ``size`` bytes by several threads: where the rest begins."""
-        threads, begin, given_up = thread_count(), at, 0
+        begin, given_up = at, 0
         pending: deque[tuple[int, Future[Section | None]]] = deque()
         pool = ThreadPoolExecutor(threads)
         try:

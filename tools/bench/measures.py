@@ -48,18 +48,14 @@ def parsing(inputs: Inputs) -> Iterator[Row]:
     tool = next(name for name in ("rg", "grep") if shutil.which(name))
     counting = best_command([tool, "-c", "set_spte", inputs.text], inputs.runs)
     words = best_command(["wc", "-l", inputs.text], inputs.runs)
-    threads, reader.thread_count = reader.thread_count, lambda: 1
-    try:
-        one = best_call(lambda: reader.read_trace(str(inputs.text)), inputs.runs + 1)
-    finally:
-        reader.thread_count = threads
+    one = best_call(lambda: reader.read_trace(str(inputs.text), threads=1), inputs.runs + 1)
     every = best_call(lambda: reader.read_trace(str(inputs.text)), inputs.runs)
     yield Row(
         "parse, one core", inputs.lines / one.cpu / 1e6, "M lines/s", f"{tool} -c", one.cpu / counting.cpu
     )
     yield Row("parse, one core", one.cpu * 1e9 / inputs.lines, "ns/line", "wc -l", one.cpu / words.cpu)
     yield Row(
-        f"parse, {threads()} cores, wall",
+        f"parse, {reader.thread_count()} cores, wall",
         inputs.lines / every.wall / 1e6,
         "M lines/s",
         f"{tool} -c",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from replay.mmu.engine import Options, replay_trace, trace_facts
 from replay.policy import Policy
-from replay.trace import reader
+from replay.trace.reader import read_trace
 from tools.bench.timing import best_call, best_command
 
 RUNS = 5
@@ -20,10 +20,10 @@ RUNS = 5
 
 def measure(path: Path) -> None:
     """Print the speeds of one trace."""
-    trace = reader.read_trace(str(path))
+    trace = read_trace(str(path))
     policy = Policy.parse(trace_facts(trace).policy_hint[0])
     splits = replay_trace(trace, policy, Options()).counters["split"]
-    parsing = best_call(lambda: reader.read_trace(str(path)), RUNS).cpu
+    parsing = best_call(lambda: read_trace(str(path), threads=1), RUNS).cpu
     replaying = best_call(lambda: replay_trace(trace, policy, Options()), RUNS).cpu
     counting = best_command(["wc", "-l", path], RUNS).cpu
     print(f"{path}: {trace.lines} lines, {trace.events} events, {splits} splits")
@@ -34,7 +34,6 @@ def measure(path: Path) -> None:
 
 def main() -> None:
     """Measure what the command line names."""
-    reader.thread_count = lambda: 1
     for name in sys.argv[1:]:
         measure(Path(name))
 

@@ -45,7 +45,7 @@ _READ_BYTES = 1 << 20
 class DatParser(Parser):
     """Parses a trace.dat file.  A record is a line: ``line`` of an event is its number in order of time."""
 
-    def parse(self, chunk_bytes: int = 0) -> Trace:
+    def parse(self, chunk_bytes: int = 0, threads: int = 1) -> Trace:
         """Read the source to its end."""
         self._trace.format = "trace.dat"
         assert isinstance(self._source, Source)
