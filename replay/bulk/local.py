@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.forkserver import ensure_running
 from typing import Any, cast
@@ -63,6 +63,7 @@ class Pool:
 
     def __enter__(self) -> Pool:
         # the server and the workers inherit what is set and blocked here: Ctrl-C is for this process alone
+        resource_tracker.ensure_running()  # which unblocks signals when it starts
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             with _environment(_ENVIRONMENT):
