@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,21 @@ def test_as_many_as_memory_allows(pool: Pool) -> None:
 def test_one_that_does_not_fit_is_run_alone_within_what_is_there(pool: Pool) -> None:
     pool._waiting.extend((task(name, mib), {}) for name, mib in (("a", 4000), ("b", 1)))
     assert begin(pool) == ["a"]
-    ((_, _, memory_bytes),) = pool._workers[0].connection.sent  # type: ignore[attr-defined]
+    ((_, _, memory_bytes, _),) = pool._workers[0].connection.sent  # type: ignore[attr-defined]
     assert memory_bytes == 500 * MIB
     pool._workers[0].given = None
     assert begin(pool) == ["b"]
+
+
+def test_the_last_traces_have_several_cores(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)))
+    pool._waiting.extend((task(name, 1), {}) for name in "abcd")
+    assert begin(pool) == ["a", "b", "c"]
+    for worker in pool._workers:
+        worker.given = None
+    assert begin(pool) == ["d"]
+    sent = [worker.connection.sent for worker in pool._workers]  # type: ignore[attr-defined]
+    assert [[threads for *_, threads in messages] for messages in sent] == [[2, 6], [2], [2]]
 
 
 def test_one_whose_process_died_is_alone(pool: Pool) -> None:
