@@ -23,9 +23,9 @@ BINARY_FORMATS: dict[str, tuple[str, ...]] = {
 FORMATS = (AUTO, *TEXT_FORMATS, *BINARY_FORMATS)
 
 # each begins with a literal, which is found many times faster than anything else
-_PERF_SCRIPT = re.compile(rb"\.\d{6,9}: +(?:\d+ +)?[\w-]+:\w+: ")
+_PERF_SCRIPT = re.compile(rb"\.(?<=\d\.)\d{6,9}: +(?:\d+ +)?[\w-]+:\w+: ")
 _TRACE_CMD = re.compile(rb"\n(?:cpus=\d+$|version = \d|CPU \d+ is empty$)", re.MULTILINE)
-_TRACE_CMD_EVENT = re.compile(rb"\.\d{6,9}: \w+: {2,}\S")
+_TRACE_CMD_EVENT = re.compile(rb"\.(?<=\d\.)\d{6,9}: \w+: {2,}\S")
 _LATENCY = re.compile(rb"us.: ")
 _DMESG = re.compile(rb"^[^\n\[]*\[ *\d+\.\d{6}\][^\n]* \d+us.: ", re.MULTILINE)
 # a banner, with the package's version of a Debian kernel, or a marker "replay: kernel version=..."

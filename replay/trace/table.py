@@ -59,8 +59,7 @@ def _record_batches(trace: Trace, schema: pa.Schema) -> Iterator[pa.RecordBatch]
         arrays = []
         for name, column in zip(COLUMN_TYPES, batch, strict=True):
             if name in dictionaries:
-                null = column < 0
-                indices = arrow_array(column, pa.int32(), null if null.any() else None)
+                indices = arrow_array(column, pa.int32(), column < 0)
                 arrays.append(pa.DictionaryArray.from_arrays(indices, dictionaries[name]))
             else:
                 arrays.append(arrow_array(column, schema.field(name).type))
