@@ -10,13 +10,12 @@ and Python doubles what is short (:func:`grow`).
 
 from __future__ import annotations
 
-import mmap
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from replay.jit import jit, kernel
+from replay.memory import new_memory
 
 # -- shadow pages (struct kvm_mmu_page): a row is 64 bytes, in two tables; row 0 is no page --------
 # Mmu.sp
@@ -326,22 +325,10 @@ def make(
 
 
 def _mapped(count: int, columns: int, dtype: Any, reserve: bool = False) -> np.ndarray:
-    """Zeroed rows in memory that is taken as they are used.
-
-    That of ``np.zeros`` is cleared as a whole where it was in use before, as in the second of many replays.
-    ``reserve``: addresses that will hardly be used all.  Raises ``MemoryError``.
-    """
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    if reserve:
-        flags |= getattr(mmap, "MAP_NORESERVE", 0)
-    try:
-        memory = mmap.mmap(-1, count * columns * np.dtype(dtype).itemsize, flags=flags)
-    except OSError as error:
-        raise MemoryError from error
-    if reserve and hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # not in this kernel
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, dtype).reshape(count, columns)
+    """Zeroed rows in memory that is taken as they are used; ``reserve`` as in ``new_memory``."""
+    size = count * columns * np.dtype(dtype).itemsize
+    memory = new_memory(size, large_pages=reserve, reserve=reserve)
+    return memory[:size].view(dtype).reshape(count, columns)
 
 
 def _larger(rows: np.ndarray, top: int) -> np.ndarray:

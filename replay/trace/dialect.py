@@ -46,6 +46,10 @@ NEW_TASK = -2
 # places of the scanner's array ``state`` that ``read_header`` fills
 TASK, CPU, TIME, COLUMN, START, END, WHOLE, FRACTION = range(8)
 HEADER_STATE = 8
+# places of a row of the scanner's array ``tasks``: -1 if the header is no task's, else 0; the line of the
+# task's first VM activity, 0 none; what its columns are
+IS_NONE, FIRST_LINE, PID, TGID, COMM = range(5)
+TASK_PLACES = 5
 
 TASK_COMM_LEN = 16
 SLOTS = 256
@@ -71,6 +75,10 @@ class Task(NamedTuple):
     pid: int
     tgid: int
     has_tgid_column: bool
+
+
+NOBODY = Task("", -1, -1, False)
+"""Task of a line that names none."""
 
 
 def parse_task(text: str) -> Task | None:
@@ -133,7 +141,7 @@ def _find_task(buf, start, end, body, headers, arena, tasks, state):
         state[START], state[END] = start, end
         return np.int64(NEW_TASK)
     state[TASK] = task
-    return np.int64(body) if tasks[task, 0] >= 0 else np.int64(NO_HEADER)
+    return np.int64(body) if tasks[task, IS_NONE] == 0 else np.int64(NO_HEADER)
 
 
 @jit
@@ -141,7 +149,7 @@ def read_header(buf, start, headers, arena, tasks, seen, state):
     """Read what stands before an event's name in the line at ``start``.
 
     ``headers`` and ``arena`` are the Strings of the tasks' headers as they are printed; ``tasks``
-    int64[n, 2] is negative in column 0 for those that are none.  Fills TASK, CPU and TIME (ns) of
+    int64[n, TASK_PLACES] tells those that are none.  Fills TASK, CPU and TIME (ns) of
     ``state`` int64.  Returns the index of the name; NO_HEADER if the CPU column is not where it was in the
     line before, when ``search_header`` must look for it; NEW_TASK if ``buf[START:END]`` is a task's header
     that is not in ``headers`` yet.

@@ -7,8 +7,6 @@ import shutil
 import subprocess
 import tempfile
 
-import numpy as np
-
 from replay.errors import TraceError
 
 _FIELDS = "comm,pid,tid,cpu,time,event,trace"
@@ -60,15 +58,12 @@ class PerfScript:
         self._errors.seek(0)
         return self._errors.read().decode(errors="replace").strip()
 
-    def mapped(self) -> np.ndarray | None:
-        """None: there is no file to be mapped."""
+    def plain_file(self) -> int | None:
+        """None: there is no file of text."""
         return None
 
-    def skip(self, count: int) -> None:
-        """Never called: nothing was mapped."""
-
-    def forget(self, start: int, stop: int) -> None:
-        """Never called: nothing was mapped."""
+    def go_to(self, place: int) -> None:
+        """Never called: there is no place to go to."""
 
     def position(self) -> int:
         """0: nobody knows how far perf is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -14,8 +15,8 @@ import numpy as np
 from replay.errors import MalformedLine, TraceError
 from replay.schema import Columns
 from replay.trace import scan as scanning
-from replay.trace.columns import Batch, columns_of
-from replay.trace.dialect import END, START, Task, parse_task
+from replay.trace.columns import columns_of
+from replay.trace.dialect import END, FIRST_LINE, NOBODY, START, parse_task
 from replay.trace.formats import (
     AUTO,
     BANNER,
@@ -33,13 +34,15 @@ from replay.trace.perf import PerfScript
 from replay.trace.raw import is_in_hex
 from replay.trace.roles import RoleWords
 from replay.trace.scan import Scanner, scan
-from replay.trace.scanner import new_scanner, with_task
+from replay.trace.scanner import new_scanner, with_header
 from replay.trace.sections import (
     MAX_GIVEN_UP,
     Section,
     can_join,
     fork,
     join,
+    last_line_end,
+    malformed_lines,
     number_comms,
     scan_section,
     thread_count,
@@ -55,7 +58,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Trace", "read_trace", "write_table"]
 
-CHUNK_BYTES = 4 << 20
+CHUNK_BYTES = 1 << 20
+"""Read at once: what the processor keeps near while it is scanned."""
+FIRST_BYTES = 1 << 18
+SECTION_CHUNKS = 16
+"""Chunks of a section at most."""
 BATCH_ROWS, FIRST_ROWS = 1 << 17, 1 << 15
 """Of a batch, and of the first."""
 SAMPLE_BYTES = 1 << 14
@@ -63,15 +70,15 @@ SAMPLE_BYTES = 1 << 14
 RAW_SAMPLE_BYTES = 1 << 20
 """The first raw fields, by which the base of their numbers is told."""
 WITHOUT_PROCESS = "events of several VMs without process"
-LEAST_LINE, FEW_BYTES = 32, 96
-"""Bytes of any line that may be an event, and of most of them, at least."""
+LEAST_LINE = 32
+"""Bytes of any line that may be an event."""
 MAX_LINE = 1 << 14
 """A malformed line is looked at again in so many bytes."""
 MAX_DOUBTS, RARE_DOUBTS = 1000, 61
 """After so many malformed lines that no other form explains, only each 61st is looked at: a form may still
 begin, but a trace of nonsense takes no time.  A prime, for lines that take turns.
 """
-MEMORY_BYTES = 96 << 20
+MEMORY_BYTES = 128 << 20
 """Columns kept in memory; a trace that needs more continues in a temporary file."""
 
 Progress = Callable[[int, int | None], None]
@@ -187,23 +194,22 @@ class Parser:
         self._file_format = None if file_format in BINARY_FORMATS or file_format == AUTO else file_format
         self._forms.used.update(TEXT_FORMATS.get(self._file_format or "", ()))
         self._useless_doubts = 0
+        self._buffers: list[np.ndarray] = []  # of threads
         self._begin()
 
     def _begin(self) -> None:
         """Forget what has been read so far; only while there is no batch."""
         self._created: list[VmCreated] = []
-        self._tasks = [Task("", -1, -1, False)]
+        self._tasks = [NOBODY]
         self._task_numbers: dict[bytes, int] = {}  # by header
         self._comms: dict[str, int] = {}
-        self._comm_of_task = [-1]
-        self._task_values = np.zeros((3, 0), np.int32)
         self._saw_header = False
         self._role_words = RoleWords()
         self._slot_owners = SlotOwners()
         self._trace.malformed.clear()
         self._trace.lost_events = 0
         self._scanner = new_scanner()
-        self._scanner.state[[scanning.DOUBTS, scanning.GIVEN_UP]] = self._file_format != "ftrace", -1
+        self._scanner.state[scanning.DOUBTS] = self._file_format != "ftrace"
         self._rows = self._store.memory.rows(min(self._batch_rows, self._rows_to_expect()))
         self._at_beginning = True  # the first lines are being scanned, and can be again
 
@@ -212,15 +218,17 @@ class Parser:
         size = self._source.size
         return FIRST_ROWS if size is None else min(FIRST_ROWS, max(1024, size // LEAST_LINE))
 
+    def _rows_of(self, count: int, read: int) -> int:
+        """About as many rows as ``count`` bytes have, or few more, if they are as the first ``read`` were."""
+        rows = self._trace.events + int(self._scanner.state[scanning.ROWS])
+        return min(self._batch_rows, 256 + rows * (count + count // 32) // read)
+
     def parse(self, chunk_bytes: int, threads: int) -> Trace:
         """Read the source to its end."""
-        mapped = self._source.mapped()
-        if mapped is not None:
-            self._parse_mapped(mapped, chunk_bytes, threads)
         buf = np.empty(chunk_bytes + PADDING, np.uint8)
         held = 0  # bytes at the beginning of the buffer that are yet to be scanned
+        room = min(chunk_bytes, FIRST_BYTES)  # what one thread scans before others begin
         while True:
-            room = len(buf) - PADDING
             count = self._read(buf[held:room])
             self._trace.bytes += count
             held += count
@@ -234,89 +242,88 @@ class Parser:
             stop = _chunk_end(buf, 0, held)
             if stop == 0:  # one line longer than the buffer
                 buf = np.concatenate([buf, np.empty(len(buf), np.uint8)])
+                room = len(buf) - PADDING
                 continue
-            tail = buf[stop : stop + PADDING].copy()
+            rest = buf[stop:held].copy()
             buf[stop : stop + PADDING] = NEWLINE
             self._scan(buf, 0, stop)
-            buf[stop : stop + PADDING] = tail
-            rest = buf[stop:held].copy()
             held = len(rest)
             buf[:held] = rest
             self._tell(self._source.position())
+            file = self._source.plain_file()
+            if threads > 1 and file is not None:
+                self._parse_sections(file, self._trace.bytes - held, chunk_bytes, threads)
+                threads, held = 1, 0
+            room = len(buf) - PADDING
 
-    def _parse_mapped(self, mapped: np.ndarray, chunk_bytes: int, threads: int) -> None:
-        """Parse whole chunks where they lie, up to the end of the file or a line longer than a chunk."""
-        at = 0
-        while at + chunk_bytes + PADDING <= len(mapped):
-            first = at == 0 and threads > 1
-            stop = _chunk_end(mapped, at, at + (chunk_bytes >> 2 if first else chunk_bytes))
-            if stop <= at:
-                break
-            self._scan(mapped, at, stop)
-            at = self._pass(at, stop)
-            if first:
-                at = self._parse_sections(mapped, at, chunk_bytes, threads)
-        self._source.skip(at)
-
-    def _pass(self, at: int, stop: int) -> int:
-        self._trace.bytes += stop - at
-        self._source.forget(at, stop)
-        self._tell(stop)
-        return stop
-
-    def _parse_sections(self, mapped: np.ndarray, at: int, size: int, threads: int) -> int:
-        """Parse sections of about ``size`` bytes by several threads: where the rest begins."""
+    def _parse_sections(self, file: int, at: int, chunk_bytes: int, threads: int) -> None:
+        """Parse sections of ``file`` from ``at`` on by several threads, and go to where the rest begins."""
+        end = os.fstat(file).st_size
         begin, given_up = at, 0
         pending: deque[tuple[int, Future[Section | None]]] = deque()
         pool = ThreadPoolExecutor(threads)
         try:
             while given_up < MAX_GIVEN_UP and not self._forms.used:
                 while len(pending) <= threads:
-                    stop = _chunk_end(mapped, begin, min(begin + size, len(mapped) - PADDING))
+                    # smaller ones towards the end, so that all threads end at once
+                    size = max(chunk_bytes, min(SECTION_CHUNKS * chunk_bytes, (end - begin) // (2 * threads)))
+                    stop = _section_end(file, begin, min(begin + size, end))
                     if stop <= begin:
                         break
-                    known = fork(self._scanner), self._of_task()
-                    pending.append((stop, pool.submit(self._section, mapped, begin, stop, *known)))
+                    rows = self._rows_of(stop - begin, at)
+                    known = fork(self._scanner)
+                    section = pool.submit(self._section, file, begin, stop, chunk_bytes, known, rows)
+                    pending.append((stop, section))
                     begin = stop
                 if not pending:
                     break
                 stop, scanned = pending.popleft()
-                section = scanned.result()
-                if section is None or not self._join(mapped, section):
+                found = scanned.result()
+                if found is None or not self._join(file, found):
                     given_up += 1
-                    self._scan(mapped, at, stop)
-                at = self._pass(at, stop)
+                    self._scan_in_place(file, at, stop)
+                at = stop
+                self._tell(at)
         finally:
             pool.shutdown(cancel_futures=True)
-        return at
+        self._trace.bytes = at
+        self._source.go_to(at)
 
     def _section(
-        self, mapped: np.ndarray, at: int, stop: int, scanner: Scanner, of_task: np.ndarray
+        self, file: int, at: int, stop: int, chunk_bytes: int, scanner: Scanner, rows: int
     ) -> Section | None:
         """What a thread of the pool does, on its own: see ``scan_section``."""
-        rows = min(self._batch_rows, 1 + (stop - at) // FEW_BYTES)
-        new_rows = self._store.memory.rows
+        buf = self._buffers.pop() if self._buffers else np.empty(chunk_bytes + PADDING, np.uint8)
         try:
-            return scan_section(mapped, at, stop, scanner, of_task, self._comms, new_rows, rows)
+            return scan_section(file, at, stop, buf, scanner, self._comms, self._store.memory.rows, rows)
         finally:
-            self._source.forget(at, stop)
+            self._buffers.append(buf)
 
-    def _join(self, mapped: np.ndarray, section: Section) -> bool:
+    def _scan_in_place(self, file: int, at: int, stop: int) -> None:
+        """Scan the whole lines from ``at`` to ``stop`` of ``file``."""
+        buf = np.full(stop - at + PADDING, NEWLINE, np.uint8)
+        count = os.preadv(file, [buf[: stop - at].data], at)
+        buf[count:] = NEWLINE
+        self._scan(buf, 0, min(count + 1, stop - at))
+
+    def _join(self, file: int, section: Section) -> bool:
         """Add what ``section`` found to what was read before it; False if that cannot be."""
         if not can_join(self._scanner, section):
             return False
         self._end_batch()
         known = np.arange(section.known_tasks)
         new = [self._task_numbers.get(header) or self._add_header(header) for header in section.headers]
-        malformed = int(self._scanner.state[scanning.MALFORMED])
+        state = self._scanner.state
+        room, lines = scanning.MAX_MALFORMED - int(state[scanning.MALFORMED]), int(state[scanning.LINES])
         self._scanner = join(self._scanner, section, np.append(known, new).astype(np.int32))
-        self._take_malformed(mapped, malformed)
+        self._add_malformed([(lines + line, text) for line, text in section.malformed[: max(0, room)]])
         for comment in section.comments:
             self._read_comment(comment.decode(errors="replace"))
         number_comms(section, self._comms)
-        for batch in section.batches:
-            self._add_batch(batch)
-        self._check_is_trace(mapped[section.at : section.stop])
+        for columns in section.batches:
+            self._add_batch(columns)
+        if not self._has_events():
+            self._check_is_trace(np.frombuffer(os.pread(file, SAMPLE_BYTES, section.at), np.uint8))
         return True
 
     def _tell(self, position: int) -> None:
@@ -344,7 +351,7 @@ class Parser:
             malformed = int(state[scanning.MALFORMED])
             with np.errstate(over="ignore"):  # hashes wrap around, which numpy tells without compilation
                 at = scan(buf, at, stop, self._rows, self._scanner)
-            self._take_malformed(buf, malformed)
+            self._add_malformed(malformed_lines(self._scanner, malformed, buf))
             reason = state[scanning.STOP]
             if reason == scanning.AT_END:
                 break
@@ -368,7 +375,8 @@ class Parser:
             else:
                 self._give_up_line()
         self._at_beginning = False
-        self._check_is_trace(buf[first:stop])
+        if not self._has_events():
+            self._check_is_trace(buf[first:stop])
 
     def _look_at(self, sample: bytes) -> None:
         """Tell the format of text, and the kernel, by the beginning of the trace."""
@@ -408,11 +416,13 @@ class Parser:
         self._scanner.state[scanning.GIVEN_UP] = self._scanner.state[START]
         self._scanner.state[scanning.DOUBTS] = 1 if self._useless_doubts < MAX_DOUBTS else RARE_DOUBTS
 
-    def _check_is_trace(self, text: np.ndarray) -> None:
+    def _has_events(self) -> bool:
+        """Some line has been an event, if only a malformed one."""
         state = self._scanner.state
-        has_events = state[scanning.ROWS] or self._trace.events or self._scanner.kinds[:, 1].any()
-        if has_events or state[scanning.MALFORMED]:
-            return
+        seen = state[scanning.ROWS] or state[scanning.MALFORMED] or self._trace.events
+        return bool(seen or self._scanner.kinds[:, 1].any())
+
+    def _check_is_trace(self, text: np.ndarray) -> None:
         if _RAW_OR_HEX.search(text[: 1 << 16].tobytes()):
             raise TraceError(self._source.path, 0, "recorded with option raw or hex: record without it")
         if text[:8].tobytes() in PERF_DATA:
@@ -430,16 +440,17 @@ class Parser:
     def _add_header(self, header: bytes) -> int:
         """The number of a task that is not in the tables yet, by its header."""
         number = self._task_numbers[header] = len(self._tasks)
-        self._scanner = with_task(self._scanner, number, header)
         task = parse_task(header.decode(errors="replace"))
-        self._tasks.append(task or self._tasks[0])
-        self._comm_of_task.append(self._comms.setdefault(task.comm, len(self._comms)) if task else -1)
+        comm = self._comm_number(task.comm) if task else -1
+        self._scanner = with_header(self._scanner, number, header, task, comm)
+        self._tasks.append(task or NOBODY)
         return number
 
-    def _take_malformed(self, buf: np.ndarray, first: int) -> None:
-        last = min(int(self._scanner.state[scanning.MALFORMED]), scanning.MAX_MALFORMED)
-        for start, end, line in self._scanner.malformed[first:last].tolist():
-            text = buf[start:end].tobytes().decode(errors="replace").strip()[:200]
+    def _comm_number(self, comm: str) -> int:
+        return self._comms.setdefault(comm, len(self._comms))
+
+    def _add_malformed(self, lines: list[tuple[int, str]]) -> None:
+        for line, text in lines:
             if self._strict:
                 raise MalformedLine(self._source.path, line, f"malformed event: {text}")
             self._trace.malformed.append((line, text))
@@ -463,29 +474,15 @@ class Parser:
         """Put the rows so far into the store and begin a new batch."""
         rows, count = self._rows, int(self._scanner.state[scanning.ROWS])
         if count:
-            self._add_batch(columns_of(rows, count, self._of_task()))
+            self._add_batch(columns_of(rows, count))
             self._rows, self._scanner.state[scanning.ROWS] = self._store.memory.rows(self._batch_rows), 0
 
-    def _of_task(self) -> np.ndarray:
-        """int32[3, n]: pid, tgid and comm of each task so far."""
-        known = self._task_values.shape[1]
-        if known < len(self._tasks):
-            new = zip(self._tasks[known:], self._comm_of_task[known:], strict=True)
-            values = np.array([(task.pid, task.tgid, comm) for task, comm in new], np.int32)
-            self._task_values = np.concatenate([self._task_values, values.T], axis=1)
-        return self._task_values
-
-    def _add_batch(self, batch: Batch) -> None:
-        columns = batch.columns
+    def _add_batch(self, columns: Columns) -> None:
         self._created += vm_created(columns)
         self._role_words.note(columns)
         self._slot_owners.note(columns)
         self._at_beginning = False
-        trace = self._trace
-        trace.events += len(columns.kind)
-        if batch.last_time:
-            trace.first_ts_ns = min(batch.first_time, trace.first_ts_ns or batch.first_time)
-            trace.last_ts_ns = max(batch.last_time, trace.last_ts_ns or 0)
+        self._trace.events += len(columns.kind)
         self._store.append(columns)
 
     def _finish(self) -> Trace:
@@ -499,6 +496,8 @@ class Parser:
         trace.ignored_lines = int(state[scanning.IGNORED])
         trace.malformed_lines = int(state[scanning.MALFORMED])
         trace.lost_events += int(state[scanning.LOST])
+        if state[scanning.LAST_TIME]:
+            trace.first_ts_ns, trace.last_ts_ns = state[[scanning.FIRST_TIME, scanning.LAST_TIME]].tolist()
         if isinstance(self._source, PerfScript):
             trace.lost_events = max(trace.lost_events, self._source.lost_events())
         named = zip(decoded(scanner.names), scanner.kinds[:, 1].tolist(), strict=False)
@@ -508,7 +507,9 @@ class Parser:
         trace.comms, trace.texts = list(self._comms), decoded(scanner.texts)
         told = (kernel[1] + (kernel[2] or "") for text in trace.texts if (kernel := _KERNEL.search(text)))
         trace.kernel = trace.kernel or next(told, None)
-        vms = find_vms(self._tasks, scanner.tasks[: len(self._tasks), 1].tolist(), self._created, trace.texts)
+        vms = find_vms(
+            self._tasks, scanner.tasks[: len(self._tasks), FIRST_LINE].tolist(), self._created, trace.texts
+        )
         trace.vms = vms.names
         if self._slot_owners.several_vms and len(trace.vms) == 1:
             trace.losses[WITHOUT_PROCESS] = trace.events
@@ -529,17 +530,13 @@ class Parser:
 
 def _chunk_end(buf: np.ndarray, begin: int, end: int) -> int:
     """Where the last line of ``buf[begin:end]`` ends that nothing continues, not above ``begin`` if none."""
-    stop = _last_line_end(buf, begin, end)
+    stop = last_line_end(buf, begin, end)
     lines = buf[max(begin, stop - MAX_LINE) : stop].tobytes()
     return stop - len(lines) + last_event(lines)  # the last may be wrapped
 
 
-def _last_line_end(buf: np.ndarray, begin: int, end: int) -> int:
-    """Index behind the last newline of ``buf[begin:end]``, 0 if there is none."""
-    step = 1 << 16
-    for start in range(end, begin, -step):
-        block = buf[max(begin, start - step) : start].tobytes()
-        place = block.rfind(b"\n")
-        if place >= 0:
-            return max(begin, start - step) + place + 1
-    return 0
+def _section_end(file: int, begin: int, end: int) -> int:
+    """As ``_chunk_end``, in ``file``; also not above ``begin`` if the line there is very long."""
+    first = max(begin, end - 2 * MAX_LINE)
+    text = np.frombuffer(os.pread(file, end - first, first), np.uint8)
+    return first + stop if (stop := _chunk_end(text, 0, len(text))) > 0 else begin

@@ -14,16 +14,20 @@ from replay.jit import by_reference, jit, kernel
 from replay.schema import EVENT_NAMES, Kind
 from replay.trace.control import HAS_COUNTED_END, MARK_WORDS, read_control
 from replay.trace.dialect import (
+    COMM,
     CPU,
     END,
+    FIRST_LINE,
     HEADER_STATE,
     NEW_TASK,
     NO_HEADER,
+    PID,
     SEEN_AT,
     SEEN_LENGTH,
     SLOTS,
     START,
     TASK,
+    TGID,
     TIME,
     read_header,
     search_header,
@@ -63,11 +67,14 @@ MAX_NAMES, MAX_NAME = 2048, 64
 # places of the array ``state`` behind those of ``replay.trace.dialect``
 # (DONE: the line has been read up to there; BASE: of numbers in raw fields, 0 not known)
 # (DOUBTS: ask at each so many malformed lines, by stopping, 0 never; GIVEN_UP: but not at the one that
-# begins there)
+# begins there; FIRST_TIME and LAST_TIME: the least and the largest time of a row that has one)
 LINES, ROWS, KVMMMU, IGNORED, MALFORMED, LOST, STOP, DONE, DOUBTS, GIVEN_UP, BASE = range(
     HEADER_STATE, HEADER_STATE + 11
 )
-STATE = HEADER_STATE + 11
+FIRST_TIME, LAST_TIME = HEADER_STATE + 11, HEADER_STATE + 12
+STATE = HEADER_STATE + 13
+NEVER = np.iinfo(np.int64).max
+"""FIRST_TIME where no row has a time."""
 
 # why ``scan`` stopped: ``state[STOP]``; ``buf[state[START]:state[END]]`` is what is new
 AT_END, ROWS_FULL, TEXTS_FULL, TASK_IS_NEW, COMMENT, DOUBTFUL, BASE_IS_NEW = range(7)
@@ -95,24 +102,24 @@ NAMES: dict[str, int] = {
 
 
 class Rows(NamedTuple):
-    """The columns that the scanner fills, and room for those that it does not.
+    """The columns that the scanner fills, and room for the one that it does not.
 
     The arrays start as zeros; a payload column is written only where it is not zero, so that the memory
     of columns that a trace does not use is never touched.
     """
 
     kind: np.ndarray  # uint8
-    task: np.ndarray  # int32, number in ``Scanner.headers``
+    pid: np.ndarray  # int32
+    tgid: np.ndarray  # int32
+    comm: np.ndarray  # int32
     cpu: np.ndarray  # int16
     level: np.ndarray  # uint8
     flags: np.ndarray  # uint8
     role: np.ndarray  # uint32
     ts_ns: np.ndarray  # int64
     line: np.ndarray  # int64
-    text: np.ndarray  # int32, number in ``Scanner.texts`` + 1, 0 none
+    text: np.ndarray  # int32, number in ``Scanner.texts``, -1 none
     vm: np.ndarray  # int16, not filled here
-    pid: np.ndarray  # int32, as above
-    tgid: np.ndarray  # int32, as above
     wide: np.ndarray  # uint64[8, n], rows as in ``replay.trace.payload.WIDE``
 
 
@@ -120,7 +127,7 @@ class Scanner(NamedTuple):
     """What the scanner keeps from call to call."""
 
     headers: Strings  # what stands left of the CPU column, as printed; number n is task n
-    tasks: np.ndarray  # int64[n, 2] of each header: -1 if it is no task's; line of its first VM activity or 0
+    tasks: np.ndarray  # int64[n, dialect.TASK_PLACES] of each header
     names: Strings  # of events
     kinds: np.ndarray  # int64[MAX_NAMES, 2] of each name: kind; lines of other events
     texts: Strings  # of markers
@@ -237,7 +244,7 @@ def _read_fields(buf, at, text, kind, row, rows, scanner):
     else:
         end = read_payload(buf, text, kind, row, rows, marks)
         has_shape = True
-    _write_fields(row, rows, fields)
+    write_fields(row, rows, fields)
     if end < 0:
         clear_row(rows, row)
     elif has_shape:
@@ -329,26 +336,31 @@ def _clear_fields(fields):
 
 
 @jit
-def _write_place(kind, row, rows, state):
-    """Write kind and header of a line into row ``row``."""
+def end_row(kind, task, cpu, time, text, row, rows, tasks, state):
+    """Complete row ``row``, whose payload has been written, and go to the next."""
+    own = tasks[task]
     rows.kind[row] = kind
-    rows.task[row] = state[TASK]
-    rows.cpu[row] = state[CPU]
-    rows.ts_ns[row] = state[TIME]
+    rows.pid[row] = own[PID]
+    rows.tgid[row] = own[TGID]
+    rows.comm[row] = own[COMM]
+    rows.cpu[row] = cpu
+    rows.ts_ns[row] = time
     rows.line[row] = state[LINES]
+    rows.text[row] = text
+    if time > state[LAST_TIME]:
+        state[LAST_TIME] = time
+    if 0 < time < state[FIRST_TIME]:
+        state[FIRST_TIME] = time
+    state[ROWS] += 1
+    if kind <= _LAST_KVMMMU:
+        state[KVMMMU] += 1
+    if SHOWS_VM[kind] and own[FIRST_LINE] == 0:
+        own[FIRST_LINE] = state[LINES]
 
 
 @jit
-def write_row(kind, text, row, rows, fields, state):
-    """Write a line whose payload is in ``fields`` into row ``row``."""
-    _write_place(kind, row, rows, state)
-    _write_fields(row, rows, fields)
-    if text >= 0:
-        rows.text[row] = text + 1
-
-
-@jit
-def _write_fields(row, rows, fields):
+def write_fields(row, rows, fields):
+    """Write the payload in ``fields`` into row ``row``."""
     for column in range(len(WIDE)):
         if fields[column] != _ZERO:
             rows.wide[column, row] = fields[column]
@@ -417,15 +429,9 @@ def _scan(buf, at, stop, rows, scanner):
         if byte_at(buf, end) != NEWLINE:
             end = line_end(buf, end)
         if kind > 0:
-            if kind < _FIRST_MARK:
-                _write_place(kind, np.uint64(row), rows, state)
-            else:
-                write_row(kind, text, row, rows, fields, state)
-            state[ROWS] += 1
-            if kind <= _LAST_KVMMMU:
-                state[KVMMMU] += 1
-            if SHOWS_VM[kind] and tasks[state[TASK], 1] == 0:
-                tasks[state[TASK], 1] = state[LINES]
+            if kind >= _FIRST_MARK:
+                write_fields(row, rows, fields)
+            end_row(kind, state[TASK], state[CPU], state[TIME], text, np.uint64(row), rows, tasks, state)
         elif kind == IGNORED_LINE:
             state[IGNORED] += 1
         else:

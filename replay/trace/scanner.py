@@ -7,9 +7,20 @@ from functools import cache
 
 import numpy as np
 
+from replay.memory import LARGE_PAGE, new_memory
 from replay.schema import Columns
 from replay.trace import scan as scanning
-from replay.trace.dialect import SEEN, SLOTS, parse_task
+from replay.trace.dialect import (
+    COMM,
+    IS_NONE,
+    NOBODY,
+    PID,
+    SEEN,
+    SLOTS,
+    TASK_PLACES,
+    TGID,
+    Task,
+)
 from replay.trace.lex import Strings, added, new_strings
 from replay.trace.payload import FIELDS, MARKS, WIDE
 from replay.trace.scan import Rows, Scanner
@@ -19,9 +30,13 @@ from replay.trace.shape import MAX_SHAPES, PLACES, RANGES, SHAPE
 def new_scanner() -> Scanner:
     """A scanner that knows the names of the events, and has read nothing."""
     names, kinds = _known_names()
+    tasks = np.zeros((256, TASK_PLACES), np.int64)
+    state = np.zeros(scanning.STATE, np.int64)
+    tasks[scanning.NO_TASK, [PID, TGID, COMM]] = -1
+    state[scanning.GIVEN_UP], state[scanning.FIRST_TIME] = -1, scanning.NEVER
     return Scanner(
         added(new_strings(256, 256 * 64), b""),  # NO_TASK
-        np.zeros((256, 2), np.int64),
+        tasks,
         Strings(names.table.copy(), names.arena.copy()),
         kinds.copy(),
         new_strings(1024, 1 << 16),
@@ -32,7 +47,7 @@ def new_scanner() -> Scanner:
         np.zeros((MAX_SHAPES, RANGES), np.uint8),
         np.zeros((MARKS, 4), np.int64),
         np.zeros(FIELDS, np.uint64),
-        np.zeros(scanning.STATE, np.int64),
+        state,
         np.zeros((scanning.MAX_MALFORMED, 3), np.int64),
     )
 
@@ -51,10 +66,10 @@ def _known_names() -> tuple[Strings, np.ndarray]:
 _ROW_TYPES = {
     "ts_ns": np.int64,
     "line": np.int64,
-    "task": np.int32,
     "role": np.uint32,
     "pid": np.int32,
     "tgid": np.int32,
+    "comm": np.int32,
     "text": np.int32,
     "vm": np.int16,
     "cpu": np.int16,
@@ -72,7 +87,7 @@ class RowMemory:
         self._free: list[np.ndarray] = []
 
     def rows(self, count: int) -> Rows:
-        """Zeroed rows, all in one piece: the kernel then gives large pages to most of it."""
+        """Zeroed rows, all in one piece."""
         at = 8 * len(WIDE) * count
         size = at + sum(np.dtype(kind).itemsize for kind in _ROW_TYPES.values()) * count
         memory = self._memory(size)
@@ -89,7 +104,9 @@ class RowMemory:
             if len(memory) >= size:
                 memory[:size] = 0
                 return memory
-        return np.zeros(size, np.uint8)
+        if size < LARGE_PAGE:
+            return np.zeros(size, np.uint8)
+        return new_memory(size, large_pages=True)
 
     def give_back(self, columns: Columns) -> None:
         """Nobody needs ``columns`` any more, which were rows from here."""
@@ -101,15 +118,16 @@ class RowMemory:
         self._free.clear()
 
 
-def with_room(scanner: Scanner, number: int) -> Scanner:
-    """``scanner`` with a row of ``tasks`` for task ``number``, the next one."""
-    if number < len(scanner.tasks):
-        return scanner
-    return scanner._replace(tasks=np.concatenate([scanner.tasks, np.zeros_like(scanner.tasks)]))
+def with_task(scanner: Scanner, number: int, task: Task, comm: int) -> Scanner:
+    """``scanner`` with ``task`` as number ``number``, the next one; ``comm`` goes into its column."""
+    if number == len(scanner.tasks):
+        scanner = scanner._replace(tasks=np.concatenate([scanner.tasks, np.zeros_like(scanner.tasks)]))
+    scanner.tasks[number, [PID, TGID, COMM]] = task.pid, task.tgid, comm
+    return scanner
 
 
-def with_task(scanner: Scanner, number: int, header: bytes) -> Scanner:
-    """``scanner`` with ``header`` as what is printed of task ``number``, the next one."""
-    scanner = with_room(scanner, number)
-    scanner.tasks[number] = (0 if parse_task(header.decode(errors="replace")) else -1), 0
+def with_header(scanner: Scanner, number: int, header: bytes, task: Task | None, comm: int) -> Scanner:
+    """As ``with_task``, for the task that ``header`` shows, None if it is no task's."""
+    scanner = with_task(scanner, number, task or NOBODY, comm)
+    scanner.tasks[number, IS_NONE] = 0 if task else -1
     return scanner._replace(headers=added(scanner.headers, header))

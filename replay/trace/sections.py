@@ -1,4 +1,4 @@
-"""Parts of a mapped trace that several threads scan at once, and what it takes to join them in order.
+"""Parts of a plain file that several threads scan at once, and what it takes to join them in order.
 
 A section is scanned as if the trace began with it, by a scanner that knows the tasks and names met so far.
 Joining it to what was read before gives what scanning it in place would have given; where that cannot be told
@@ -14,13 +14,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from replay.schema import Columns
 from replay.trace import scan as scanning
-from replay.trace.columns import Batch, columns_of
-from replay.trace.dialect import COLUMN, END, START, TIME, parse_task
+from replay.trace.columns import columns_of
+from replay.trace.dialect import COLUMN, END, FIRST_LINE, START, TIME, parse_task
 from replay.trace.forms import has_prefix
-from replay.trace.lex import Strings, added, contents, grown, new_strings
+from replay.trace.lex import NEWLINE, PADDING, Strings, added, contents, grown, new_strings
 from replay.trace.scan import Rows, Scanner, scan
-from replay.trace.scanner import with_task
+from replay.trace.scanner import with_header
 from replay.trace.shape import NEXT
 
 MAX_TEXTS = 1 << 12
@@ -33,10 +34,9 @@ _NO_TIME = np.iinfo(np.int64).min
 
 
 class Section(NamedTuple):
-    """A scanned section: ``buf[at:stop]``."""
+    """A scanned section."""
 
-    at: int
-    stop: int
+    at: int  # where it begins in the file
     column: int  # where the CPU column was thought to be at its beginning
     known_tasks: int  # tasks that the scanner knew
     known_names: int  # and names of events
@@ -44,7 +44,8 @@ class Section(NamedTuple):
     headers: list[bytes]  # of tasks that the scanner did not know
     comms: list[str]  # of these; number n is -2 - n in the column comm
     comments: list[bytes]
-    batches: list[Batch]  # line and text are those of the section alone
+    malformed: list[tuple[int, str]]  # line in the section, text
+    batches: list[Columns]  # line and text are those of the section alone
 
 
 def thread_count() -> int:
@@ -56,10 +57,10 @@ def thread_count() -> int:
 def fork(scanner: Scanner) -> Scanner:
     """A scanner that knows what ``scanner`` knows of tasks and names, and has counted nothing yet."""
     tasks, kinds, state = scanner.tasks.copy(), scanner.kinds.copy(), np.zeros_like(scanner.state)
-    tasks[:, 1] = kinds[:, 1] = 0
-    state[COLUMN], state[TIME] = scanner.state[COLUMN], _NO_TIME
-    state[scanning.DOUBTS], state[scanning.GIVEN_UP] = scanner.state[scanning.DOUBTS], -1
-    state[scanning.BASE] = scanner.state[scanning.BASE]
+    tasks[:, FIRST_LINE] = kinds[:, 1] = 0
+    for kept in (COLUMN, scanning.DOUBTS, scanning.BASE):
+        state[kept] = scanner.state[kept]
+    state[TIME], state[scanning.GIVEN_UP], state[scanning.FIRST_TIME] = _NO_TIME, -1, scanning.NEVER
     shapes = 1 + int(scanner.shapes[0, NEXT])
     return scanner._replace(
         headers=Strings(*(array.copy() for array in scanner.headers)),
@@ -87,65 +88,136 @@ def _first_rows(table: np.ndarray, count: int) -> np.ndarray:
 
 
 def scan_section(
-    buf: np.ndarray,
+    file: int,
     at: int,
     stop: int,
+    buf: np.ndarray,
     scanner: Scanner,
-    of_task: np.ndarray,
     comms: Mapping[str, int],
     new_rows: Callable[[int], Rows],
     batch_rows: int,
 ) -> Section | None:
-    """Scan the whole lines of ``buf[at:stop]`` with ``scanner``, a fork; None if the section is given up.
+    """Scan the whole lines from ``at`` to ``stop`` of ``file``; None if the section is given up.
 
-    ``of_task`` int32[3, n] has pid, tgid and comm of the tasks that ``scanner`` knows, ``comms`` the numbers
-    of comms.
+    ``buf`` uint8, room for a chunk of them; ``scanner``, a fork; ``comms``, the numbers of those it knows;
+    ``batch_rows``, about as many as the section has.
     """
-    state = scanner.state
-    column, tasks = int(state[COLUMN]), int(scanner.headers.table[0, 0])
-    names = int(scanner.names.table[0, 0])
-    headers: list[bytes] = []
-    own_comms: dict[str, int] = {}
-    comments: list[bytes] = []
-    batches: list[Batch] = []
-    place = at
-    rows = new_rows(batch_rows)
-    while True:
-        with np.errstate(over="ignore"):  # hashes wrap around, which numpy tells without compilation
-            place = scan(buf, place, stop, rows, scanner)
-        reason = state[scanning.STOP]
-        if reason == scanning.ROWS_FULL or (reason == scanning.AT_END and state[scanning.ROWS]):
-            batches.append(columns_of(rows, int(state[scanning.ROWS]), of_task))
-            if reason == scanning.ROWS_FULL:
-                rows, state[scanning.ROWS] = new_rows(batch_rows), 0
-        if reason == scanning.AT_END:
-            break
-        if reason == scanning.TEXTS_FULL:
-            scanner = scanner._replace(texts=grown(scanner.texts, stop - at))
-        elif reason == scanning.COMMENT:
-            comments.append(buf[state[START] : state[END]].tobytes())
-        elif reason == scanning.TASK_IS_NEW:
-            header = buf[state[START] : state[END]].tobytes()
-            if has_prefix(header):
-                return None
-            scanner = with_task(scanner, tasks + len(headers), header)
-            headers.append(header)
-            values = _values_of(header, comms, own_comms)
-            of_task = np.append(of_task, np.array([values], np.int32).T, axis=1)
-        elif reason != scanning.ROWS_FULL:
+    scan_of = _SectionScan(at, scanner, comms, new_rows, batch_rows)
+    room, held = len(buf) - PADDING, 0
+    while at < stop:
+        count = os.preadv(file, [buf[held : min(room, held + stop - at)].data], at)
+        at, held = at + count, held + count
+        end = last_line_end(buf, 0, held)
+        if count == 0 or end == 0:  # the file was cut off meanwhile, or has a line longer than a chunk
             return None
-    return Section(at, stop, column, tasks, names, scanner, headers, list(own_comms), comments, batches)
+        rest = buf[end:held].copy()
+        buf[end : end + PADDING] = NEWLINE
+        if not scan_of.scan(buf, end):
+            return None
+        held = len(rest)
+        buf[:held] = rest
+    return scan_of.finish() if held == 0 else None
 
 
-def _values_of(header: bytes, comms: Mapping[str, int], own_comms: dict[str, int]) -> tuple[int, int, int]:
-    """Pid, tgid and comm of the task of ``header``; a comm that is not in ``comms`` goes to ``own_comms``."""
-    task = parse_task(header.decode(errors="replace"))
-    if task is None:
-        return -1, -1, -1
-    number = comms.get(task.comm)
-    if number is None:
-        number = -2 - own_comms.setdefault(task.comm, len(own_comms))
-    return task.pid, task.tgid, number
+class _SectionScan:
+    """What is found in a section, chunk by chunk."""
+
+    def __init__(
+        self,
+        at: int,
+        scanner: Scanner,
+        comms: Mapping[str, int],
+        new_rows: Callable[[int], Rows],
+        batch_rows: int,
+    ) -> None:
+        self._scanner = scanner
+        self._comms = comms
+        self._new_rows = new_rows
+        self._batch_rows = batch_rows
+        self._rows = new_rows(batch_rows)
+        self._own_comms: dict[str, int] = {}
+        self._found = Section(
+            at=at,
+            column=int(scanner.state[COLUMN]),
+            known_tasks=int(scanner.headers.table[0, 0]),
+            known_names=int(scanner.names.table[0, 0]),
+            scanner=scanner,
+            headers=[],
+            comms=[],
+            comments=[],
+            malformed=[],
+            batches=[],
+        )
+
+    def scan(self, buf: np.ndarray, stop: int) -> bool:
+        """Scan the lines of ``buf[:stop]``; false if the section is to be given up."""
+        state, place = self._scanner.state, 0
+        while True:
+            malformed = int(state[scanning.MALFORMED])
+            with np.errstate(over="ignore"):  # hashes wrap around, which numpy tells without compilation
+                place = scan(buf, place, stop, self._rows, self._scanner)
+            self._found.malformed.extend(malformed_lines(self._scanner, malformed, buf))
+            reason = state[scanning.STOP]
+            if reason == scanning.AT_END:
+                return True
+            if reason == scanning.ROWS_FULL:
+                self._end_batch()
+                self._batch_rows = min(self._batch_rows, max(256, self._batch_rows // 8))
+                self._rows, state[scanning.ROWS] = self._new_rows(self._batch_rows), 0
+            elif reason == scanning.TEXTS_FULL:
+                self._scanner = self._scanner._replace(texts=grown(self._scanner.texts, stop))
+            elif reason == scanning.COMMENT or reason == scanning.TASK_IS_NEW:
+                text = buf[state[START] : state[END]].tobytes()
+                if reason == scanning.COMMENT:
+                    self._found.comments.append(text)
+                elif not self._add_task(text):
+                    return False
+            else:
+                return False
+
+    def _add_task(self, header: bytes) -> bool:
+        if has_prefix(header):
+            return False
+        task = parse_task(header.decode(errors="replace"))
+        comm = -1
+        if task is not None:
+            comm = self._comms.get(task.comm, -1)
+            if comm < 0:
+                comm = -2 - self._own_comms.setdefault(task.comm, len(self._own_comms))
+        number = self._found.known_tasks + len(self._found.headers)
+        self._scanner = with_header(self._scanner, number, header, task, comm)
+        self._found.headers.append(header)
+        return True
+
+    def _end_batch(self) -> None:
+        count = int(self._scanner.state[scanning.ROWS])
+        if count:
+            self._found.batches.append(columns_of(self._rows, count))
+
+    def finish(self) -> Section:
+        """All of it."""
+        self._end_batch()
+        return self._found._replace(scanner=self._scanner, comms=list(self._own_comms))
+
+
+def malformed_lines(scanner: Scanner, first: int, buf: np.ndarray) -> list[tuple[int, str]]:
+    """Number and text of the malformed lines of ``buf`` that ``scanner`` has kept, from ``first`` on."""
+    last = min(int(scanner.state[scanning.MALFORMED]), scanning.MAX_MALFORMED)
+    return [
+        (line, buf[start:end].tobytes().decode(errors="replace").strip()[:200])
+        for start, end, line in scanner.malformed[first:last].tolist()
+    ]
+
+
+def last_line_end(buf: np.ndarray, begin: int, end: int) -> int:
+    """Index behind the last newline of ``buf[begin:end]``, 0 if there is none."""
+    step = 1 << 12
+    for start in range(end, begin, -step):
+        block = buf[max(begin, start - step) : start].tobytes()
+        place = block.rfind(b"\n")
+        if place >= 0:
+            return max(begin, start - step) + place + 1
+    return 0
 
 
 def can_join(scanner: Scanner, section: Section) -> bool:
@@ -154,7 +226,7 @@ def can_join(scanner: Scanner, section: Section) -> bool:
     names = int(scanner.names.table[0, 0]) + int(own.names.table[0, 0])
     return (
         section.column == scanner.state[COLUMN]
-        and (not section.batches or section.batches[0].columns.ts_ns[0] != _NO_TIME)
+        and (not section.batches or section.batches[0].ts_ns[0] != _NO_TIME)
         and own.texts.table[0, 0] <= MAX_TEXTS
         and names <= scanning.MAX_NAMES // 2
     )
@@ -168,20 +240,19 @@ def join(scanner: Scanner, section: Section, tasks: np.ndarray) -> Scanner:
     own, state = section.scanner, scanner.state
     lines = int(state[scanning.LINES])
     scanner, texts = _with_strings(scanner, "texts", own.texts, 0)
-    for columns in (batch.columns for batch in section.batches):
+    for columns in section.batches:
         np.add(columns.line, lines, out=columns.line)
         if len(texts):
             columns.text[:] = np.append(texts, np.int32(-1))[columns.text]
-    seen = np.flatnonzero(own.tasks[: len(tasks), 1])
-    new = seen[scanner.tasks[tasks[seen], 1] == 0]
-    scanner.tasks[tasks[new], 1] = own.tasks[new, 1] + lines
+    seen = np.flatnonzero(own.tasks[: len(tasks), FIRST_LINE])
+    new = seen[scanner.tasks[tasks[seen], FIRST_LINE] == 0]
+    scanner.tasks[tasks[new], FIRST_LINE] = own.tasks[new, FIRST_LINE] + lines
     scanner, names = _with_strings(scanner, "names", own.names, section.known_names)
     np.add.at(scanner.kinds[:, 1], names, own.kinds[: len(names), 1])
-    at, room = int(state[scanning.MALFORMED]), len(scanner.malformed)
-    kept = own.malformed[: min(int(own.state[scanning.MALFORMED]), max(0, room - at))]
-    scanner.malformed[at : at + len(kept)] = kept + np.array([0, 0, lines])
     for counter in (scanning.LINES, scanning.KVMMMU, scanning.IGNORED, scanning.MALFORMED, scanning.LOST):
         state[counter] += own.state[counter]
+    state[scanning.FIRST_TIME] = min(state[scanning.FIRST_TIME], own.state[scanning.FIRST_TIME])
+    state[scanning.LAST_TIME] = max(state[scanning.LAST_TIME], own.state[scanning.LAST_TIME])
     state[COLUMN] = own.state[COLUMN]
     if own.state[TIME] != _NO_TIME:
         state[TIME] = own.state[TIME]
@@ -193,7 +264,7 @@ def number_comms(section: Section, comms: Mapping[str, int]) -> None:
     if not section.comms:
         return
     numbers = np.array([comms[comm] for comm in section.comms], np.int32)
-    for columns in (batch.columns for batch in section.batches):
+    for columns in section.batches:
         own = columns.comm < -1
         columns.comm[own] = numbers[-2 - columns.comm[own]]
 

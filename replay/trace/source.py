@@ -9,14 +9,12 @@ import contextlib
 import gzip
 import io
 import lzma
-import mmap
 import os
 import stat
 import sys
 import zlib
 from typing import BinaryIO
 
-import numpy as np
 import zstandard
 
 from replay.errors import TraceError
@@ -25,7 +23,8 @@ _GZIP, _ZSTD, _XZ = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\x00"
 _PARQUET, _ARROW = b"PAR1", b"ARROW1"
 PERF_DATA = (b"PERFILE2", b"2ELIFREP")
 _TRACE_DAT = b"\x17\x08\x44tracing"
-_READ_SIZE = 1 << 20
+_READ_SIZE = 1 << 16
+"""Larger reads of a plain file go where they are wanted, without a copy."""
 
 
 class _ZstdFrames(io.RawIOBase):
@@ -75,7 +74,6 @@ class Source:
         self.size: int | None = None
         self._compression = ""
         self._head = b""  # read already, to be read again
-        self._map: mmap.mmap | None = None
         try:
             self._file = _open(path)
         except OSError as error:
@@ -146,37 +144,21 @@ class Source:
         self._head = bytes(head[:count])
         return self._head == _TRACE_DAT
 
-    def mapped(self) -> np.ndarray | None:
-        """The bytes of a plain file without a copy, uint8; None for all other sources."""
-        if not self.size or self._compression or self._file is _standard_input():
-            return None
-        try:
-            # written by nobody: a private mapping, because jitted code tells read-only arrays apart
-            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
-        except (OSError, ValueError):  # a file system that cannot, a file that has become empty
-            return None
-        return np.frombuffer(self._map, np.uint8)
-
-    def forget(self, start: int, stop: int) -> None:
-        """Give back the memory of bytes that were mapped; they are read again should anybody look."""
-        start -= start % mmap.PAGESIZE
-        stop -= stop % mmap.PAGESIZE
-        if self._map is not None and stop > start and hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED, start, stop - start)
-
     def plain_file(self) -> int | None:
         """The descriptor of a plain file, to be read at any place; None for all other sources."""
         if self.size is None or self._compression or self._file is _standard_input():
             return None
         return self._file.fileno()
 
-    def skip(self, count: int) -> None:
-        """Go on behind the first ``count`` bytes of a plain file."""
-        self._buffered.seek(count)
+    def go_to(self, place: int) -> None:
+        """Go on behind the first ``place`` bytes of a plain file."""
+        self._buffered.seek(place)
 
     def position(self) -> int:
         """Bytes of the file that have been read, before decompression."""
-        return self._file.tell() if self.size is not None else 0
+        if self.size is None:
+            return 0
+        return self._file.tell() if self._compression else self._buffered.tell()
 
     def close(self) -> None:
         """Close the file; standard input stays open."""

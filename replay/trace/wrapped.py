@@ -58,11 +58,12 @@ def goes_on(lines: list[bytes]) -> int:
 
 def last_event(text: bytes) -> int:
     """Where the last line of whole lines begins that may go on behind them; their end if there is none."""
-    at = len(text)
-    for line in reversed(text.splitlines(keepends=True)[-MAX_LINES:]):
-        at -= len(line)
-        if _has_event(line[:_LOOKED_AT]):
-            return at
+    end = len(text)
+    for _ in range(MAX_LINES):
+        begin = text.rfind(b"\n", 0, max(0, end - 1)) + 1
+        if _has_event(text[begin : min(end, begin + _LOOKED_AT)]):
+            return begin
+        end = begin
     return len(text)
 
 

@@ -115,6 +115,21 @@ def test_a_cut_off_text_is_no_error(tmp_path: Path, text: bytes) -> None:
     assert read_trace(str(path)).lines == 200
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_cut_off_while_it_is_read(tmp_path: Path, text: bytes, threads: int) -> None:
+    path = tmp_path / "t"
+    path.write_bytes(text)
+    kept = len(text) * 2 // 3
+
+    def cut(done: int, size: int | None) -> None:
+        if path.stat().st_size > kept:
+            os.truncate(path, kept)
+
+    trace = read_trace(str(path), threads=threads, chunk_bytes=2000, progress=cut)
+    assert trace.lines == text[:kept].count(b"\n") + 1
+    assert trace.bytes == kept
+
+
 def test_named_pipe(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "pipe"
     os.mkfifo(path)

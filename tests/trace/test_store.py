@@ -21,10 +21,9 @@ def batches(store: BatchStore, count: int) -> list[Columns]:
     for number in range(count):
         rows = store.memory.rows(ROWS + number)
         columns = {
-            "comm": rows.task,
             **dict(zip(("gfn", "addr", "spte", "old_spte", "sptep", "end", "code"), rows.wide, strict=False)),
             "num": rows.wide[7].view(np.int64),
-            **{name: getattr(rows, name) for name in rows._fields if name not in ("task", "wide")},
+            **{name: getattr(rows, name) for name in rows._fields if name != "wide"},
         }
         for place, name in enumerate(COLUMN_TYPES):
             assert not columns[name].any(), "rows begin as zeros"

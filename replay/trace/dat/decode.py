@@ -33,7 +33,7 @@ from replay.trace.payload import NUM
 # why ``decode`` stopped, beside the reasons of ``scan``; ``state[START]`` is the stream, or the new pid
 NEED_PAGES, IS_CORRUPT, NEED_TEXT = 20, 21, 22
 
-_LOST_EVENTS, _LAST_KVMMMU = int(Kind.LOST_EVENTS), int(Kind.SPLIT_HUGE_PAGE)
+_LOST_EVENTS, _FIRST_MARK = int(Kind.LOST_EVENTS), int(Kind.MARK_VM_CREATE)
 
 
 @jit
@@ -71,21 +71,6 @@ def _next_page(pages, n, state):
 
 
 @jit
-def _end_row(kind, task, time, cpu, row, rows, tasks, state):
-    """Complete the row of a record of ``kind`` and go to the next."""
-    rows.kind[row] = kind
-    rows.task[row] = task
-    rows.cpu[row] = cpu
-    rows.ts_ns[row] = time
-    rows.line[row] = state[scan.LINES]
-    state[scan.ROWS] += 1
-    if kind <= _LAST_KVMMMU:
-        state[scan.KVMMMU] += 1
-    if scan.SHOWS_VM[kind] and tasks[task, 1] == 0:
-        tasks[task, 1] = state[scan.LINES]
-
-
-@jit
 def _end_lost(streams, n, time, rows, tasks, state):
     """A row for the events that were lost before the record at hand."""
     lost, row = streams[n, STREAM_LOST], np.uint64(state[scan.ROWS])
@@ -93,8 +78,8 @@ def _end_lost(streams, n, time, rows, tasks, state):
     state[scan.LOST] += lost if lost > 0 else 1
     state[scan.LINES] += 1
     rows.wide[NUM, row] = np.uint64(lost)
-    task, cpu = np.int64(scan.NO_TASK), streams[n, STREAM_CPU]
-    _end_row(np.int64(_LOST_EVENTS), task, time, cpu, row, rows, tasks, state)
+    kind, task, cpu = np.int64(_LOST_EVENTS), np.int64(scan.NO_TASK), streams[n, STREAM_CPU]
+    scan.end_row(kind, task, cpu, time, np.int64(-1), row, rows, tasks, state)
 
 
 @jit
@@ -153,7 +138,8 @@ def _decode(pages, layouts, rows, scanner):
                 state[scan.STOP], state[START] = scan.TASK_IS_NEW, pid
                 return
             state[scan.LINES] += 1
-            _end_row(kind, task, time, streams[n, STREAM_CPU], row, rows, tasks, state)
+            text = state[START] if kind >= _FIRST_MARK else np.int64(-1)
+            scan.end_row(kind, task, streams[n, STREAM_CPU], time, text, row, rows, tasks, state)
         else:
             state[scan.LINES] += 1
             if kind == scan.IGNORED_LINE:

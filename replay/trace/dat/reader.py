@@ -29,7 +29,7 @@ from replay.trace.dat.printk import printed
 from replay.trace.dialect import START, Task
 from replay.trace.lex import PADDING, grown
 from replay.trace.reader import Parser, Trace
-from replay.trace.scanner import with_room
+from replay.trace.scanner import with_task
 from replay.trace.source import Source
 
 WINDOW_BYTES = 1 << 18
@@ -145,11 +145,10 @@ class DatParser(Parser):
 
     def _add_pid(self, pid: int) -> None:
         number = len(self._tasks)
-        self._scanner = with_room(self._scanner, number)
         comm = self._file.comms.get(pid, "<idle>" if pid == 0 else "<...>")
         tgid = self._file.tgids.get(pid, -1)
         self._tasks.append(Task(comm, pid, tgid, bool(self._file.tgids)))
-        self._comm_of_task.append(self._comms.setdefault(comm, len(self._comms)))
+        self._scanner = with_task(self._scanner, number, self._tasks[-1], self._comm_number(comm))
         if 2 * number >= len(self._pages.pids):
             self._pages = self._pages._replace(pids=_pid_table([task.pid for task in self._tasks]))
         else:

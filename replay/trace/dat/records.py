@@ -27,6 +27,7 @@ from replay.trace.dat.fields import (
     OP_GEN,
     OP_ROLE,
 )
+from replay.trace.dialect import START
 from replay.trace.lex import NEWLINE, PADDING, load64
 from replay.trace.payload import END, FIELDS, GFN, WIDE
 
@@ -110,7 +111,7 @@ def _copy_text(data, text, end, scratch):
 
 @jit
 def _read_text(rows, row, scratch, scanner):
-    """The marker in ``scratch``: kind, MALFORMED_LINE or NO_ROOM."""
+    """The marker in ``scratch``: kind, with the number of its text in START; MALFORMED_LINE or NO_ROOM."""
     fields, marks, names, texts = scanner.fields, scanner.marks, scanner.names, scanner.texts
     for column in range(FIELDS):
         fields[column] = _ZERO
@@ -118,7 +119,8 @@ def _read_text(rows, row, scratch, scanner):
         scratch, PADDING, names.table, names.arena, scanner.kinds, texts.table, texts.arena, fields, marks
     )
     if kind > 0:
-        scan.write_row(kind, number, row, rows, fields, scanner.state)
+        scan.write_fields(row, rows, fields)
+        scanner.state[START] = number
     return kind
 
 
