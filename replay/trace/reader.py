@@ -63,8 +63,8 @@ CHUNK_BYTES = 1 << 20
 FIRST_BYTES = 1 << 18
 SECTION_CHUNKS = 16
 """Chunks of a section at most."""
-BATCH_ROWS, FIRST_ROWS = 1 << 17, 1 << 15
-"""Of a batch, and of the first."""
+BATCH_ROWS, FIRST_ROWS = 137_000, 39_000
+"""Of a batch, and of the first: they fill seven large pages, and two."""
 SAMPLE_BYTES = 1 << 14
 """The beginning of a trace, by which its form is told."""
 RAW_SAMPLE_BYTES = 1 << 20

@@ -59,6 +59,7 @@ def main() -> None:
     names = [measure.__name__ for measure in MEASURES]
     parser.add_argument("--only", default=",".join(names), help=f"some of {', '.join(names)}")
     parser.add_argument("--lines", type=int, default=1_000_000, help="of the text that is parsed")
+    parser.add_argument("--longest", type=int, default=10_000_000, help="events that are replayed at most")
     parser.add_argument("--runs", type=int, default=5, help="the best of so many counts")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the table into this Markdown file")
     parser.add_argument("--save", action="store_true", help=f"keep the figures in {BASELINE.name}")
@@ -66,7 +67,7 @@ def main() -> None:
     baseline = json.loads(BASELINE.read_text()) if BASELINE.exists() else {}
     rows = []
     with tempfile.TemporaryDirectory() as directory:
-        inputs = make_inputs(Path(directory), options.lines, options.runs)
+        inputs = make_inputs(Path(directory), options.lines, options.runs, options.longest)
         for measure in MEASURES:
             if measure.__name__ in options.only.split(","):
                 print(f"{measure.__name__} ...", file=sys.stderr)

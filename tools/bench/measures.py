@@ -16,6 +16,8 @@ GUEST = ROOT / "tools" / "bench" / "guest-12tib.toml"
 SMALL = ROOT / "traces" / "synthetic" / "full-split.txt"
 LINES_A_ROUND = 1500
 """About as many has one round of the mixed scenario."""
+ROUNDS_MAPPED = 1000
+"""For so many the mixed scenario maps memory."""
 EMPTY_APP = "import typer; app = typer.Typer(); app.command()(lambda: None); app()"
 
 
@@ -30,12 +32,13 @@ class Row(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """Traces made for the run."""
+    """Traces made for the run, and how much is to be measured."""
 
     directory: Path
     runs: int
     text: Path  # about ``lines`` lines in the proportions of a guest that touches its memory
     lines: int
+    longest: int  # events of the longest trace that is replayed
 
 
 Measure = Callable[[Inputs], Iterator[Row]]
@@ -61,6 +64,7 @@ def parsing(inputs: Inputs) -> Iterator[Row]:
         f"{tool} -c",
         every.wall / counting.wall,
     )
+    yield Row("parse, speed of all cores", one.wall / every.wall, "x", "one core", one.wall / every.wall)
 
 
 def memory(inputs: Inputs) -> Iterator[Row]:
@@ -124,6 +128,30 @@ def replaying(inputs: Inputs) -> Iterator[Row]:
     yield Row("split of a 2M page", each * 1e9, "ns", "25 us of Linux", each / 25e-6)
 
 
+def scale(inputs: Inputs) -> Iterator[Row]:
+    """The simulated MMU on ever longer traces of the mixed scenario; beyond some it reads them from disk."""
+    from replay.mmu.engine import Options, replay_trace
+    from replay.policy import Policy
+    from replay.trace.reader import read_trace
+
+    first = None
+    path = inputs.directory / "scale.txt"
+    events = 100_000
+    while events <= inputs.longest:
+        _write(_mixed(events // LINES_A_ROUND), inputs.directory, path)
+        trace = read_trace(str(path))
+        options = Options(split_at="never", compare_recorded=False)
+        runs = inputs.runs if events < 10_000_000 else 1
+        seconds = best_call(lambda: replay_trace(trace, Policy.parse("v2"), options), runs).cpu  # noqa: B023
+        each = seconds / trace.events
+        first = first or each
+        yield Row(
+            f"replay, {trace.events / 1e6:.1f} M events", each * 1e9, "ns/event", "the first", each / first
+        )
+        events *= 10
+    path.unlink()
+
+
 def commands(inputs: Inputs) -> Iterator[Row]:
     """Whole commands, compiled code warm, on the wall clock."""
     best_command(replay("warmup"), 1)
@@ -158,11 +186,11 @@ def compilation(inputs: Inputs) -> Iterator[Row]:
             yield Row(name, best_command(command, 1, REPLAY_CACHE_DIR=cache).wall, "s")
 
 
-def make_inputs(directory: Path, lines: int, runs: int) -> Inputs:
+def make_inputs(directory: Path, lines: int, runs: int, longest: int) -> Inputs:
     """The traces that several measures use."""
     text = directory / "text.txt"
     write_synthetic(text, lines)
-    return Inputs(directory, runs, text, lines)
+    return Inputs(directory, runs, text, lines, longest)
 
 
 def _write(scenario: str, directory: Path, trace: Path) -> None:
@@ -190,7 +218,14 @@ def _guest(tebibytes: int) -> str:
 
 
 def _mixed(rounds: int) -> str:
-    return MIXED.read_text().replace("times = 700", f"times = {rounds}")
+    """The mixed scenario with so many rounds, and memory for them."""
+    more = -(-rounds // ROUNDS_MAPPED)
+    return (
+        MIXED.read_text()
+        .replace("times = 700", f"times = {rounds}")
+        .replace("size = 0x1000000000", f"size = {more * 0x1000000000:#x}")
+        .replace("npages = 0x1000000\n", f"npages = {more * 0x1000000:#x}\n")
+    )
 
 
 MEASURES: tuple[Measure, ...] = (
@@ -199,6 +234,7 @@ MEASURES: tuple[Measure, ...] = (
     caching,
     synthesis,
     replaying,
+    scale,
     commands,
     compilation,
 )
