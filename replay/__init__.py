@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from replay.errors import ReplayError
     from replay.policy import Policy
     from replay.run import Run
-    from replay.trace.reader import Trace, read_trace
+    from replay.trace.reader import read_trace
+    from replay.trace.trace import Trace
 
 __all__ = ["Policy", "ReplayError", "Run", "Trace", "compare", "read_trace", "replay"]
 
@@ -29,7 +30,7 @@ _HOMES = {
     "Policy": "replay.policy",
     "ReplayError": "replay.errors",
     "Run": "replay.run",
-    "Trace": "replay.trace.reader",
+    "Trace": "replay.trace.trace",
     "compare": "replay.api",
     "read_trace": "replay.trace.reader",
     "replay": "replay.api",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from replay.policy import Policy
 from replay.run import Request, Run, run_policies, run_trace
-from replay.trace.reader import Trace
+from replay.trace.trace import Trace
 
 
 def replay(

@@ -13,7 +13,7 @@ from replay.mmu.facts import TraceFacts
 from replay.policy import Policy
 from replay.schema import EVENT_NAMES, Kind
 from replay.trace.formats import better_form
-from replay.trace.reader import Trace
+from replay.trace.trace import Trace
 
 INFO_SCHEMA = "replay.info/1"
 SHOWN_MALFORMED = 10

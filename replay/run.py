@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from replay.mmu.engine import Options, Replay
     from replay.mmu.facts import TraceFacts
-    from replay.trace.reader import Trace
+    from replay.trace.trace import Trace
     from replay.verdict.compare import Comparison
     from replay.verdict.golden import Golden
 

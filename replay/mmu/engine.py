@@ -29,7 +29,7 @@ from replay.schema import (
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from replay.trace.reader import Trace
+    from replay.trace.trace import Trace
 
 
 NEVER_NS = 1 << 62

@@ -14,7 +14,7 @@ from replay.errors import UsageError
 from replay.schema import Columns
 
 if TYPE_CHECKING:
-    from replay.trace.reader import Trace
+    from replay.trace.trace import Trace
 
 END = "end"
 

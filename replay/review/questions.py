@@ -12,7 +12,7 @@ from replay.review.runs import Runs
 from replay.run import Progress, Request
 
 if TYPE_CHECKING:
-    from replay.trace.reader import Trace
+    from replay.trace.trace import Trace
 
 REVIEW_SCHEMA = "replay.review/1"
 

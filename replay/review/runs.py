@@ -16,7 +16,7 @@ from replay.schema import Kind, Outcome
 if TYPE_CHECKING:
     from replay.mmu.census import Census
     from replay.schema import Columns
-    from replay.trace.reader import Trace
+    from replay.trace.trace import Trace
 
 Arrays = dict[str, np.ndarray]
 """Columns of equal length, int64, by name."""

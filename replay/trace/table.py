@@ -23,7 +23,7 @@ from replay.errors import OutputError, TraceError
 from replay.schema import COLUMN_TYPES, Columns, event_schema
 
 if TYPE_CHECKING:
-    from replay.trace.reader import Trace
+    from replay.trace.trace import Trace
 
 METADATA_KEY = b"replay"
 TABLE_SCHEMA = "replay.events/1"
@@ -130,7 +130,7 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
 
 def read_table(path: str, file_format: str) -> Trace:
     """The trace that ``write_table`` wrote; ``file_format`` is "parquet" or "arrow".  Raises TraceError."""
-    from replay.trace.reader import Trace
+    from replay.trace.trace import Trace
 
     if path == "-":
         raise TraceError(path, 0, f"a {file_format} table cannot be read from standard input: give its path")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from replay.mmu.engine import Replay
-    from replay.trace.reader import Trace
+    from replay.trace.trace import Trace
     from replay.verdict.compare import Comparison
 
 RUN_SCHEMA = "replay.run/1"

@@ -9,7 +9,8 @@ import pytest
 
 from replay.errors import TraceError
 from replay.trace.forms import Forms, stages
-from replay.trace.reader import MAX_LINE, read_trace
+from replay.trace.reader import read_trace
+from replay.trace.text import MAX_LINE
 from tests.trace.test_forms import DERIVED
 
 LINES = 400

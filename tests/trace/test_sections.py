@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from replay.errors import MalformedLine
-from replay.trace import reader
+from replay.trace import reader, text
 from replay.trace.reader import Trace, read_trace
 
 TRACES = Path(__file__).parents[2] / "traces"
@@ -19,14 +19,14 @@ HEAD = "# tracer: nop\n"
 def joined(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Two threads, whatever the machine has; collects whether each section could be joined."""
     results: list[bool] = []
-    join = reader.Parser._join
+    join = text.TextParser._join
 
-    def noted(self: reader.Parser, *section: object) -> bool:
+    def noted(self: text.TextParser, *section: object) -> bool:
         results.append(join(self, *section))  # type: ignore[arg-type]
         return results[-1]
 
     monkeypatch.setattr(reader, "thread_count", lambda: 2)
-    monkeypatch.setattr(reader.Parser, "_join", noted)
+    monkeypatch.setattr(text.TextParser, "_join", noted)
     return results
 
 

@@ -46,19 +46,20 @@ Measure = Callable[[Inputs], Iterator[Row]]
 
 def parsing(inputs: Inputs) -> Iterator[Row]:
     """Text to columns, on one core and on all, beside tools that look for one word."""
-    from replay.trace import reader
+    from replay.trace.reader import read_trace
+    from replay.trace.sections import thread_count
 
     tool = next(name for name in ("rg", "grep") if shutil.which(name))
     counting = best_command([tool, "-c", "set_spte", inputs.text], inputs.runs)
     words = best_command(["wc", "-l", inputs.text], inputs.runs)
-    one = best_call(lambda: reader.read_trace(str(inputs.text), threads=1), inputs.runs + 1)
-    every = best_call(lambda: reader.read_trace(str(inputs.text)), inputs.runs)
+    one = best_call(lambda: read_trace(str(inputs.text), threads=1), inputs.runs + 1)
+    every = best_call(lambda: read_trace(str(inputs.text)), inputs.runs)
     yield Row(
         "parse, one core", inputs.lines / one.cpu / 1e6, "M lines/s", f"{tool} -c", one.cpu / counting.cpu
     )
     yield Row("parse, one core", one.cpu * 1e9 / inputs.lines, "ns/line", "wc -l", one.cpu / words.cpu)
     yield Row(
-        f"parse, {reader.thread_count()} cores, wall",
+        f"parse, {thread_count()} cores, wall",
         inputs.lines / every.wall / 1e6,
         "M lines/s",
         f"{tool} -c",

@@ -28,9 +28,10 @@ from replay.trace.dat.pages import (
 from replay.trace.dat.printk import printed
 from replay.trace.dialect import START, Task
 from replay.trace.lex import PADDING, grown
-from replay.trace.reader import Parser, Trace
+from replay.trace.parser import Parser
 from replay.trace.scanner import with_task
 from replay.trace.source import Source
+from replay.trace.trace import Trace
 
 WINDOW_BYTES = 1 << 18
 ALL_WINDOWS_BYTES = 1 << 26

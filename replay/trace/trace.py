@@ -1,0 +1,48 @@
+"""``Trace``: what a trace holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from replay.schema import Columns
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass
+class Trace:
+    """One trace: what it holds, and its events by ``batches`` or ``table``."""
+
+    path: str  # as given, "-" for standard input
+    format: str  # a key of formats.TEXT_FORMATS, "trace.dat", "perf.data", "arrow" or "parquet"
+    bytes: int = 0  # of the text, decompressed
+    lines: int = 0  # = events + ignored_lines + malformed_lines
+    events: int = 0  # rows of the table
+    kvmmmu_events: int = 0
+    ignored_lines: int = 0  # blank, comment and stack-trace lines, events of other kinds
+    malformed_lines: int = 0  # lines of a known event that cannot be parsed
+    malformed: list[tuple[int, str]] = field(default_factory=list)  # the first 100: line number, text
+    ignored_events: dict[str, int] = field(default_factory=dict)  # name of another event: lines
+    lost_events: int = 0
+    losses: dict[str, int] = field(default_factory=dict)  # what the form of text lacks: events without it
+    first_ts_ns: int | None = None
+    last_ts_ns: int | None = None
+    vms: list[str] = field(default_factory=list)  # the column vm indexes this
+    comms: list[str] = field(default_factory=list)  # dictionary of the column comm
+    texts: list[str] = field(default_factory=list)  # dictionary of the column text
+    kernel: str | None = None  # kernel version, if the trace tells it
+    truncated: str | None = None  # why the input ended early, where that is tolerated
+    _batches: Callable[[], Iterator[Columns]] = field(default=lambda: iter(()), repr=False)
+
+    def batches(self) -> Iterator[Columns]:
+        """The events in file order, as arrays of at most ``BATCH_ROWS`` rows; may be asked for again."""
+        return self._batches()
+
+    def table(self) -> pa.Table:
+        """All events as one Arrow table of ``replay.schema.event_schema()``."""
+        from replay.trace.table import trace_table  # which imports pyarrow
+
+        return trace_table(self)
