@@ -39,17 +39,20 @@ from replay.trace.lex import (
     slot_of,
     token_end,
 )
+from replay.trace.registers import (
+    COLUMN,
+    CPU,
+    END,
+    FRACTION,
+    IS_NONE,
+    START,
+    TASK,
+    TIME,
+    WHOLE,
+)
 
 NO_HEADER = -1
 NEW_TASK = -2
-
-# places of the scanner's array ``state`` that ``read_header`` fills
-TASK, CPU, TIME, COLUMN, START, END, WHOLE, FRACTION = range(8)
-HEADER_STATE = 8
-# places of a row of the scanner's array ``tasks``: -1 if the header is no task's, else 0; the line of the
-# task's first VM activity, 0 none; what its columns are
-IS_NONE, FIRST_LINE, PID, TGID, COMM = range(5)
-TASK_PLACES = 5
 
 TASK_COMM_LEN = 16
 SLOTS = 256

@@ -10,14 +10,14 @@ import numpy as np
 
 from replay.errors import MalformedLine, TraceError
 from replay.schema import Columns
-from replay.trace import scan as scanning
-from replay.trace.columns import columns_of
-from replay.trace.dialect import FIRST_LINE, NOBODY
+from replay.trace import registers as reg
+from replay.trace.dialect import NOBODY
 from replay.trace.formats import AUTO, BANNER, BINARY_FORMATS
 from replay.trace.lex import decoded
 from replay.trace.pages import INCOMPLETE_NAMES, WITHOUT
 from replay.trace.perf import PerfScript
 from replay.trace.roles import RoleWords
+from replay.trace.rows import columns_of
 from replay.trace.scanner import new_scanner
 from replay.trace.source import Source, TruncatedInput
 from replay.trace.store import BatchStore
@@ -105,10 +105,10 @@ class Parser(ABC):
 
     def _end_batch(self) -> None:
         """Put the rows so far into the store and begin a new batch."""
-        rows, count = self._rows, int(self._scanner.state[scanning.ROWS])
+        rows, count = self._rows, int(self._scanner.state[reg.ROWS])
         if count:
             self._add_batch(columns_of(rows, count))
-            self._rows, self._scanner.state[scanning.ROWS] = self._store.memory.rows(self._batch_rows), 0
+            self._rows, self._scanner.state[reg.ROWS] = self._store.memory.rows(self._batch_rows), 0
 
     def _add_batch(self, columns: Columns) -> None:
         self._created += vm_created(columns)
@@ -123,13 +123,13 @@ class Parser(ABC):
         self._end_batch()
         trace, scanner, store = self._trace, self._scanner, self._store
         state = scanner.state
-        trace.lines = int(state[scanning.LINES])
-        trace.kvmmmu_events = int(state[scanning.KVMMMU])
-        trace.ignored_lines = int(state[scanning.IGNORED])
-        trace.malformed_lines = int(state[scanning.MALFORMED])
-        trace.lost_events += int(state[scanning.LOST])
-        if state[scanning.LAST_TIME]:
-            trace.first_ts_ns, trace.last_ts_ns = state[[scanning.FIRST_TIME, scanning.LAST_TIME]].tolist()
+        trace.lines = int(state[reg.LINES])
+        trace.kvmmmu_events = int(state[reg.KVMMMU])
+        trace.ignored_lines = int(state[reg.IGNORED])
+        trace.malformed_lines = int(state[reg.MALFORMED])
+        trace.lost_events += int(state[reg.LOST])
+        if state[reg.LAST_TIME]:
+            trace.first_ts_ns, trace.last_ts_ns = state[[reg.FIRST_TIME, reg.LAST_TIME]].tolist()
         named = zip(decoded(scanner.names), scanner.kinds[:, 1].tolist(), strict=False)
         trace.ignored_events = {name: count for name, count in named if count}
         for name in [name for name in INCOMPLETE_NAMES if name in trace.ignored_events]:
@@ -137,9 +137,8 @@ class Parser(ABC):
         trace.comms, trace.texts = list(self._comms), decoded(scanner.texts)
         told = (kernel[1] + (kernel[2] or "") for text in trace.texts if (kernel := _KERNEL.search(text)))
         trace.kernel = trace.kernel or next(told, None)
-        vms = find_vms(
-            self._tasks, scanner.tasks[: len(self._tasks), FIRST_LINE].tolist(), self._created, trace.texts
-        )
+        first_lines = scanner.tasks[: len(self._tasks), reg.FIRST_LINE].tolist()
+        vms = find_vms(self._tasks, first_lines, self._created, trace.texts)
         trace.vms = vms.names
         if self._slot_owners.several_vms and len(trace.vms) == 1:
             trace.losses[WITHOUT_PROCESS] = trace.events

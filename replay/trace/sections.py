@@ -15,13 +15,13 @@ from typing import NamedTuple
 import numpy as np
 
 from replay.schema import Columns
-from replay.trace import scan as scanning
-from replay.trace.columns import columns_of
-from replay.trace.dialect import COLUMN, END, FIRST_LINE, START, TIME, parse_task
+from replay.trace import registers as reg
+from replay.trace.dialect import parse_task
 from replay.trace.forms import has_prefix
 from replay.trace.lex import NEWLINE, PADDING, Strings, added, contents, grown, new_strings
-from replay.trace.scan import Rows, Scanner, scan
-from replay.trace.scanner import with_header
+from replay.trace.rows import Rows, columns_of
+from replay.trace.scan import scan
+from replay.trace.scanner import MAX_NAMES, Scanner, with_header
 from replay.trace.shape import NEXT
 
 MAX_TEXTS = 1 << 12
@@ -57,10 +57,10 @@ def thread_count() -> int:
 def fork(scanner: Scanner) -> Scanner:
     """A scanner that knows what ``scanner`` knows of tasks and names, and has counted nothing yet."""
     tasks, kinds, state = scanner.tasks.copy(), scanner.kinds.copy(), np.zeros_like(scanner.state)
-    tasks[:, FIRST_LINE] = kinds[:, 1] = 0
-    for kept in (COLUMN, scanning.DOUBTS, scanning.BASE):
+    tasks[:, reg.FIRST_LINE] = kinds[:, 1] = 0
+    for kept in (reg.COLUMN, reg.DOUBTS, reg.BASE):
         state[kept] = scanner.state[kept]
-    state[TIME], state[scanning.GIVEN_UP], state[scanning.FIRST_TIME] = _NO_TIME, -1, scanning.NEVER
+    state[reg.TIME], state[reg.GIVEN_UP], state[reg.FIRST_TIME] = _NO_TIME, -1, reg.NEVER
     shapes = 1 + int(scanner.shapes[0, NEXT])
     return scanner._replace(
         headers=Strings(*(array.copy() for array in scanner.headers)),
@@ -138,7 +138,7 @@ class _SectionScan:
         self._own_comms: dict[str, int] = {}
         self._found = Section(
             at=at,
-            column=int(scanner.state[COLUMN]),
+            column=int(scanner.state[reg.COLUMN]),
             known_tasks=int(scanner.headers.table[0, 0]),
             known_names=int(scanner.names.table[0, 0]),
             scanner=scanner,
@@ -153,22 +153,22 @@ class _SectionScan:
         """Scan the lines of ``buf[:stop]``; false if the section is to be given up."""
         state, place = self._scanner.state, 0
         while True:
-            malformed = int(state[scanning.MALFORMED])
+            malformed = int(state[reg.MALFORMED])
             with np.errstate(over="ignore"):  # hashes wrap around, which numpy tells without compilation
                 place = scan(buf, place, stop, self._rows, self._scanner)
             self._found.malformed.extend(malformed_lines(self._scanner, malformed, buf))
-            reason = state[scanning.STOP]
-            if reason == scanning.AT_END:
+            reason = state[reg.STOP]
+            if reason == reg.AT_END:
                 return True
-            if reason == scanning.ROWS_FULL:
+            if reason == reg.ROWS_FULL:
                 self._end_batch()
                 self._batch_rows = min(self._batch_rows, max(256, self._batch_rows // 8))
-                self._rows, state[scanning.ROWS] = self._new_rows(self._batch_rows), 0
-            elif reason == scanning.TEXTS_FULL:
+                self._rows, state[reg.ROWS] = self._new_rows(self._batch_rows), 0
+            elif reason == reg.TEXTS_FULL:
                 self._scanner = self._scanner._replace(texts=grown(self._scanner.texts, stop))
-            elif reason == scanning.COMMENT or reason == scanning.TASK_IS_NEW:
-                text = buf[state[START] : state[END]].tobytes()
-                if reason == scanning.COMMENT:
+            elif reason == reg.COMMENT or reason == reg.TASK_IS_NEW:
+                text = buf[state[reg.START] : state[reg.END]].tobytes()
+                if reason == reg.COMMENT:
                     self._found.comments.append(text)
                 elif not self._add_task(text):
                     return False
@@ -190,7 +190,7 @@ class _SectionScan:
         return True
 
     def _end_batch(self) -> None:
-        count = int(self._scanner.state[scanning.ROWS])
+        count = int(self._scanner.state[reg.ROWS])
         if count:
             self._found.batches.append(columns_of(self._rows, count))
 
@@ -202,7 +202,7 @@ class _SectionScan:
 
 def malformed_lines(scanner: Scanner, first: int, buf: np.ndarray) -> list[tuple[int, str]]:
     """Number and text of the malformed lines of ``buf`` that ``scanner`` has kept, from ``first`` on."""
-    last = min(int(scanner.state[scanning.MALFORMED]), scanning.MAX_MALFORMED)
+    last = min(int(scanner.state[reg.MALFORMED]), reg.MAX_MALFORMED)
     return [
         (line, buf[start:end].tobytes().decode(errors="replace").strip()[:200])
         for start, end, line in scanner.malformed[first:last].tolist()
@@ -225,10 +225,10 @@ def can_join(scanner: Scanner, section: Section) -> bool:
     own = section.scanner
     names = int(scanner.names.table[0, 0]) + int(own.names.table[0, 0])
     return (
-        section.column == scanner.state[COLUMN]
+        section.column == scanner.state[reg.COLUMN]
         and (not section.batches or section.batches[0].ts_ns[0] != _NO_TIME)
         and own.texts.table[0, 0] <= MAX_TEXTS
-        and names <= scanning.MAX_NAMES // 2
+        and names <= MAX_NAMES // 2
     )
 
 
@@ -238,24 +238,24 @@ def join(scanner: Scanner, section: Section, tasks: np.ndarray) -> Scanner:
     ``tasks`` int32: the number that each task of the section has in ``scanner``.
     """
     own, state = section.scanner, scanner.state
-    lines = int(state[scanning.LINES])
+    lines = int(state[reg.LINES])
     scanner, texts = _with_strings(scanner, "texts", own.texts, 0)
     for columns in section.batches:
         np.add(columns.line, lines, out=columns.line)
         if len(texts):
             columns.text[:] = np.append(texts, np.int32(-1))[columns.text]
-    seen = np.flatnonzero(own.tasks[: len(tasks), FIRST_LINE])
-    new = seen[scanner.tasks[tasks[seen], FIRST_LINE] == 0]
-    scanner.tasks[tasks[new], FIRST_LINE] = own.tasks[new, FIRST_LINE] + lines
+    seen = np.flatnonzero(own.tasks[: len(tasks), reg.FIRST_LINE])
+    new = seen[scanner.tasks[tasks[seen], reg.FIRST_LINE] == 0]
+    scanner.tasks[tasks[new], reg.FIRST_LINE] = own.tasks[new, reg.FIRST_LINE] + lines
     scanner, names = _with_strings(scanner, "names", own.names, section.known_names)
     np.add.at(scanner.kinds[:, 1], names, own.kinds[: len(names), 1])
-    for counter in (scanning.LINES, scanning.KVMMMU, scanning.IGNORED, scanning.MALFORMED, scanning.LOST):
+    for counter in (reg.LINES, reg.KVMMMU, reg.IGNORED, reg.MALFORMED, reg.LOST):
         state[counter] += own.state[counter]
-    state[scanning.FIRST_TIME] = min(state[scanning.FIRST_TIME], own.state[scanning.FIRST_TIME])
-    state[scanning.LAST_TIME] = max(state[scanning.LAST_TIME], own.state[scanning.LAST_TIME])
-    state[COLUMN] = own.state[COLUMN]
-    if own.state[TIME] != _NO_TIME:
-        state[TIME] = own.state[TIME]
+    state[reg.FIRST_TIME] = min(state[reg.FIRST_TIME], own.state[reg.FIRST_TIME])
+    state[reg.LAST_TIME] = max(state[reg.LAST_TIME], own.state[reg.LAST_TIME])
+    state[reg.COLUMN] = own.state[reg.COLUMN]
+    if own.state[reg.TIME] != _NO_TIME:
+        state[reg.TIME] = own.state[reg.TIME]
     return scanner
 
 

@@ -36,6 +36,7 @@ from replay.trace.payload import (
     STEP_LEVEL,
     WIDE,
 )
+from replay.trace.rows import clear_row
 
 MAX_SHAPES, PLACES = 512, 1024
 MAX_TRIED = 8
@@ -138,14 +139,6 @@ def _write_constants(shape, row, rows):
     rows.level[row] = np.uint8(shape[FIRST_CONSTANT + LEVEL])
     rows.flags[row] = np.uint8(shape[FIRST_CONSTANT + FLAGS])
     rows.role[row] = np.uint32(shape[FIRST_CONSTANT + ROLE])
-
-
-@jit
-def clear_row(rows, row):
-    """Take back what was written of a payload into row ``row``."""
-    for column in range(len(WIDE)):
-        rows.wide[column, row] = _ZERO
-    rows.level[row] = rows.flags[row] = rows.role[row] = 0
 
 
 @jit

@@ -18,7 +18,7 @@ from typing import NamedTuple, cast
 import numpy as np
 
 from replay.schema import COLUMN_TYPES, Columns
-from replay.trace.scanner import RowMemory
+from replay.trace.rows import RowMemory
 
 _TYPES = {name: np.dtype(kind) for name, kind in COLUMN_TYPES.items()}
 _WIDEST_FIRST = sorted(_TYPES, key=lambda name: -_TYPES[name].itemsize)

@@ -12,16 +12,16 @@ import numpy as np
 
 from replay.errors import TraceError
 from replay.schema import Columns
-from replay.trace import scan as scanning
-from replay.trace.dialect import END, NOBODY, START, parse_task
+from replay.trace import registers as reg
+from replay.trace.dialect import NOBODY, parse_task
 from replay.trace.formats import TEXT_FORMATS, text_format, text_kernel
 from replay.trace.forms import WRAPPED, Forms, has_prefix
 from replay.trace.lex import NEWLINE, PADDING, grown
 from replay.trace.parser import Parser
 from replay.trace.perf import PerfScript
 from replay.trace.raw import is_in_hex
-from replay.trace.scan import Scanner, scan
-from replay.trace.scanner import with_header
+from replay.trace.scan import scan
+from replay.trace.scanner import Scanner, with_header
 from replay.trace.sections import (
     MAX_GIVEN_UP,
     Section,
@@ -74,7 +74,7 @@ class TextParser(Parser):
     def _begin(self) -> None:
         super()._begin()
         self._saw_header = False
-        self._scanner.state[scanning.DOUBTS] = self._file_format != "ftrace"
+        self._scanner.state[reg.DOUBTS] = self._file_format != "ftrace"
         self._at_beginning = True  # the first lines are being scanned, and can be again
 
     def parse(self, chunk_bytes: int, threads: int) -> Trace:
@@ -145,7 +145,7 @@ class TextParser(Parser):
 
     def _rows_of(self, count: int, read: int) -> int:
         """About as many rows as ``count`` bytes have, or few more, if they are as the first ``read`` were."""
-        rows = self._trace.events + int(self._scanner.state[scanning.ROWS])
+        rows = self._trace.events + int(self._scanner.state[reg.ROWS])
         return min(self._batch_rows, 256 + rows * (count + count // 32) // read)
 
     def _section(
@@ -173,7 +173,7 @@ class TextParser(Parser):
         known = np.arange(section.known_tasks)
         new = [self._task_numbers.get(header) or self._add_header(header) for header in section.headers]
         state = self._scanner.state
-        room, lines = scanning.MAX_MALFORMED - int(state[scanning.MALFORMED]), int(state[scanning.LINES])
+        room, lines = reg.MAX_MALFORMED - int(state[reg.MALFORMED]), int(state[reg.LINES])
         self._scanner = join(self._scanner, section, np.append(known, new).astype(np.int32))
         self._add_malformed([(lines + line, text) for line, text in section.malformed[: max(0, room)]])
         for comment in section.comments:
@@ -191,32 +191,33 @@ class TextParser(Parser):
             self._look_at(buf[at : min(stop, at + SAMPLE_BYTES)].tobytes())
         if self._forms.used:
             buf, at, stop = self._rewritten(buf, at, stop)
-        first, self._scanner.state[scanning.GIVEN_UP] = at, -1
+        first, self._scanner.state[reg.GIVEN_UP] = at, -1
         while True:
             state = self._scanner.state
-            malformed = int(state[scanning.MALFORMED])
+            malformed = int(state[reg.MALFORMED])
             with np.errstate(over="ignore"):  # hashes wrap around, which numpy tells without compilation
                 at = scan(buf, at, stop, self._rows, self._scanner)
             self._add_malformed(malformed_lines(self._scanner, malformed, buf))
-            reason = state[scanning.STOP]
-            if reason == scanning.AT_END:
+            reason = state[reg.STOP]
+            if reason == reg.AT_END:
                 break
-            if reason == scanning.ROWS_FULL:
+            if reason == reg.ROWS_FULL:
                 self._end_batch()
-            elif reason == scanning.TEXTS_FULL:
+            elif reason == reg.TEXTS_FULL:
                 self._scanner = self._scanner._replace(texts=grown(self._scanner.texts, stop - first))
-            elif reason == scanning.COMMENT:
+            elif reason == reg.COMMENT:
                 self._take_comment(buf)
-            elif reason == scanning.BASE_IS_NEW:
-                sample = buf[int(state[START]) : min(stop, int(state[START]) + RAW_SAMPLE_BYTES)].tobytes()
-                state[scanning.BASE] = 16 if is_in_hex(sample) else 10
+            elif reason == reg.BASE_IS_NEW:
+                start = int(state[reg.START])
+                sample = buf[start : min(stop, start + RAW_SAMPLE_BYTES)].tobytes()
+                state[reg.BASE] = 16 if is_in_hex(sample) else 10
             elif self._is_other_form(buf, stop):
                 if self._at_beginning:
                     self._begin()
                     at = first
                 buf, at, stop = self._rewritten(buf, at, stop)
-                first, self._scanner.state[scanning.GIVEN_UP] = at, -1
-            elif reason == scanning.TASK_IS_NEW:
+                first, self._scanner.state[reg.GIVEN_UP] = at, -1
+            elif reason == reg.TASK_IS_NEW:
                 self._add_task(buf)
             else:
                 self._give_up_line()
@@ -240,32 +241,32 @@ class TextParser(Parser):
         return padded, 0, len(text)
 
     def _is_other_form(self, buf: np.ndarray, stop: int) -> bool:
-        """The line at START, malformed or of a new task, needs a stage that has not been used so far."""
+        """The line at reg.START, malformed or of a new task, needs a stage that has not been used so far."""
         state = self._scanner.state
-        start, end = int(state[START]), int(state[END])
-        if state[scanning.STOP] == scanning.TASK_IS_NEW:
+        start, end = int(state[reg.START]), int(state[reg.END])
+        if state[reg.STOP] == reg.TASK_IS_NEW:
             if not has_prefix(buf[start:end].tobytes()):
                 return False
             end = min(stop, start + MAX_LINE)
         text = buf[start : min(stop, start + MAX_LINE)].tobytes()
         if self._forms.learn(text[: end - start].partition(b"\n")[0]):
             return True
-        if state[scanning.STOP] == scanning.TASK_IS_NEW or WRAPPED in self._forms.used:
+        if state[reg.STOP] == reg.TASK_IS_NEW or WRAPPED in self._forms.used:
             return False
         if goes_on(text.split(b"\n", MAX_LINES)[:MAX_LINES]):
             self._forms.used.add(WRAPPED)
         return WRAPPED in self._forms.used
 
     def _give_up_line(self) -> None:
-        """The line at START is malformed; after many of them few are looked at again."""
+        """The line at reg.START is malformed; after many of them few are looked at again."""
         self._useless_doubts += 1
-        self._scanner.state[scanning.GIVEN_UP] = self._scanner.state[START]
-        self._scanner.state[scanning.DOUBTS] = 1 if self._useless_doubts < MAX_DOUBTS else RARE_DOUBTS
+        self._scanner.state[reg.GIVEN_UP] = self._scanner.state[reg.START]
+        self._scanner.state[reg.DOUBTS] = 1 if self._useless_doubts < MAX_DOUBTS else RARE_DOUBTS
 
     def _has_events(self) -> bool:
         """Some line has been an event, if only a malformed one."""
         state = self._scanner.state
-        seen = state[scanning.ROWS] or state[scanning.MALFORMED] or self._trace.events
+        seen = state[reg.ROWS] or state[reg.MALFORMED] or self._trace.events
         return bool(seen or self._scanner.kinds[:, 1].any())
 
     def _check_is_trace(self, text: np.ndarray) -> None:
@@ -280,7 +281,7 @@ class TextParser(Parser):
     def _add_task(self, buf: np.ndarray) -> None:
         """Add the header that the scanner met to its tables."""
         state = self._scanner.state
-        start, end = int(state[START]), int(state[END])
+        start, end = int(state[reg.START]), int(state[reg.END])
         self._add_header(buf[start:end].tobytes())
 
     def _add_header(self, header: bytes) -> int:
@@ -293,7 +294,7 @@ class TextParser(Parser):
         return number
 
     def _take_comment(self, buf: np.ndarray) -> None:
-        start, end = self._scanner.state[[START, END]].tolist()
+        start, end = self._scanner.state[[reg.START, reg.END]].tolist()
         self._read_comment(buf[start:end].tobytes().decode(errors="replace"))
 
     def _read_comment(self, text: str) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from replay.jit import by_reference, jit, kernel
 from replay.schema import Kind
-from replay.trace import scan
+from replay.trace import registers as reg
 from replay.trace.dat.fields import EVENT_KIND, EVENT_SIZE
 from replay.trace.dat.pages import (
     AT_END,
@@ -27,10 +27,12 @@ from replay.trace.dat.pages import (
     set_time,
 )
 from replay.trace.dat.records import WITHOUT_TEXT, read_columns, read_other
-from replay.trace.dialect import START
+from replay.trace.event import IGNORED_LINE, NO_ROOM
 from replay.trace.payload import NUM
+from replay.trace.rows import end_row
+from replay.trace.scanner import PRINT
 
-# why ``decode`` stopped, beside the reasons of ``scan``; ``state[START]`` is the stream, or the new pid
+# why ``decode`` stopped, beside the reasons of ``scan``; ``state[reg.START]`` is the stream, or the new pid
 NEED_PAGES, IS_CORRUPT, NEED_TEXT = 20, 21, 22
 
 _LOST_EVENTS, _FIRST_MARK = int(Kind.LOST_EVENTS), int(Kind.MARK_VM_CREATE)
@@ -60,7 +62,8 @@ def _next_page(pages, n, state):
         status = list_page(pages, n)
         if status >= NEEDS_PAGES:
             streams[n, STREAM_WAITS] = 1
-            state[scan.STOP], state[START] = NEED_PAGES if status == NEEDS_PAGES else IS_CORRUPT, np.int64(n)
+            state[reg.STOP] = NEED_PAGES if status == NEEDS_PAGES else IS_CORRUPT
+            state[reg.START] = np.int64(n)
             return False
         if status == AT_END:
             set_time(pages.tree, n, NEVER)
@@ -73,23 +76,23 @@ def _next_page(pages, n, state):
 @jit
 def _end_lost(streams, n, time, rows, tasks, state):
     """A row for the events that were lost before the record at hand."""
-    lost, row = streams[n, STREAM_LOST], np.uint64(state[scan.ROWS])
+    lost, row = streams[n, STREAM_LOST], np.uint64(state[reg.ROWS])
     streams[n, STREAM_LOST] = 0
-    state[scan.LOST] += lost if lost > 0 else 1
-    state[scan.LINES] += 1
+    state[reg.LOST] += lost if lost > 0 else 1
+    state[reg.LINES] += 1
     rows.wide[NUM, row] = np.uint64(lost)
-    kind, task, cpu = np.int64(_LOST_EVENTS), np.int64(scan.NO_TASK), streams[n, STREAM_CPU]
-    scan.end_row(kind, task, cpu, time, np.int64(-1), row, rows, tasks, state)
+    kind, task, cpu = np.int64(_LOST_EVENTS), np.int64(reg.NO_TASK), streams[n, STREAM_CPU]
+    end_row(kind, task, cpu, time, np.int64(-1), row, rows, tasks, state)
 
 
 @jit
 def _end_malformed(number, scanner):
     """Count a malformed record of the format ``number``."""
     state = scanner.state
-    count = state[scan.MALFORMED]
-    if count < scan.MAX_MALFORMED:
-        scanner.malformed[count, 0], scanner.malformed[count, 2] = number, state[scan.LINES]
-    state[scan.MALFORMED] = count + 1
+    count = state[reg.MALFORMED]
+    if count < reg.MAX_MALFORMED:
+        scanner.malformed[count, 0], scanner.malformed[count, 2] = number, state[reg.LINES]
+    state[reg.MALFORMED] = count + 1
 
 
 @jit
@@ -106,12 +109,12 @@ def _decode(pages, layouts, rows, scanner):
             streams[n, STREAM_WAITS] = 0
             if not _next_page(pages, n, state):
                 return
-    state[scan.STOP] = scan.AT_END
+    state[reg.STOP] = reg.AT_END
     while tree[1, 0] != NEVER:
-        if state[scan.ROWS] == last_row:
-            state[scan.STOP] = scan.ROWS_FULL
+        if state[reg.ROWS] == last_row:
+            state[reg.STOP] = reg.ROWS_FULL
             return
-        time, n, row = tree[1, 0], np.uint64(tree[1, 1]), np.uint64(state[scan.ROWS])
+        time, n, row = tree[1, 0], np.uint64(tree[1, 1]), np.uint64(state[reg.ROWS])
         at = np.uint64(streams[n, STREAM_AT])
         if streams[n, STREAM_LOST] != 0:
             _end_lost(streams, n, time, rows, tasks, state)
@@ -120,30 +123,30 @@ def _decode(pages, layouts, rows, scanner):
         number = np.int64(-1)
         if size >= 2:
             number = np.int64(of_id[np.uint64(load32(data, record) & 0xFFFF)])
-        kind = np.int64(scan.IGNORED_LINE)
+        kind = np.int64(IGNORED_LINE)
         if number >= 0:
             event = np.uint64(number)
             kind = events[event, EVENT_KIND]
-            if 0 < kind < scan.PRINT and size >= events[event, EVENT_SIZE]:
+            if 0 < kind < PRINT and size >= events[event, EVENT_SIZE]:
                 kind = read_columns(data, record, event, kind, layouts, rows, row, scanner)
             else:
                 kind = read_other(record, size, pages, layouts, event, rows, scanner)
-        if kind == scan.NO_ROOM or kind == WITHOUT_TEXT:
-            state[scan.STOP] = scan.TEXTS_FULL if kind == scan.NO_ROOM else NEED_TEXT
-            state[START] = np.int64(n)
+        if kind == NO_ROOM or kind == WITHOUT_TEXT:
+            state[reg.STOP] = reg.TEXTS_FULL if kind == NO_ROOM else NEED_TEXT
+            state[reg.START] = np.int64(n)
             return
         if kind > 0:
             pid, task = _find_task(data, record, size, streams, n, pids, pid_place)
             if task < 0:
-                state[scan.STOP], state[START] = scan.TASK_IS_NEW, pid
+                state[reg.STOP], state[reg.START] = reg.TASK_IS_NEW, pid
                 return
-            state[scan.LINES] += 1
-            text = state[START] if kind >= _FIRST_MARK else np.int64(-1)
-            scan.end_row(kind, task, streams[n, STREAM_CPU], time, text, row, rows, tasks, state)
+            state[reg.LINES] += 1
+            text = state[reg.START] if kind >= _FIRST_MARK else np.int64(-1)
+            end_row(kind, task, streams[n, STREAM_CPU], time, text, row, rows, tasks, state)
         else:
-            state[scan.LINES] += 1
-            if kind == scan.IGNORED_LINE:
-                state[scan.IGNORED] += 1
+            state[reg.LINES] += 1
+            if kind == IGNORED_LINE:
+                state[reg.IGNORED] += 1
                 pages.counts[number if number >= 0 else len(pages.counts) - 1] += 1
             else:
                 _end_malformed(number, scanner)

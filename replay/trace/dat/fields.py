@@ -19,7 +19,7 @@ from replay.trace.dat.formats import Field, Format
 from replay.trace.payload import CODE, LEVEL, OLD_SPTE, ROLE, SPTE
 from replay.trace.raw import FIELDS
 from replay.trace.roles import RoleLayout
-from replay.trace.scan import NAMES, OTHER, PRINT
+from replay.trace.scanner import NAMES, OTHER, PRINT
 
 _FLAGS: dict[Kind, dict[str, Flag]] = {
     Kind.GET_PAGE: {"unsync": Flag.UNSYNC, "created": Flag.CREATED},

@@ -8,7 +8,7 @@ from typing import IO
 import numpy as np
 
 from replay.errors import MalformedLine, TraceError
-from replay.trace import scan as scanning
+from replay.trace import registers as reg
 from replay.trace.dat import decode as decoding
 from replay.trace.dat import pages as paging
 from replay.trace.dat.container import CpuData, DatFile, read_container
@@ -26,7 +26,7 @@ from replay.trace.dat.pages import (
     STREAM_PAGE,
 )
 from replay.trace.dat.printk import printed
-from replay.trace.dialect import START, Task
+from replay.trace.dialect import Task
 from replay.trace.lex import PADDING, grown
 from replay.trace.parser import Parser
 from replay.trace.scanner import with_task
@@ -88,26 +88,26 @@ class DatParser(Parser):
     def _decode(self) -> None:
         state = self._scanner.state
         while True:
-            malformed = int(state[scanning.MALFORMED])
+            malformed = int(state[reg.MALFORMED])
             decoding.decode(self._pages, self._layouts, self._rows, self._scanner)
             self._take_malformed_records(malformed)
-            reason = int(state[scanning.STOP])
-            if reason == scanning.AT_END:
+            reason = int(state[reg.STOP])
+            if reason == reg.AT_END:
                 return
-            if reason == scanning.ROWS_FULL:
+            if reason == reg.ROWS_FULL:
                 self._end_batch()
-            elif reason == scanning.TEXTS_FULL:
+            elif reason == reg.TEXTS_FULL:
                 self._scanner = self._scanner._replace(
                     texts=grown(self._scanner.texts, len(self._pages.scratch))
                 )
-            elif reason == scanning.TASK_IS_NEW:
-                self._add_pid(int(state[START]))
+            elif reason == reg.TASK_IS_NEW:
+                self._add_pid(int(state[reg.START]))
             elif reason == decoding.NEED_PAGES:
-                self._refill(int(state[START]))
+                self._refill(int(state[reg.START]))
             elif reason == decoding.NEED_TEXT:
-                self._print(int(state[START]))
+                self._print(int(state[reg.START]))
             else:
-                cpu = int(self._pages.streams[int(state[START]), STREAM_CPU])
+                cpu = int(self._pages.streams[int(state[reg.START]), STREAM_CPU])
                 raise TraceError(
                     self._source.path,
                     0,
@@ -142,7 +142,7 @@ class DatParser(Parser):
         text = printed(form, arguments).encode()[: len(self._pages.scratch) - 2 * PADDING]
         place = slice(PADDING, 2 * PADDING + len(text))
         self._pages.scratch[place] = np.frombuffer(text + b"\n" * PADDING, np.uint8)
-        self._scanner.state[scanning.DONE] = 1
+        self._scanner.state[reg.DONE] = 1
 
     def _add_pid(self, pid: int) -> None:
         number = len(self._tasks)
@@ -156,7 +156,7 @@ class DatParser(Parser):
             _put_pid(self._pages.pids, pid, number)
 
     def _take_malformed_records(self, first: int) -> None:
-        last = min(int(self._scanner.state[scanning.MALFORMED]), scanning.MAX_MALFORMED)
+        last = min(int(self._scanner.state[reg.MALFORMED]), reg.MAX_MALFORMED)
         for number, _, record in self._scanner.malformed[first:last].tolist():
             name = self._formats[number].name
             if self._strict:

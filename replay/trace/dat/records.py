@@ -6,7 +6,6 @@ import numpy as np
 
 from replay.jit import jit
 from replay.schema import Kind, Role
-from replay.trace import scan
 from replay.trace.control import to_frames
 from replay.trace.dat.fields import (
     EVENT_KIND,
@@ -27,9 +26,12 @@ from replay.trace.dat.fields import (
     OP_GEN,
     OP_ROLE,
 )
-from replay.trace.dialect import START
+from replay.trace.event import IGNORED_LINE, MALFORMED_LINE, clear_fields, read_marker
 from replay.trace.lex import NEWLINE, PADDING, load64
-from replay.trace.payload import END, FIELDS, GFN, WIDE
+from replay.trace.payload import END, GFN
+from replay.trace.registers import DONE, ROWS, START
+from replay.trace.rows import clear_row, write_fields
+from replay.trace.scanner import OTHER, PRINT
 
 WITHOUT_TEXT = -20
 """What ``read_record`` returns, beside what the readers of lines do, where trace_printk's text is missing."""
@@ -82,15 +84,6 @@ def _read_others(data, record, first, last, layouts, rows, row):
 
 
 @jit
-def _clear(rows, row):
-    """Take back what was written of a record that turned out malformed."""
-    rows.level[row] = rows.flags[row] = 0
-    rows.role[row] = 0
-    for column in range(len(WIDE)):
-        rows.wide[column, row] = _ZERO
-
-
-@jit
 def _set_ends(kind, rows, row, fields):
     """Ranges of probes as frames, see ``to_frames``."""
     fields[GFN], fields[END] = rows.wide[GFN, row], rows.wide[END, row]
@@ -113,13 +106,12 @@ def _copy_text(data, text, end, scratch):
 def _read_text(rows, row, scratch, scanner):
     """The marker in ``scratch``: kind, with the number of its text in START; MALFORMED_LINE or NO_ROOM."""
     fields, marks, names, texts = scanner.fields, scanner.marks, scanner.names, scanner.texts
-    for column in range(FIELDS):
-        fields[column] = _ZERO
-    kind, number = scan.read_marker(
+    clear_fields(fields)
+    kind, number = read_marker(
         scratch, PADDING, names.table, names.arena, scanner.kinds, texts.table, texts.arena, fields, marks
     )
     if kind > 0:
-        scan.write_fields(row, rows, fields)
+        write_fields(row, rows, fields)
         scanner.state[START] = number
     return kind
 
@@ -136,19 +128,19 @@ def _is_marker(address, markers):
 def read_other(record, size, pages, layouts, event, rows, scanner):
     """As ``read_columns`` for a record of a known event that has text, or that cannot be a row."""
     kind, first = layouts.events[event, EVENT_KIND], layouts.events[event, EVENT_OTHERS]
-    if kind == scan.OTHER:
-        return np.int64(scan.IGNORED_LINE)
-    if kind < scan.PRINT or kind == MALFORMED or size < layouts.events[event, EVENT_SIZE]:
-        return np.int64(scan.MALFORMED_LINE)
+    if kind == OTHER:
+        return np.int64(IGNORED_LINE)
+    if kind < PRINT or kind == MALFORMED or size < layouts.events[event, EVENT_SIZE]:
+        return np.int64(MALFORMED_LINE)
     place = record + layouts.others[first, 1]
-    if kind == scan.PRINT:
+    if kind == PRINT:
         _copy_text(pages.data, place, record + size, pages.scratch)
     elif not _is_marker(load64(pages.data, place), pages.markers):
-        return np.int64(scan.IGNORED_LINE)
-    elif scanner.state[scan.DONE] == 0:
+        return np.int64(IGNORED_LINE)
+    elif scanner.state[DONE] == 0:
         return np.int64(WITHOUT_TEXT)
-    scanner.state[scan.DONE] = 0
-    return _read_text(rows, scanner.state[scan.ROWS], pages.scratch, scanner)
+    scanner.state[DONE] = 0
+    return _read_text(rows, scanner.state[ROWS], pages.scratch, scanner)
 
 
 @jit
@@ -169,8 +161,8 @@ def read_columns(data, record, event, kind, layouts, rows, row, scanner):
     if first < last:
         is_good &= _read_others(data, record, first, last, layouts, rows, row)
     if not is_good:
-        _clear(rows, row)
-        return np.int64(scan.MALFORMED_LINE)
+        clear_row(rows, row)
+        return np.int64(MALFORMED_LINE)
     if kind >= _FIRST_CONTROL:
         _set_ends(kind, rows, row, scanner.fields)
     return kind

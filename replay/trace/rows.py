@@ -1,0 +1,161 @@
+"""The rows that jitted code fills, the memory they are in, and the columns that become of them."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import NamedTuple
+
+import numpy as np
+
+from replay.jit import jit
+from replay.memory import LARGE_PAGE, new_memory
+from replay.schema import COLUMN_TYPES, Columns, Kind
+from replay.trace.payload import FLAGS, LEVEL, ROLE, WIDE
+from replay.trace.registers import (
+    COMM,
+    FIRST_LINE,
+    FIRST_TIME,
+    KVMMMU,
+    LAST_TIME,
+    LINES,
+    PID,
+    ROWS,
+    TGID,
+)
+
+_LAST_KVMMMU = int(Kind.SPLIT_HUGE_PAGE)
+_ZERO = np.uint64(0)
+
+_SHOWS_VM = np.zeros(256, np.bool_)
+_SHOWS_VM[[*range(1, _LAST_KVMMMU + 1), Kind.PAGE_FAULT, Kind.SET_REGION, Kind.COMMIT_REGION]] = True
+"""Kinds that only a task of a VM's process can cause."""
+
+
+class Rows(NamedTuple):
+    """The columns that the scanner fills, and room for the one that it does not.
+
+    The arrays start as zeros; a payload column is written only where it is not zero, so that the memory
+    of columns that a trace does not use is never touched.
+    """
+
+    kind: np.ndarray  # uint8
+    pid: np.ndarray  # int32
+    tgid: np.ndarray  # int32
+    comm: np.ndarray  # int32
+    cpu: np.ndarray  # int16
+    level: np.ndarray  # uint8
+    flags: np.ndarray  # uint8
+    role: np.ndarray  # uint32
+    ts_ns: np.ndarray  # int64
+    line: np.ndarray  # int64
+    text: np.ndarray  # int32, number in ``Scanner.texts``, -1 none
+    vm: np.ndarray  # int16, not filled here
+    wide: np.ndarray  # uint64[8, n], rows as in ``replay.trace.payload.WIDE``
+
+
+_ROW_TYPES = {
+    "ts_ns": np.int64,
+    "line": np.int64,
+    "role": np.uint32,
+    "pid": np.int32,
+    "tgid": np.int32,
+    "comm": np.int32,
+    "text": np.int32,
+    "vm": np.int16,
+    "cpu": np.int16,
+    "kind": np.uint8,
+    "level": np.uint8,
+    "flags": np.uint8,
+}
+"""Widest first, so that all are aligned."""
+
+
+class RowMemory:
+    """Where rows are from: new memory, or that of a batch which is in a file by now."""
+
+    def __init__(self) -> None:
+        self._free: list[np.ndarray] = []
+
+    def rows(self, count: int) -> Rows:
+        """Zeroed rows, all in one piece."""
+        at = 8 * len(WIDE) * count
+        size = at + sum(np.dtype(kind).itemsize for kind in _ROW_TYPES.values()) * count
+        memory = self._memory(size)
+        columns = {"wide": memory[:at].view(np.uint64).reshape(len(WIDE), count)}
+        for name, kind in _ROW_TYPES.items():
+            size = np.dtype(kind).itemsize * count
+            columns[name] = memory[at : at + size].view(kind)
+            at += size
+        return Rows(**columns)
+
+    def _memory(self, size: int) -> np.ndarray:
+        with contextlib.suppress(IndexError):
+            memory = self._free.pop()
+            if len(memory) >= size:
+                memory[:size] = 0
+                return memory
+        if size < LARGE_PAGE:
+            return np.zeros(size, np.uint8)
+        return new_memory(size, large_pages=True)
+
+    def give_back(self, columns: Columns) -> None:
+        """Nobody needs ``columns`` any more, which were rows from here."""
+        if isinstance(columns.kind.base, np.ndarray):
+            self._free.append(columns.kind.base)
+
+    def forget(self) -> None:
+        """No more rows will be needed."""
+        self._free.clear()
+
+
+def columns_of(rows: Rows, count: int) -> Columns:
+    """The first ``count`` of ``rows`` as columns, which take their memory over; the column vm is zeros."""
+    wide = {name: rows.wide[n, :count] for n, name in enumerate(WIDE)}
+    wide["num"] = wide["num"].view(np.int64)
+    narrow = {name: getattr(rows, name)[:count] for name in COLUMN_TYPES if name not in wide}
+    return Columns(**narrow, **wide)
+
+
+@jit
+def write_fields(row, rows, fields):
+    """Write the payload in ``fields`` into row ``row``."""
+    for column in range(len(WIDE)):
+        if fields[column] != _ZERO:
+            rows.wide[column, row] = fields[column]
+    if fields[LEVEL] != _ZERO:
+        rows.level[row] = np.uint8(fields[LEVEL])
+    if fields[FLAGS] != _ZERO:
+        rows.flags[row] = np.uint8(fields[FLAGS])
+    if fields[ROLE] != _ZERO:
+        rows.role[row] = np.uint32(fields[ROLE])
+
+
+@jit
+def clear_row(rows, row):
+    """Take back what was written of a payload into row ``row``."""
+    for column in range(len(WIDE)):
+        rows.wide[column, row] = _ZERO
+    rows.level[row] = rows.flags[row] = rows.role[row] = 0
+
+
+@jit
+def end_row(kind, task, cpu, time, text, row, rows, tasks, state):
+    """Complete row ``row``, whose payload has been written, and go to the next."""
+    own = tasks[task]
+    rows.kind[row] = kind
+    rows.pid[row] = own[PID]
+    rows.tgid[row] = own[TGID]
+    rows.comm[row] = own[COMM]
+    rows.cpu[row] = cpu
+    rows.ts_ns[row] = time
+    rows.line[row] = state[LINES]
+    rows.text[row] = text
+    if time > state[LAST_TIME]:
+        state[LAST_TIME] = time
+    if 0 < time < state[FIRST_TIME]:
+        state[FIRST_TIME] = time
+    state[ROWS] += 1
+    if kind <= _LAST_KVMMMU:
+        state[KVMMMU] += 1
+    if _SHOWS_VM[kind] and own[FIRST_LINE] == 0:
+        own[FIRST_LINE] = state[LINES]
