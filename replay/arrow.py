@@ -1,4 +1,4 @@
-"""numpy arrays as Arrow arrays, in the same memory.
+"""numpy arrays as Arrow arrays, and back, in the same memory.
 
 ``pyarrow.array`` first looks for numpy.ma, pandas and dateutil: a tenth of a short run, and more than all
 else for the small tables of one trace of many.
@@ -6,10 +6,14 @@ else for the small tables of one trace of many.
 
 from __future__ import annotations
 
+import ctypes
 from functools import cache
 
 import numpy as np
 import pyarrow as pa
+
+Places = dict[str, dict[str, int]]
+"""Of each column of words the number of each word."""
 
 
 def arrow_array(values: np.ndarray, kind: pa.DataType, null: np.ndarray | None = None) -> pa.Array:
@@ -30,3 +34,36 @@ def words_array(codes: np.ndarray, words: tuple[str, ...]) -> pa.Array:
 @cache
 def _dictionary(words: tuple[str, ...]) -> pa.Array:
     return pa.array(words, pa.string())
+
+
+def numpy_array(array: pa.Array, kind: str) -> np.ndarray:
+    """The memory of ``array`` (of its indices, if it has a dictionary), which nobody else has, writable.
+
+    Arrow hands out arrays that cannot be written to, which are another type to jitted code.
+    """
+    buffer = array.buffers()[1]
+    if buffer is None:
+        return np.zeros(len(array), kind)
+    memory = (ctypes.c_uint8 * buffer.size).from_address(buffer.address)
+    memory.owner = buffer  # which lives as long as the array
+    return np.frombuffer(memory, kind, len(array), array.offset * np.dtype(kind).itemsize)
+
+
+def numbered_array(array: pa.DictionaryArray, numbers: dict[str, int]) -> np.ndarray:
+    """The words of ``array`` by their ``numbers``, -1 where null.  Raises KeyError for any other word."""
+    if array.null_count == len(array):
+        return np.full(len(array), -1, np.int32)
+    own = [numbers[word] for word in array.dictionary.to_pylist()]
+    indices: np.ndarray = numpy_array(array, "int32")
+    if array.null_count:
+        indices = np.where(_valid(array), indices, np.int32(-1))
+    if own == list(range(len(own))):  # most often, and then there is nothing to look up
+        return indices
+    return np.take(np.array([*own, -1], np.int32), indices)
+
+
+def _valid(array: pa.Array) -> np.ndarray:
+    """Where ``array``, some of whose values are null, has one; pyarrow.compute takes long to import."""
+    bits = np.frombuffer(array.buffers()[0], np.uint8)
+    places = slice(array.offset, array.offset + len(array))
+    return np.unpackbits(bits, bitorder="little")[places].view(np.bool_)

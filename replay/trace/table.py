@@ -6,19 +6,17 @@ All that ``Trace`` tells beside its events stands in the schema metadata under t
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import mmap
 import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
-import numpy as np
 import pyarrow as pa
 
-from replay.arrow import arrow_array
+from replay.arrow import Places, arrow_array, numbered_array, numpy_array
 from replay.errors import OutputError, TraceError
 from replay.schema import COLUMN_TYPES, Columns, event_schema
 
@@ -75,7 +73,7 @@ def trace_table(trace: Trace) -> pa.Table:
 def write_table(trace: Trace, path: str | os.PathLike[str]) -> None:
     """Write the events of ``trace``: Parquet for ``.parquet``, Arrow for ``.arrow`` and ``.feather``.
 
-    Arrow is as large as the text and read by mapping it, Parquet is compressed and decoded when it is read.
+    Arrow is as large as the text and read by mapping it, Parquet is a sixth of that and decoded in part.
     The file is complete or absent: it is written beside ``path`` and renamed.  Raises OutputError.
     """
     path = Path(path)
@@ -83,32 +81,11 @@ def write_table(trace: Trace, path: str | os.PathLike[str]) -> None:
         raise OutputError(path, "the name of a table must end in .parquet, .arrow or .feather")
     schema = _table_schema(trace)
     try:
-        with _replacing(path) as file, _writer(path, file, schema) as writer:
-            for batch in _record_batches(trace, schema):
-                for begin in range(0, len(batch), _ROW_GROUP):
-                    writer.write_batch(batch[begin : begin + _ROW_GROUP])
+        with _replacing(path) as file:
+            write = _write_parquet if path.suffix == ".parquet" else _write_arrow
+            write(file, schema, _record_batches(trace, schema))
     except OSError as error:
         raise OutputError(path, error.strerror or str(error)) from error
-
-
-_RISING = ("gfn", "addr", "spte", "old_spte", "sptep", "num", "ts_ns", "line")
-"""Columns of many values, of which each is near the one before."""
-_ROW_GROUP = 1 << 17
-"""Rows that are decoded at once: few enough that the same memory serves all of them, near the processor."""
-
-
-def _writer(path: Path, file: IO[bytes], schema: pa.Schema) -> Any:
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        return pq.ParquetWriter(
-            file,
-            schema,
-            compression="lz4",
-            use_dictionary=[name for name in COLUMN_TYPES if name not in _RISING],
-            column_encoding=dict.fromkeys(_RISING, "DELTA_BINARY_PACKED"),
-        )
-    return pa.ipc.new_file(file, schema)  # not compressed, so that it is read by mapping it
 
 
 @contextlib.contextmanager
@@ -128,6 +105,10 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
+_CORRUPT = (pa.ArrowException, OSError, ValueError, KeyError)
+"""What reading a damaged file raises."""
+
+
 def read_table(path: str, file_format: str) -> Trace:
     """The trace that ``write_table`` wrote; ``file_format`` is "parquet" or "arrow".  Raises TraceError."""
     from replay.trace.trace import Trace
@@ -135,10 +116,12 @@ def read_table(path: str, file_format: str) -> Trace:
     if path == "-":
         raise TraceError(path, 0, f"a {file_format} table cannot be read from standard input: give its path")
     try:
-        schema, batches = _open_parquet(path) if file_format == "parquet" else _open_arrow(path)
+        with open(path, "rb") as file:  # written by nobody, but private, as jitted code wants arrays writable
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        schema, batches = _open_parquet(mapped) if file_format == "parquet" else _open_arrow(mapped)
         facts = json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise TraceError(path, 0, f"corrupt {file_format} file: {str(error).splitlines()[0]}") from error
+    except _CORRUPT as error:
+        raise _corrupt(path, file_format, error) from error
     if facts.get("schema") != TABLE_SCHEMA or schema.remove_metadata() != event_schema():
         raise TraceError(path, 0, f"a {file_format} file, but no table of events ({TABLE_SCHEMA})")
     facts = {name: facts[name] for name in _FACTS if name in facts}
@@ -147,74 +130,53 @@ def read_table(path: str, file_format: str) -> Trace:
 
     def columns() -> Iterator[Columns]:
         try:
-            for batch in batches():
-                yield _columns(batch, places)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise TraceError(path, 0, f"corrupt {file_format} file: {str(error).splitlines()[0]}") from error
+            for batch in batches(places):
+                yield batch
+                if hasattr(mmap, "MADV_DONTNEED"):
+                    mapped.madvise(mmap.MADV_DONTNEED)  # what was read need not stay in memory
+        except _CORRUPT as error:
+            raise _corrupt(path, file_format, error) from error
 
     return Trace(path, file_format, **facts, _batches=columns)
 
 
-_Opened = tuple[pa.Schema, Callable[[], Iterator[pa.RecordBatch]]]
+def _corrupt(path: str, file_format: str, error: Exception) -> TraceError:
+    what = str(error).partition("\n")[0]
+    return TraceError(path, 0, f"corrupt {file_format} file: {what}")
 
 
-def _open_parquet(path: str) -> _Opened:
-    import pyarrow.parquet as pq
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        with pq.ParquetFile(path, read_dictionary=["comm", "text"]) as file:
-            for number in range(file.num_row_groups):  # batches across row groups would be copied together
-                yield from file.read_row_group(number, use_threads=False).to_batches()
-
-    with pq.ParquetFile(path) as file:
-        return file.schema_arrow, batches
+_Opened = tuple[pa.Schema, Callable[[Places], Iterator[Columns]]]
 
 
-def _open_arrow(path: str) -> _Opened:
-    def batches() -> Iterator[pa.RecordBatch]:
-        with open(path, "rb") as file:  # written by nobody, but private, as jitted code wants arrays writable
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        reader = pa.ipc.open_file(pa.py_buffer(mapped))
+def _open_parquet(mapped: mmap.mmap) -> _Opened:
+    from replay.trace.parquet import open_parquet  # takes long to import
+
+    return open_parquet(mapped)
+
+
+def _write_parquet(file: IO[bytes], schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
+    from replay.trace.parquet import write_parquet
+
+    write_parquet(file, schema, batches)
+
+
+def _write_arrow(file: IO[bytes], schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
+    with pa.ipc.new_file(file, schema) as writer:  # not compressed, so that it is read by mapping it
+        for batch in batches:
+            writer.write_batch(batch)
+
+
+def _open_arrow(mapped: mmap.mmap) -> _Opened:
+    reader = pa.ipc.open_file(pa.py_buffer(mapped))
+
+    def batches(places: Places) -> Iterator[Columns]:
         for number in range(reader.num_record_batches):
-            yield reader.get_batch(number)
-            if hasattr(mmap, "MADV_DONTNEED"):
-                mapped.madvise(mmap.MADV_DONTNEED)  # what was read need not stay in memory
+            batch = reader.get_batch(number)
+            yield Columns(
+                *(
+                    numbered_array(column, places[name]) if name in places else numpy_array(column, kind)
+                    for (name, kind), column in zip(COLUMN_TYPES.items(), batch.columns, strict=True)
+                )
+            )
 
-    with pa.memory_map(path) as mapped:
-        return pa.ipc.open_file(mapped).schema, batches
-
-
-def _columns(batch: pa.RecordBatch, places: dict[str, dict[str, int]]) -> Columns:
-    """The arrays of a record batch, writable; dictionary columns numbered as in the whole trace."""
-    arrays = []
-    for name, column in zip(COLUMN_TYPES, batch.columns, strict=True):
-        if name not in places:
-            arrays.append(_values(column, COLUMN_TYPES[name]))
-        elif column.null_count == len(column):
-            arrays.append(np.full(len(column), -1, np.int32))
-        else:
-            own = [places[name][word] for word in column.dictionary.to_pylist()]
-            indices = _values(column, "int32")
-            if column.null_count:
-                indices = np.where(_valid(column), indices, len(own))
-            arrays.append(np.array([*own, -1], np.int32)[indices])
-    return Columns(*arrays)
-
-
-def _values(column: pa.Array, kind: str) -> np.ndarray:
-    """The memory of ``column`` (of its indices, if it has a dictionary), which nobody else has, writable.
-
-    Arrow hands out arrays that cannot be written to, which are another type to jitted code.
-    """
-    buffer = column.buffers()[1]
-    if buffer is None:
-        return np.zeros(len(column), kind)
-    memory = (ctypes.c_uint8 * buffer.size).from_address(buffer.address)
-    memory.owner = buffer  # which lives as long as the array
-    return np.frombuffer(memory, kind, len(column), column.offset * np.dtype(kind).itemsize)
-
-
-def _valid(column: pa.Array) -> np.ndarray:
-    """Where ``column``, some of whose values are null, has one; pyarrow.compute takes long to import."""
-    bits = np.frombuffer(column.buffers()[0], np.uint8)
-    return np.unpackbits(bits, bitorder="little")[column.offset : column.offset + len(column)] != 0
+    return reader.schema, batches

@@ -1,0 +1,115 @@
+"""Event tables as Parquet: how each column is stored, and how it is read in the least processor time.
+
+pyarrow decodes what must be decoded: no column chunk of one value, which its statistics tell.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from replay.arrow import Places, numbered_array, numpy_array
+from replay.schema import COLUMN_TYPES, Columns
+
+_ROW_GROUP = 1 << 16
+"""Rows that are decoded at once: few enough that the same memory serves all of them, near the processor."""
+_PLAIN = ("gfn", "spte")
+"""Columns of many values in every kind of event: however they are encoded, to copy them takes least."""
+_SPARSE = ("addr", "sptep", "end", "code", "num")
+"""Columns that are 0 in most kinds of event: plain values too, but LZ4 makes them small and is fast at it."""
+_RISING = ("old_spte", "ts_ns", "line")
+"""Columns of values that are near the one before; the columns not named have few values: a dictionary."""
+
+
+def write_parquet(file: IO[bytes], schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    """Write ``batches`` in row groups of one size."""
+    plain = dict.fromkeys(_PLAIN + _SPARSE, "PLAIN")
+    delta = dict.fromkeys(_RISING, "DELTA_BINARY_PACKED")
+    with pq.ParquetWriter(
+        file,
+        schema,
+        compression={name: "none" if name in _PLAIN else "lz4" for name in COLUMN_TYPES},
+        use_dictionary=[name for name in COLUMN_TYPES if name not in plain | delta],
+        column_encoding=plain | delta,
+    ) as writer:
+        for row_group in _row_groups(batches):
+            writer.write_table(row_group)
+
+
+def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """The rows of ``batches``, ``_ROW_GROUP`` at a time."""
+    held: list[pa.RecordBatch] = []
+    room = _ROW_GROUP
+    for batch in batches:
+        while len(batch) >= room:
+            yield pa.Table.from_batches([*held, batch[:room]])
+            held, batch, room = [], batch[room:], _ROW_GROUP
+        if len(batch):
+            held.append(batch)
+            room -= len(batch)
+    if held:
+        yield pa.Table.from_batches(held)
+
+
+def open_parquet(mapped: mmap.mmap) -> tuple[pa.Schema, Callable[[Places], Iterator[Columns]]]:
+    """The schema of the file ``mapped``, and a function that reads its columns."""
+    file = pq.ParquetFile(pa.BufferReader(pa.py_buffer(mapped)), pre_buffer=False)
+
+    @lru_cache(len(COLUMN_TYPES))
+    def filled(kind: str, value: int) -> np.ndarray:
+        """What constant columns share: nobody writes to the columns of a table."""
+        rows = min(file.metadata.num_rows, _ROW_GROUP)
+        return np.full(rows, value, kind) if value else np.zeros(rows, kind)  # takes no time until it is read
+
+    def batches(places: Places) -> Iterator[Columns]:
+        for number in range(file.num_row_groups):
+            yield from _read_row_group(file, number, places, filled)
+
+    return file.schema_arrow, batches
+
+
+def _read_row_group(
+    file: Any, number: int, places: Places, filled: Callable[[str, int], np.ndarray]
+) -> Iterator[Columns]:
+    group = file.metadata.row_group(number)
+    constants: dict[str, int] = {}
+    for place, name in enumerate(COLUMN_TYPES):
+        chunk = group.column(place)
+        if chunk.physical_type != file.schema.column(place).physical_type:
+            raise ValueError(f"column {name} is of another type")  # at which pyarrow would end the process
+        if name == "line":
+            continue  # always decoded: it tells the number of rows
+        if (value := _constant(chunk, places.get(name))) is not None:
+            constants[name] = value
+    decoded = [name for name in COLUMN_TYPES if name not in constants]
+    for batch in file.iter_batches(_ROW_GROUP, row_groups=[number], columns=decoded, use_threads=False):
+        arrays = {name: filled(COLUMN_TYPES[name], value)[: len(batch)] for name, value in constants.items()}
+        for name, column in zip(decoded, batch.columns, strict=True):
+            if name in places:
+                arrays[name] = numbered_array(column, places[name])
+            else:
+                arrays[name] = numpy_array(column, COLUMN_TYPES[name])
+        if any(len(array) != len(batch) for array in arrays.values()):
+            raise ValueError(f"row group {number} has columns of several lengths")
+        yield Columns(**arrays)
+
+
+def _constant(chunk: Any, places: dict[str, int] | None) -> int | None:
+    """The one value of a column chunk if its statistics say so; of words the number, by ``places``."""
+    statistics = chunk.statistics
+    if statistics is None:
+        return None
+    if places is not None and statistics.null_count == chunk.num_values:
+        return -1
+    if not statistics.has_min_max or (places is not None and statistics.null_count != 0):
+        return None
+    value = statistics.min
+    if value != statistics.max:
+        return None
+    return value if places is None else places.get(value)
