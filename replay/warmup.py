@@ -57,7 +57,7 @@ def warm_up() -> Warmup:
 
 def _use_all(directory: Path) -> None:
     """Call every kernel as the commands do, with next to nothing to work on."""
-    from replay.mmu import state
+    from replay.mmu import layout, room, state
     from replay.run import Request, run_trace
     from replay.synth import write_trace
     from replay.trace.reader import read_trace
@@ -70,8 +70,8 @@ def _use_all(directory: Path) -> None:
     read_trace(str(binary))
     read_trace(str(text))
     full = state.make(1, (1, 1, 1), 1, 1, 1)
-    full.ctl[[state.CTL_SP_TOP, state.CTL_GIB_TOP]] = len(full.hash)
-    state.grow(full)
+    full.ctl[[layout.CTL_SP_TOP, layout.CTL_GIB_TOP]] = len(full.hash)
+    room.grow(full)
     run_trace(str(text), Request(rmap_histogram=("end",), census=True))
 
 

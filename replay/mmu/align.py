@@ -10,12 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from replay.jit import jit
-from replay.mmu.dirty_log import NO_ROOM, OK, next_word
-from replay.mmu.role import INVALID
-from replay.mmu.shadow_page import get_spte
-from replay.mmu.split import STOP_ATTEMPT, STOP_DONE, STOP_DROPPED, STOP_NO_ROOM, STOP_YIELDED, advance
-from replay.mmu.spte import is_shadow_present_pte
-from replay.mmu.state import (
+from replay.mmu.dirty_log import next_word
+from replay.mmu.layout import (
     CTL_HAS_GET_PAGE,
     CTL_OUT_TOP,
     FLAG_LIVE,
@@ -23,9 +19,13 @@ from replay.mmu.state import (
     SP32_FLAGS,
     SP_GFN,
     VM_HAS_TDP,
-    Mmu,
-    has_room,
 )
+from replay.mmu.role import INVALID
+from replay.mmu.room import NO_ROOM, OK, has_room
+from replay.mmu.shadow_page import get_spte
+from replay.mmu.split import STOP_ATTEMPT, STOP_DONE, STOP_DROPPED, STOP_NO_ROOM, STOP_YIELDED, advance
+from replay.mmu.spte import is_shadow_present_pte
+from replay.mmu.state import Mmu
 from replay.mmu.tdp import predict_split
 from replay.mmu.window import (
     ATTEMPT_CREATED,

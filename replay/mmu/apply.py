@@ -3,36 +3,7 @@
 from __future__ import annotations
 
 from replay.jit import jit
-from replay.mmu.rmap import pte_list_count, pte_list_get, rmap_head
-from replay.mmu.role import (
-    DIRECT,
-    DIRECT_FAMILY,
-    INVALID,
-    LEVEL,
-    key_level,
-    key_variant,
-    key_vm,
-    make_key,
-)
-from replay.mmu.shadow_page import (
-    account_shadowed,
-    alloc_shadow_page,
-    find_shadow_page,
-    free_shadow_page,
-    get_spte,
-    link_shadow_page,
-    same_print,
-    set_spte,
-    unlink_shadow_page,
-)
-from replay.mmu.split import add_used_pages
-from replay.mmu.spte import (
-    is_last_spte,
-    is_shadow_present_pte,
-    spte_child,
-    spte_write_protect,
-)
-from replay.mmu.state import (
+from replay.mmu.layout import (
     FLAG_ADOPTED,
     FLAG_CLEARED,
     FLAG_INVALID,
@@ -66,10 +37,37 @@ from replay.mmu.state import (
     VM_ROOT_NEXT,
     VM_ROOTS,
     VM_USED,
-    Mmu,
-    find_region,
-    page_bucket,
 )
+from replay.mmu.rmap import pte_list_count, pte_list_get, rmap_head
+from replay.mmu.role import (
+    DIRECT,
+    DIRECT_FAMILY,
+    INVALID,
+    LEVEL,
+    key_level,
+    key_variant,
+    key_vm,
+    make_key,
+)
+from replay.mmu.shadow_page import (
+    account_shadowed,
+    alloc_shadow_page,
+    find_shadow_page,
+    free_shadow_page,
+    get_spte,
+    link_shadow_page,
+    same_print,
+    set_spte,
+    unlink_shadow_page,
+)
+from replay.mmu.split import add_used_pages
+from replay.mmu.spte import (
+    is_last_spte,
+    is_shadow_present_pte,
+    spte_child,
+    spte_write_protect,
+)
+from replay.mmu.state import Mmu, find_region, page_bucket
 from replay.mmu.walk import (
     chain,
     clear_chain,

@@ -11,28 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from replay.jit import jit
-from replay.mmu.rmap import pte_list_count, rmap_head
-from replay.mmu.role import (
-    ACC_EXEC,
-    ACC_READ,
-    ACC_USER,
-    ACC_WRITE,
-    ACCESS,
-    ACCESS_SHIFT,
-    GEN,
-    child_key,
-    key_level,
-    key_vm,
-)
-from replay.mmu.shadow_page import find_shadow_page, get_spte, sptep_access
-from replay.mmu.spte import (
-    PT64_NX_MASK,
-    PT_WRITABLE_MASK,
-    VMX_EPT_EXECUTABLE_MASK,
-    is_last_spte,
-    is_shadow_present_pte,
-)
-from replay.mmu.state import (
+from replay.mmu.layout import (
     CTL_COUNTERS,
     CTL_DESC_USED,
     CTL_OUT_TOP,
@@ -62,8 +41,29 @@ from replay.mmu.state import (
     VM_PEAK,
     VM_SEEN,
     VM_USED,
-    Mmu,
 )
+from replay.mmu.rmap import pte_list_count, rmap_head
+from replay.mmu.role import (
+    ACC_EXEC,
+    ACC_READ,
+    ACC_USER,
+    ACC_WRITE,
+    ACCESS,
+    ACCESS_SHIFT,
+    GEN,
+    child_key,
+    key_level,
+    key_vm,
+)
+from replay.mmu.shadow_page import find_shadow_page, get_spte, sptep_access
+from replay.mmu.spte import (
+    PT64_NX_MASK,
+    PT_WRITABLE_MASK,
+    VMX_EPT_EXECUTABLE_MASK,
+    is_last_spte,
+    is_shadow_present_pte,
+)
+from replay.mmu.state import Mmu
 from replay.mmu.tables import attempts
 from replay.mmu.window import (
     C_ENV_YIELDS,

@@ -5,11 +5,8 @@ from __future__ import annotations
 from replay.jit import jit
 from replay.mmu.align import finish, finish_shadow, truth
 from replay.mmu.apply import write_protect_head, write_protect_region
-from replay.mmu.dirty_log import NO_ROOM, OK, fill_bitmap, need_bitmap, protect_cleared
-from replay.mmu.rmap import head_in_gib, pte_list_get, rmap_head, rmap_remove
-from replay.mmu.role import DIRECT, key_level
-from replay.mmu.shadow_page import drop_spte, zap_children
-from replay.mmu.state import (
+from replay.mmu.dirty_log import fill_bitmap, need_bitmap, protect_cleared
+from replay.mmu.layout import (
     CTL_HAS_RECORDED,
     CTL_RUN,
     CTL_SLOT_TOP,
@@ -52,10 +49,12 @@ from replay.mmu.state import (
     VM_PROBES,
     VM_USED,
     VM_WINDOW,
-    Mmu,
-    find_gib,
-    has_room_for_next,
 )
+from replay.mmu.rmap import head_in_gib, pte_list_get, rmap_head, rmap_remove
+from replay.mmu.role import DIRECT, key_level
+from replay.mmu.room import NO_ROOM, OK, has_room_for_next
+from replay.mmu.shadow_page import drop_spte, zap_children
+from replay.mmu.state import Mmu, find_gib
 from replay.mmu.window import (
     PHASE_CLOSED,
     PHASE_SHADOW,

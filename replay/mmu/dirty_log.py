@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from replay.jit import jit
 from replay.mmu.apply import write_protect_gfn, write_protect_pages
-from replay.mmu.state import (
+from replay.mmu.layout import (
     CTL_BITMAP_TOP,
     CTL_BITMAP_WANT,
     SLOT_BASE,
     SLOT_BITMAP,
     SLOT_BITMAP_WORDS,
     SLOT_NPAGES,
-    Mmu,
 )
+from replay.mmu.room import NO_ROOM, OK
+from replay.mmu.state import Mmu
 from replay.mmu.window import (
     WIN_BITS,
     WIN_END,
@@ -37,8 +38,6 @@ from replay.mmu.window import (
 from replay.policy import ClearEnd, KnobCodes
 
 CLEAR_END_INCLUSIVE = int(ClearEnd.INCLUSIVE)
-OK = 0
-NO_ROOM = 1
 
 
 @jit

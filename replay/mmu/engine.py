@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from replay.jit import compile_meanwhile
-from replay.mmu import state, tables, window
+from replay.mmu import layout, room, state, tables, window
 from replay.mmu.census import OUT_CENSUS_COLUMNS, WIN_CENSUS_COLUMNS, Census, collect
 from replay.mmu.facts import TraceFacts, scan_facts, scan_rows
 from replay.mmu.histogram import COLUMNS_BY, RmapHistogram, rmap_counts
@@ -94,20 +94,20 @@ def replay_trace(trace: Trace, policy: Policy, options: Options, facts: TraceFac
     m = _new_state(facts, options)
     codes = policy.codes()
     resched = _resched(options.resched)
-    cause = WindowCause.END if m.ctl[state.CTL_SPLIT_TIME] == NEVER_NS else WindowCause.TIME
+    cause = WindowCause.END if m.ctl[layout.CTL_SPLIT_TIME] == NEVER_NS else WindowCause.TIME
     for columns, stop in _with_lookahead(trace.batches()):
         end_cause = int(cause) if stop == len(columns.kind) else -1
-        m.ctl[state.CTL_ROW] = 0
+        m.ctl[layout.CTL_ROW] = 0
         for moment in moments.of_batch(columns, stop):
             while replay_rows(m, columns, moment.row, codes, resched, -1) != ROWS_DONE:
-                m = state.grow(m)
+                m = room.grow(m)
             histograms += _rmap_histograms(m, facts, moment, options.rmap_columns)
         while replay_rows(m, columns, stop, codes, resched, end_cause) != ROWS_DONE:
-            m = state.grow(m)
+            m = room.grow(m)
     for moment in moments.of_end():
         histograms += _rmap_histograms(m, facts, moment, options.rmap_columns)
     census = collect(m) if options.census else None
-    m = state.without_pages(m)
+    m = room.without_pages(m)
     return replace(_result(m, facts), rmap_histograms=tuple(histograms), census=census)
 
 
@@ -137,21 +137,21 @@ def _resched(text: str) -> tuple[int, int]:
 def _split_at(m: state.Mmu, facts: TraceFacts, split_at: str) -> None:
     """What opens windows: control lines, else recorded outcomes, else the end of the trace."""
     has_splits = facts.total(Kind.SPLIT_HUGE_PAGE) > 0
-    m.ctl[state.CTL_SPLIT_TIME] = NEVER_NS
+    m.ctl[layout.CTL_SPLIT_TIME] = NEVER_NS
     if split_at == "auto":
         for vm in range(facts.vms):
-            m.vm[vm, state.VM_BY_CONTROL] = facts.vm_has_control(vm)
-            m.vm[vm, state.VM_BY_RECORD] = not facts.vm_has_control(vm) and has_splits
-        m.vm[:, state.VM_SPLIT_DUE] = not facts.has_control and not has_splits
+            m.vm[vm, layout.VM_BY_CONTROL] = facts.vm_has_control(vm)
+            m.vm[vm, layout.VM_BY_RECORD] = not facts.vm_has_control(vm) and has_splits
+        m.vm[:, layout.VM_SPLIT_DUE] = not facts.has_control and not has_splits
     elif split_at == "control":
-        m.vm[:, state.VM_BY_CONTROL] = 1
+        m.vm[:, layout.VM_BY_CONTROL] = 1
     elif split_at == "recorded":
-        m.vm[:, state.VM_BY_RECORD] = 1
+        m.vm[:, layout.VM_BY_RECORD] = 1
     elif split_at == "end":
-        m.vm[:, state.VM_SPLIT_DUE] = 1
+        m.vm[:, layout.VM_SPLIT_DUE] = 1
     elif split_at != "never":
-        m.vm[:, state.VM_SPLIT_DUE] = 1
-        m.ctl[state.CTL_SPLIT_TIME] = round(float(split_at) * 1e9)
+        m.vm[:, layout.VM_SPLIT_DUE] = 1
+        m.ctl[layout.CTL_SPLIT_TIME] = round(float(split_at) * 1e9)
 
 
 def _new_state(facts: TraceFacts, options: Options) -> state.Mmu:
@@ -167,21 +167,21 @@ def _new_state(facts: TraceFacts, options: Options) -> state.Mmu:
         WIN_CENSUS_COLUMNS if options.census else window.WIN_COLUMNS,
     )
     compared = options.split_at in ("auto", "control", "recorded") and options.compare_recorded
-    m.ctl[state.CTL_HAS_RECORDED] = facts.has_recorded and compared
+    m.ctl[layout.CTL_HAS_RECORDED] = facts.has_recorded and compared
     _split_at(m, facts, options.split_at)
     for vm in range(facts.vms):
-        m.vm[vm, state.VM_HAS_TDP] = facts.has(vm, Kind.TDP_MMU_SPTE_CHANGED)
-        m.vm[vm, state.VM_HAS_FAULTS] = facts.has(vm, Kind.PAGE_FAULT)
-        m.vm[vm, state.VM_PROBES] = (
-            state.PROBES_REGION * facts.has(vm, Kind.COMMIT_REGION)
-            + state.PROBES_SPLIT * facts.split_probes(vm)
-            + state.PROBES_LIMIT * facts.has(vm, Kind.CHANGE_MMU_PAGES)
-            + state.PROBES_PROTECT * facts.has(vm, Kind.SLOT_REMOVE_WRITE_ACCESS)
-            + state.PROBES_COLLAPSE * facts.has(vm, Kind.ZAP_COLLAPSIBLE, Kind.RECOVER_HUGE)
+        m.vm[vm, layout.VM_HAS_TDP] = facts.has(vm, Kind.TDP_MMU_SPTE_CHANGED)
+        m.vm[vm, layout.VM_HAS_FAULTS] = facts.has(vm, Kind.PAGE_FAULT)
+        m.vm[vm, layout.VM_PROBES] = (
+            layout.PROBES_REGION * facts.has(vm, Kind.COMMIT_REGION)
+            + layout.PROBES_SPLIT * facts.split_probes(vm)
+            + layout.PROBES_LIMIT * facts.has(vm, Kind.CHANGE_MMU_PAGES)
+            + layout.PROBES_PROTECT * facts.has(vm, Kind.SLOT_REMOVE_WRITE_ACCESS)
+            + layout.PROBES_COLLAPSE * facts.has(vm, Kind.ZAP_COLLAPSIBLE, Kind.RECOVER_HUGE)
         )
         if options.max_mmu_pages is not None:
-            m.vm[vm, state.VM_MAX] = options.max_mmu_pages
-            m.vm[vm, state.VM_MAX_KNOWN] = state.MAX_GIVEN
+            m.vm[vm, layout.VM_MAX] = options.max_mmu_pages
+            m.vm[vm, layout.VM_MAX_KNOWN] = layout.MAX_GIVEN
     return m
 
 
@@ -215,12 +215,12 @@ def _with_lookahead(batches: Iterator[Columns]) -> Iterator[tuple[Columns, int]]
 
 
 def _result(m: state.Mmu, facts: TraceFacts) -> Replay:
-    begin = state.CTL_COUNTERS
+    begin = layout.CTL_COUNTERS
     counted = dict(zip(window.COUNTERS, m.ctl[begin : begin + len(window.COUNTERS)].tolist(), strict=True))
     first_divergence = window.COUNTERS.index(window.FIRST_DIVERGENCE)
     divergences = {name: counted.pop(name) for name in window.COUNTERS[first_divergence:]}
     counters: dict[str, int | None] = dict(counted)
-    wins = m.window[: m.ctl[state.CTL_WINDOW_TOP]]
+    wins = m.window[: m.ctl[layout.CTL_WINDOW_TOP]]
     counters["attempts"] = int(wins[:, window.WIN_ATTEMPTS].sum())
     counters["split"] = int(wins[:, window.WIN_SPLIT].sum())
     for i, word in enumerate(SKIP_WORDS):
@@ -230,10 +230,10 @@ def _result(m: state.Mmu, facts: TraceFacts) -> Replay:
     total = int(wins[:, window.WIN_FLUSHES : window.WIN_FLUSHES + len(FlushCause)].sum())
     counters["flushes_total"] = total
     counters["flushes_lost"] = int(wins[:, window.WIN_FLUSHES_LOST].sum())
-    counters["shadow_pages_used_end"] = int(m.vm[:, state.VM_USED].sum())
-    counters["shadow_pages_used_peak"] = int(m.vm[:, state.VM_PEAK].sum())
-    limits = m.vm[:, state.VM_MAX]
-    counters["max_mmu_pages"] = int(limits.sum()) if (limits < state.UNLIMITED).all() else None
+    counters["shadow_pages_used_end"] = int(m.vm[:, layout.VM_USED].sum())
+    counters["shadow_pages_used_peak"] = int(m.vm[:, layout.VM_PEAK].sum())
+    limits = m.vm[:, layout.VM_MAX]
+    counters["max_mmu_pages"] = int(limits.sum()) if (limits < layout.UNLIMITED).all() else None
     aligned = wins[wins[:, window.WIN_ALIGNED] != 0]
     flush_probes = facts.total(Kind.FLUSH_REMOTE_TLBS) > 0
     counters["flushes_expected"] = (
@@ -242,11 +242,11 @@ def _result(m: state.Mmu, facts: TraceFacts) -> Replay:
     counters["flushes_simulated"] = total
     if facts.total(Kind.SET_SPTE) == 0:
         counters |= {name: None for name in counters if name.startswith("faults_")}
-    matches = m.out16[: m.ctl[state.CTL_OUT_TOP], window.OUT16_MATCH]
+    matches = m.out16[: m.ctl[layout.CTL_OUT_TOP], window.OUT16_MATCH]
     for match in Match:
         if match != Match.UNCHECKED:
             counters[match.name.lower()] = int(np.count_nonzero(matches == int(match)))
-    lines = m.source[: m.ctl[state.CTL_SOURCE_TOP]]
+    lines = m.source[: m.ctl[layout.CTL_SOURCE_TOP]]
     lines = lines[(lines[:, window.SOURCE_RECORDED] != 0) & (lines[:, window.SOURCE_MMU] == 0)]
     errnos, counts = np.unique(lines[:, window.SOURCE_ERRNO], return_counts=True)
     return Replay(

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from replay.jit import by_reference, jit, kernel
-from replay.mmu.rmap import pte_list_count
-from replay.mmu.state import (
+from replay.mmu.layout import (
     CTL_SLOT_TOP,
     GIB_HEAD,
     GIB_KEY,
@@ -29,8 +28,9 @@ from replay.mmu.state import (
     UNIFORM,
     VM_HAS_TDP,
     VM_PEAK,
-    Mmu,
 )
+from replay.mmu.rmap import pte_list_count
+from replay.mmu.state import Mmu
 
 RMAP_LOG_SIZE = 11
 LEVELS = 3

@@ -4,48 +4,7 @@ from __future__ import annotations
 
 from replay.jit import jit
 from replay.mmu.apply import forget_page, link_in_fault, make_page
-from replay.mmu.rmap import head_in_gib, pte_list_count, pte_list_get, region_of, rmap_head, rmap_remove
-from replay.mmu.role import (
-    ACC_ALL,
-    ACCESS_SHIFT,
-    DIRECT,
-    DIRECT_FAMILY,
-    ROLE_MASK,
-    child_key,
-    key_level,
-    key_variant,
-    key_vm,
-    make_key,
-)
-from replay.mmu.shadow_page import (
-    bind_page,
-    drop_spte,
-    find_bound,
-    find_shadow_page,
-    get_spte,
-    install_leaf,
-    set_spte,
-    set_translation,
-    sptep_access,
-    sptep_gfn,
-    zap_children,
-)
-from replay.mmu.spte import (
-    EPT_SPTE_HOST_WRITABLE,
-    EPT_SPTE_MMU_WRITABLE,
-    LEFT_NONPRESENT,
-    PFN_MASK,
-    PT64_NX_MASK,
-    PT_ACCESSED_MASK,
-    PT_DIRTY_MASK,
-    PT_PAGE_SIZE_MASK,
-    PT_WRITABLE_MASK,
-    SPTE_MMU_PRESENT_MASK,
-    VMX_EPT_EXECUTABLE_MASK,
-    is_last_spte,
-    is_shadow_present_pte,
-)
-from replay.mmu.state import (
+from replay.mmu.layout import (
     FLAG_ADOPTED,
     FLAG_LIVE,
     FLAG_SPLIT,
@@ -77,12 +36,50 @@ from replay.mmu.state import (
     VM_END,
     VM_EPT,
     VM_HAS_FAULTS,
-    Mmu,
-    alloc_table,
-    find_gib,
-    find_region,
-    has_room_for_next,
 )
+from replay.mmu.rmap import head_in_gib, pte_list_count, pte_list_get, region_of, rmap_head, rmap_remove
+from replay.mmu.role import (
+    ACC_ALL,
+    ACCESS_SHIFT,
+    DIRECT,
+    DIRECT_FAMILY,
+    ROLE_MASK,
+    child_key,
+    key_level,
+    key_variant,
+    key_vm,
+    make_key,
+)
+from replay.mmu.room import has_room_for_next
+from replay.mmu.shadow_page import (
+    bind_page,
+    drop_spte,
+    find_bound,
+    find_shadow_page,
+    get_spte,
+    install_leaf,
+    set_spte,
+    set_translation,
+    sptep_access,
+    sptep_gfn,
+    zap_children,
+)
+from replay.mmu.spte import (
+    EPT_SPTE_HOST_WRITABLE,
+    EPT_SPTE_MMU_WRITABLE,
+    LEFT_NONPRESENT,
+    PFN_MASK,
+    PT64_NX_MASK,
+    PT_ACCESSED_MASK,
+    PT_DIRTY_MASK,
+    PT_PAGE_SIZE_MASK,
+    PT_WRITABLE_MASK,
+    SPTE_MMU_PRESENT_MASK,
+    VMX_EPT_EXECUTABLE_MASK,
+    is_last_spte,
+    is_shadow_present_pte,
+)
+from replay.mmu.state import Mmu, alloc_table, find_gib, find_region
 from replay.mmu.walk import PFERR_FETCH, PFERR_WRITE, chain, leaf_access, template_key, walk_index
 from replay.mmu.window import (
     C_ADOPTED,

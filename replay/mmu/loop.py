@@ -7,11 +7,8 @@ import numpy as np
 from replay.jit import by_reference, jit, kernel
 from replay.mmu import align, apply, control, leaf, tdp, walk
 from replay.mmu.align import truth
-from replay.mmu.dirty_log import NO_ROOM, OK, mark_page_dirty, next_word
-from replay.mmu.role import DIRECT, LEVEL
-from replay.mmu.split import STOP_DONE, STOP_NO_ROOM, advance, available_pages
-from replay.mmu.spte import PT_WRITABLE_MASK, is_last_spte, is_shadow_present_pte
-from replay.mmu.state import (
+from replay.mmu.dirty_log import mark_page_dirty, next_word
+from replay.mmu.layout import (
     CTL_BITMAP_TOP,
     CTL_HAS_GET_PAGE,
     CTL_LINE,
@@ -50,11 +47,12 @@ from replay.mmu.state import (
     VM_RESCHED,
     VM_SPLIT_DUE,
     VM_WINDOW,
-    Mmu,
-    find_task,
-    has_room,
-    has_room_for_next,
 )
+from replay.mmu.role import DIRECT, LEVEL
+from replay.mmu.room import NO_ROOM, OK, has_room, has_room_for_next
+from replay.mmu.split import STOP_DONE, STOP_NO_ROOM, advance, available_pages
+from replay.mmu.spte import PT_WRITABLE_MASK, is_last_spte, is_shadow_present_pte
+from replay.mmu.state import Mmu, find_task
 from replay.mmu.window import (
     C_CUT_SHORT,
     C_ENV_ALLOC,

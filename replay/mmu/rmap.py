@@ -8,7 +8,7 @@ begins at row ``d``.  Two orders exist: up to 6.3 a full chain grows at its tail
 from __future__ import annotations
 
 from replay.jit import jit
-from replay.mmu.state import (
+from replay.mmu.layout import (
     CTL_DESC_FREE,
     CTL_DESC_TOP,
     CTL_DESC_USED,
@@ -22,11 +22,8 @@ from replay.mmu.state import (
     REGION_HEAD,
     REGION_SP,
     UNIFORM,
-    Mmu,
-    alloc_block,
-    find_gib,
-    free_block,
 )
+from replay.mmu.state import Mmu, alloc_block, find_gib, free_block
 
 ORDER_APPEND = 0
 ORDER_HEAD = 1

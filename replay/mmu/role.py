@@ -7,7 +7,7 @@ property of a root that its children inherit, as the bits it stands for are.
 from __future__ import annotations
 
 from replay.jit import jit
-from replay.mmu.state import KEY_VARIANT_SHIFT, KEY_VM_SHIFT
+from replay.mmu.layout import KEY_VARIANT_SHIFT, KEY_VM_SHIFT
 from replay.schema import ROLE_ACCESS_SHIFT, ROLE_QUADRANT_SHIFT, Role
 
 LEVEL = int(Role.LEVEL)

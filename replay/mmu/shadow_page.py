@@ -3,25 +3,7 @@
 from __future__ import annotations
 
 from replay.jit import jit
-from replay.mmu.rmap import (
-    pte_list_add,
-    pte_list_get,
-    pte_list_remove,
-    rmap_add,
-    rmap_region_is_empty,
-    rmap_region_set_uniform,
-    rmap_remove,
-)
-from replay.mmu.role import ACC_EXEC, DIRECT, ROLE_MASK, key_access, key_level, key_vm
-from replay.mmu.spte import (
-    PT_WRITABLE_MASK,
-    is_last_spte,
-    is_shadow_present_pte,
-    make_huge_page_split_spte,
-    make_nonleaf_spte,
-    spte_child,
-)
-from replay.mmu.state import (
+from replay.mmu.layout import (
     ALL_CLEARED,
     CTL_BIRTH,
     CTL_LAST_BOUND,
@@ -47,14 +29,26 @@ from replay.mmu.state import (
     SP_PARENTS,
     UNIFORM,
     VM_EPT,
-    Mmu,
-    alloc_table,
-    find_gib,
-    find_region,
-    frame_bucket,
-    free_table,
-    page_bucket,
 )
+from replay.mmu.rmap import (
+    pte_list_add,
+    pte_list_get,
+    pte_list_remove,
+    rmap_add,
+    rmap_region_is_empty,
+    rmap_region_set_uniform,
+    rmap_remove,
+)
+from replay.mmu.role import ACC_EXEC, DIRECT, ROLE_MASK, key_access, key_level, key_vm
+from replay.mmu.spte import (
+    PT_WRITABLE_MASK,
+    is_last_spte,
+    is_shadow_present_pte,
+    make_huge_page_split_spte,
+    make_nonleaf_spte,
+    spte_child,
+)
+from replay.mmu.state import Mmu, alloc_table, find_gib, find_region, frame_bucket, free_table, page_bucket
 
 
 @jit

@@ -11,24 +11,7 @@ import numpy as np
 
 from replay.jit import jit
 from replay.mmu.census import census_attempt, census_descriptors, census_head
-from replay.mmu.rmap import pte_list_get, rmap_head
-from replay.mmu.role import ACC_EXEC, GEN, GUEST_MODE, ROLE_MASK, child_key, key_access, key_level, key_vm
-from replay.mmu.shadow_page import (
-    alloc_shadow_page,
-    drop_spte,
-    fill_uniform,
-    find_shadow_page,
-    free_shadow_page,
-    get_spte,
-    install_leaf,
-    link_shadow_page,
-    set_spte,
-    sptep_access,
-    sptep_gfn,
-    unlink_shadow_page,
-)
-from replay.mmu.spte import LEFT_NONPRESENT, is_last_spte, is_shadow_present_pte, make_huge_page_split_spte
-from replay.mmu.state import (
+from replay.mmu.layout import (
     CTL_ATTEMPTS_SEEN,
     CTL_DESC_USED,
     CTL_RNG,
@@ -54,12 +37,26 @@ from replay.mmu.state import (
     VM_PEAK,
     VM_RESCHED,
     VM_USED,
-    Mmu,
-    find_gib,
-    has_room_for_next,
-    mix,
-    page_bucket,
 )
+from replay.mmu.rmap import pte_list_get, rmap_head
+from replay.mmu.role import ACC_EXEC, GEN, GUEST_MODE, ROLE_MASK, child_key, key_access, key_level, key_vm
+from replay.mmu.room import has_room_for_next
+from replay.mmu.shadow_page import (
+    alloc_shadow_page,
+    drop_spte,
+    fill_uniform,
+    find_shadow_page,
+    free_shadow_page,
+    get_spte,
+    install_leaf,
+    link_shadow_page,
+    set_spte,
+    sptep_access,
+    sptep_gfn,
+    unlink_shadow_page,
+)
+from replay.mmu.spte import LEFT_NONPRESENT, is_last_spte, is_shadow_present_pte, make_huge_page_split_spte
+from replay.mmu.state import Mmu, find_gib, mix, page_bucket
 from replay.mmu.window import (
     ANY_PLACE,
     ATTEMPT_CREATED,

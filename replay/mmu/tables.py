@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from replay.arrow import arrow_array, words_array
-from replay.mmu import state, window
+from replay.mmu import layout, state, window
 from replay.schema import (
     SKIP_WORDS,
     FlushCause,
@@ -49,7 +49,7 @@ def attempts(m: state.Mmu) -> dict[str, np.ndarray]:
 
     Without an attempt, only a recorded line, ``outcome`` is negative; without such a line, ``recorded`` is 0.
     """
-    top = m.ctl[state.CTL_OUT_TOP]
+    top = m.ctl[layout.CTL_OUT_TOP]
     columns = {
         name: table[:top, column]
         for table, names in ((m.out, _OUT), (m.out32, _OUT32), (m.out16, _OUT16))
@@ -59,7 +59,7 @@ def attempts(m: state.Mmu) -> dict[str, np.ndarray]:
     columns["mmu"] = flags & window.ATTEMPT_TDP
     columns["child_created"] = flags & window.ATTEMPT_CREATED != 0
     columns["flush"] = flags & window.ATTEMPT_FLUSHED != 0
-    sources = m.source[: m.ctl[state.CTL_SOURCE_TOP]]
+    sources = m.source[: m.ctl[layout.CTL_SOURCE_TOP]]
     rows = m.out32[:top, window.OUT32_SOURCE]
     columns |= {name: _taken(sources[:, column], rows) for name, column in _SOURCE.items()}
     columns["vm"] = _taken(m.window[:, window.WIN_VM], columns["window"])
@@ -130,7 +130,7 @@ def outcomes(m: state.Mmu) -> pa.Table:
 
 def flushes(m: state.Mmu) -> pa.Table:
     """The table of ``flush_schema()``."""
-    rows = m.flush[: m.ctl[state.CTL_FLUSH_TOP]]
+    rows = m.flush[: m.ctl[layout.CTL_FLUSH_TOP]]
     arrays: dict[str, Any] = {
         name: (rows[:, column], None)
         for name, column in {
@@ -148,9 +148,9 @@ def flushes(m: state.Mmu) -> pa.Table:
 
 def windows(m: state.Mmu, flush_probes: bool) -> pa.Table:
     """The table of ``window_schema()``; ``flush_probes``: the trace tells which flushes were recorded."""
-    rows = m.window[: m.ctl[state.CTL_WINDOW_TOP]]
+    rows = m.window[: m.ctl[layout.CTL_WINDOW_TOP]]
     slot_rows = rows[:, window.WIN_SLOT]
-    slot_ids = np.where(slot_rows >= 0, m.slot[np.maximum(slot_rows, 0), state.SLOT_ID], 0)
+    slot_ids = np.where(slot_rows >= 0, m.slot[np.maximum(slot_rows, 0), layout.SLOT_ID], 0)
     columns = {
         "vm": window.WIN_VM,
         "start_gfn": window.WIN_START,

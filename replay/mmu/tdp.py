@@ -9,23 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from replay.jit import jit
-from replay.mmu.role import ACC_ALL, ACCESS_SHIFT, DIRECT, LEVEL
-from replay.mmu.shadow_page import (
-    alloc_shadow_page,
-    bind_page,
-    find_shadow_page,
-    get_spte,
-    set_spte,
-    unbind_page,
-)
-from replay.mmu.spte import (
-    PFN_MASK,
-    is_last_spte,
-    is_shadow_present_pte,
-    make_huge_page_split_spte,
-    make_nonleaf_spte,
-)
-from replay.mmu.state import (
+from replay.mmu.layout import (
     CTL_LAST_TDP,
     CTL_SP_TOP,
     CTL_TS,
@@ -41,11 +25,25 @@ from replay.mmu.state import (
     UNIFORM,
     VM_END,
     VM_EPT,
-    Mmu,
-    extend_memory,
-    free_table,
-    has_room,
 )
+from replay.mmu.role import ACC_ALL, ACCESS_SHIFT, DIRECT, LEVEL
+from replay.mmu.room import has_room
+from replay.mmu.shadow_page import (
+    alloc_shadow_page,
+    bind_page,
+    find_shadow_page,
+    get_spte,
+    set_spte,
+    unbind_page,
+)
+from replay.mmu.spte import (
+    PFN_MASK,
+    is_last_spte,
+    is_shadow_present_pte,
+    make_huge_page_split_spte,
+    make_nonleaf_spte,
+)
+from replay.mmu.state import Mmu, extend_memory, free_table
 from replay.mmu.window import (
     ATTEMPT_CREATED,
     ATTEMPT_TDP,

@@ -8,25 +8,7 @@ silently follows from links that are known, else from a look-up as the kernel's 
 from __future__ import annotations
 
 from replay.jit import jit
-from replay.mmu.role import (
-    ACC_ALL,
-    ACC_EXEC,
-    ACC_READ,
-    ACC_USER,
-    ACC_WRITE,
-    ACCESS,
-    ACCESS_SHIFT,
-    DIRECT,
-    HAS_4_BYTE_GPTE,
-    LEVEL,
-    QUADRANT,
-    QUADRANT_SHIFT,
-    key_level,
-    key_vm,
-)
-from replay.mmu.shadow_page import find_shadow_page, get_spte
-from replay.mmu.spte import PT64_NX_MASK, is_last_spte, is_shadow_present_pte, spte_child
-from replay.mmu.state import (
+from replay.mmu.layout import (
     FLAG_LIVE,
     FLAG_ROOT,
     ROOTS,
@@ -51,9 +33,26 @@ from replay.mmu.state import (
     TASK_WALK_TOP,
     VM_EPT,
     VM_ROOTS,
-    Mmu,
-    page_bucket,
 )
+from replay.mmu.role import (
+    ACC_ALL,
+    ACC_EXEC,
+    ACC_READ,
+    ACC_USER,
+    ACC_WRITE,
+    ACCESS,
+    ACCESS_SHIFT,
+    DIRECT,
+    HAS_4_BYTE_GPTE,
+    LEVEL,
+    QUADRANT,
+    QUADRANT_SHIFT,
+    key_level,
+    key_vm,
+)
+from replay.mmu.shadow_page import find_shadow_page, get_spte
+from replay.mmu.spte import PT64_NX_MASK, is_last_spte, is_shadow_present_pte, spte_child
+from replay.mmu.state import Mmu, page_bucket
 
 NOT_LOOKED_UP = -2
 PFERR_WRITE = 2

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from replay.jit import jit
-from replay.mmu.state import (
+from replay.mmu.layout import (
     CTL_COUNTERS,
     CTL_FLUSH_TOP,
     CTL_LINE,
@@ -19,9 +19,8 @@ from replay.mmu.state import (
     CTL_TS,
     CTL_WINDOW_TOP,
     VM_WINDOW,
-    Mmu,
-    clear_row,
 )
+from replay.mmu.state import Mmu, clear_row
 
 WIN_VM = 0
 WIN_TASK = 1  # pid

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from replay.mmu import state, window
+from replay.mmu import room, state, window
 
 if os.environ.get("NUMBA_DISABLE_JIT") != "1":
     collect_ignore_glob = ["test_*.py"]
@@ -33,6 +33,6 @@ def make_mmu() -> state.Mmu:
         window.FLUSH_COLUMNS,
         window.WIN_COLUMNS,
     )
-    while not state.has_room(m):
-        m = state.grow(m)
+    while not room.has_room(m):
+        m = room.grow(m)
     return m

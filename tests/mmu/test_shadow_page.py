@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from replay.mmu import apply, rmap, shadow_page, spte, state
+from replay.mmu import apply, layout, rmap, shadow_page, spte, state
 from replay.mmu.rmap import ORDER_APPEND
 from replay.mmu.role import ACC_ALL, ACCESS_SHIFT, DIRECT, make_key
 from tests.mmu.conftest import make_mmu
@@ -87,7 +87,7 @@ def test_compact_table_equals_a_spelled_out_one(changes: list[tuple[str, int]]) 
     sp = table(compact)
     assert table(spelled) == sp
     assert shadow_page.fill_uniform(compact, sp, HUGE)
-    assert compact.ctl[state.CTL_SPT_TOP] == compact.ctl[state.CTL_BLOCK_TOP] == 0
+    assert compact.ctl[layout.CTL_SPT_TOP] == compact.ctl[layout.CTL_BLOCK_TOP] == 0
     spell_out(spelled, sp)
     assert seen(compact, sp) == seen(spelled, sp)
     for what, index in changes:
@@ -116,7 +116,7 @@ def test_write_protection_of_a_compact_table_keeps_it_compact(m: state.Mmu) -> N
     sp = table(m)
     shadow_page.fill_uniform(m, sp, HUGE)
     apply.write_protect_region(m, state.find_region(m, 0, GFN, False), False)
-    assert m.sp32[sp, state.SP32_SPT] == state.UNIFORM
+    assert m.sp32[sp, layout.SP32_SPT] == layout.UNIFORM
     assert all(not shadow_page.get_spte(m, sp, index) & spte.PT_WRITABLE_MASK for index in range(512))
 
 
@@ -146,10 +146,10 @@ def test_link_drops_the_huge_spte_and_knows_its_parents(m: state.Mmu) -> None:
         shadow_page.link_shadow_page(m, parent, 0, child, ORDER_APPEND)
         shadow_page.link_shadow_page(m, parent, 0, child, ORDER_APPEND)
     assert rmap.rmap_head(m, 0, 1 << 18, 2) == 0
-    assert entries(m, m.sp[child, state.SP_PARENTS]) == [parent * 512 for parent in parents]
+    assert entries(m, m.sp[child, layout.SP_PARENTS]) == [parent * 512 for parent in parents]
     shadow_page.unlink_parents(m, child, ORDER_APPEND)
     assert [shadow_page.get_spte(m, parent, 0) for parent in parents] == [0, 0]
-    assert m.sp[child, state.SP_PARENTS] == 0
+    assert m.sp[child, layout.SP_PARENTS] == 0
 
 
 def test_translation_of_an_indirect_page(m: state.Mmu) -> None:
@@ -166,13 +166,13 @@ def test_translation_of_an_indirect_page(m: state.Mmu) -> None:
 def test_freed_rows_are_used_again(m: state.Mmu) -> None:
     sp = table(m)
     shadow_page.set_spte(m, sp, 0, 0x1000E67)
-    t = m.sp32[sp, state.SP32_SPT]
+    t = m.sp32[sp, layout.SP32_SPT]
     shadow_page.free_shadow_page(m, sp)
     again = table(m, GFN + 512)
     assert again == sp
     assert shadow_page.get_spte(m, again, 0) == 0
     shadow_page.set_spte(m, again, 1, 0x2000E67)
-    assert m.sp32[again, state.SP32_SPT] == t
+    assert m.sp32[again, layout.SP32_SPT] == t
     assert shadow_page.get_spte(m, again, 0) == 0
 
 
@@ -182,5 +182,5 @@ def test_account_shadowed_counts_guest_tables(m: state.Mmu, vm: int) -> None:
     shadow_page.account_shadowed(m, vm, GFN + 6, 1)
     shadow_page.account_shadowed(m, vm, GFN + 5, -1)
     r, g = state.find_region(m, vm, GFN, False), state.find_gib(m, vm, GFN, False)
-    assert (m.region[r, state.REGION_TABLES], m.gib[g, state.GIB_TABLES]) == (1, 1)
+    assert (m.region[r, layout.REGION_TABLES], m.gib[g, layout.GIB_TABLES]) == (1, 1)
     assert state.find_gib(m, 1 - vm, GFN, False) == -1

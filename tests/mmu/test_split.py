@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from replay.mmu import rmap, shadow_page, split, state, tables, window
+from replay.mmu import layout, rmap, shadow_page, split, state, tables, window
 from replay.mmu.role import ACC_ALL, ACC_EXEC, ACCESS_SHIFT, DIRECT, child_key, make_key
 from replay.mmu.spte import LEFT_NONPRESENT, is_shadow_present_pte
 from replay.policy import KnobCodes, Policy
@@ -32,7 +32,7 @@ def huge_page(
 
 
 def opened(m: state.Mmu, npages: int = 1024, free: int = 1 << 20) -> int:
-    m.vm[0, state.VM_MAX] = m.vm[0, state.VM_USED] + free
+    m.vm[0, layout.VM_MAX] = m.vm[0, layout.VM_USED] + free
     return int(window.open_window(m, 0, 1, 0, -1, GFN, GFN + npages, 1))
 
 
@@ -57,15 +57,15 @@ def test_full_split(m: state.Mmu) -> None:
     w = opened(m)
     assert run(m, w) == [(GFN, Outcome.SPLIT, 0)]
     child = shadow_page.find_shadow_page(
-        m, GFN, child_key(m.sp[sptep // 512, state.SP_KEY], 0, True, ACC_ALL)
+        m, GFN, child_key(m.sp[sptep // 512, layout.SP_KEY], 0, True, ACC_ALL)
     )
     huge = HUGE | GFN << 12
     assert [shadow_page.get_spte(m, child, i) for i in range(512)] == [
         (huge & ~0x80) + (i << 12) for i in range(512)
     ]
     assert rmap.rmap_head(m, 0, GFN, 2) == 0
-    assert entries(m, m.sp[child, state.SP_PARENTS]) == [sptep]
-    assert (m.vm[0, state.VM_USED], flushes(m, w)) == (1, {})
+    assert entries(m, m.sp[child, layout.SP_PARENTS]) == [sptep]
+    assert (m.vm[0, layout.VM_USED], flushes(m, w)) == (1, {})
 
 
 def test_occupied_rmap_leaves_its_spte_nonpresent_and_owes_a_flush(m: state.Mmu) -> None:
@@ -104,7 +104,7 @@ def test_alias_reuses_the_child_with_patch_24(m: state.Mmu) -> None:
     w = opened(m)
     assert run(m, w, knobs("v2-alias")) == [(GFN, Outcome.SPLIT, 0)] * 2
     child = shadow_page.find_shadow_page(m, GFN, make_key(DIRECT | ALL | 1, 0, 0))
-    assert entries(m, m.sp[child, state.SP_PARENTS]) == spteps
+    assert entries(m, m.sp[child, layout.SP_PARENTS]) == spteps
     assert m.out16[1, window.OUT16_REUSED] == 512
     assert flushes(m, w) == {}
 
@@ -115,7 +115,7 @@ def test_alias_of_another_role_gets_a_child_of_its_own(m: state.Mmu, access: int
     huge_page(m, 2, access=access, variant=variant)
     w = opened(m)
     assert run(m, w) == [(GFN, Outcome.SPLIT, 0), (GFN, Outcome.SPLIT, 512)]
-    assert m.ctl[state.CTL_COUNTERS + window.C_PAGES_CREATED] == 2
+    assert m.ctl[layout.CTL_COUNTERS + window.C_PAGES_CREATED] == 2
 
 
 @pytest.mark.parametrize(("free", "split_pages"), [(5, 0), (6, 1), (7, 2), (8, 2)])
@@ -148,11 +148,11 @@ def test_1g_page_is_split_down_to_4k(m: state.Mmu) -> None:
 
 def test_lock_drop_leaks_the_spare_page_of_v2(m: state.Mmu) -> None:
     huge_page(m, 1)
-    m.vm[0, state.VM_RESCHED] = 1
+    m.vm[0, layout.VM_RESCHED] = 1
     w = opened(m)
     assert split.advance(m, w, V2, NEVER, False) == split.STOP_DROPPED
     assert run(m, w) == [(GFN, Outcome.SPLIT, 0)]
-    assert (m.window[w, window.WIN_LEAKED], m.vm[0, state.VM_RESCHED]) == (1, 0)
+    assert (m.window[w, window.WIN_LEAKED], m.vm[0, layout.VM_RESCHED]) == (1, 0)
 
 
 def partial_splits(m: state.Mmu) -> int:
@@ -170,7 +170,7 @@ def test_lock_drop_flushes_for_its_own_head_only(
 ) -> None:
     w = partial_splits(m)
     assert [split.advance(m, w, V2, NEVER, False) for _ in range(attempts)] == [split.STOP_ATTEMPT] * attempts
-    m.vm[0, state.VM_RESCHED] = 1
+    m.vm[0, layout.VM_RESCHED] = 1
     assert split.advance(m, w, V2, NEVER, False) == split.STOP_DROPPED
     # where the head itself owes a flush it is of the whole slot, which pays for earlier heads, too
     assert (flushes(m, w), m.window[w, window.WIN_FLUSHES_LOST]) == (dropped, lost)
@@ -179,12 +179,12 @@ def test_lock_drop_flushes_for_its_own_head_only(
 
 
 def test_merged_code_fills_its_caches_first(m: state.Mmu) -> None:
-    m.vm[0, state.VM_HAS_TDP] = 1
+    m.vm[0, layout.VM_HAS_TDP] = 1
     huge_page(m, 1)
     w = opened(m)
     assert run(m, w, knobs("linux-6.0")) == [(GFN, Outcome.RETRY, 0), (GFN, Outcome.SPLIT, 0)]
-    assert m.vm[0, state.VM_HEADERS] == m.vm[0, state.VM_PAGES] == 39
-    assert m.vm[0, state.VM_DESC] == 553
+    assert m.vm[0, layout.VM_HEADERS] == m.vm[0, layout.VM_PAGES] == 39
+    assert m.vm[0, layout.VM_DESC] == 553
 
 
 def test_merged_code_leaves_what_is_not_nested(m: state.Mmu) -> None:
@@ -195,7 +195,7 @@ def test_merged_code_leaves_what_is_not_nested(m: state.Mmu) -> None:
 
 
 def test_every_split_of_2026_flushes(m: state.Mmu) -> None:
-    m.vm[0, state.VM_HAS_TDP] = 1
+    m.vm[0, layout.VM_HAS_TDP] = 1
     for number in (1, 2):
         huge_page(m, number, GFN + 512 * (number - 1))
     w = opened(m)
@@ -203,25 +203,25 @@ def test_every_split_of_2026_flushes(m: state.Mmu) -> None:
     assert flushes(m, w) == {"LINK": 2}
 
 
-@pytest.mark.parametrize("flag", [state.FLAG_INVALID, state.FLAG_UNSYNC])
+@pytest.mark.parametrize("flag", [layout.FLAG_INVALID, layout.FLAG_UNSYNC])
 def test_silent_skips(m: state.Mmu, flag: int) -> None:
     sptep = huge_page(m, 1)
-    m.sp32[sptep // 512, state.SP32_FLAGS] |= flag
+    m.sp32[sptep // 512, layout.SP32_FLAGS] |= flag
     w = opened(m)
     assert run(m, w) == []
-    word = Outcome.INVALID if flag == state.FLAG_INVALID else Outcome.UNSYNC
+    word = Outcome.INVALID if flag == layout.FLAG_INVALID else Outcome.UNSYNC
     assert m.window[w, window.WIN_SKIPPED + word - 1] == 1
 
 
 def test_look_up_of_a_2m_child_zaps_unsync_pages_of_its_gfn(m: state.Mmu) -> None:
     huge_page(m, 1, level=3)
     unsync = make_key(ALL | 1, 0, 0)
-    shadow_page.alloc_shadow_page(m, GFN, unsync, state.FLAG_UNSYNC)
-    m.vm[0, state.VM_USED] = 2
+    shadow_page.alloc_shadow_page(m, GFN, unsync, layout.FLAG_UNSYNC)
+    m.vm[0, layout.VM_USED] = 2
     w = opened(m, 1 << 18)
     assert split.advance(m, w, V2, NEVER, False) == split.STOP_ATTEMPT
     assert shadow_page.find_shadow_page(m, GFN, unsync) == -1
-    assert (m.vm[0, state.VM_USED], flushes(m, w)) == (2, {"ZAP": 1})
+    assert (m.vm[0, layout.VM_USED], flushes(m, w)) == (2, {"ZAP": 1})
 
 
 def test_range_visits_its_first_head_even_if_it_is_empty(m: state.Mmu) -> None:
@@ -247,17 +247,17 @@ def test_lock_drop_at_every_attempt_comes_to_an_end(m: state.Mmu) -> None:
         pytest.fail("the walk does not end")
     outcomes = tables.attempts(m)["outcome"].tolist()
     assert outcomes == [Outcome.SPLIT, Outcome.EXISTING_CHILD, Outcome.EXISTING_CHILD]
-    assert m.ctl[state.CTL_COUNTERS + window.C_RETRIES] == 2
+    assert m.ctl[layout.CTL_COUNTERS + window.C_RETRIES] == 2
 
 
 def test_a_split_page_takes_at_most_128_bytes(m: state.Mmu) -> None:
     """Its shadow page, two buckets of a large hash table, its attempt: no SPTEs, heads or descriptors."""
     for number in range(40):
         huge_page(m, number + 1, GFN + 512 * number)
-    tops = (state.CTL_SPT_TOP, state.CTL_BLOCK_TOP, state.CTL_DESC_TOP)
+    tops = (layout.CTL_SPT_TOP, layout.CTL_BLOCK_TOP, layout.CTL_DESC_TOP)
     before = m.ctl[list(tops)].tolist()
     assert len(run(m, opened(m, 512 * 40))) == 40
     assert m.ctl[list(tops)].tolist() == before
-    assert m.ctl[state.CTL_SOURCE_TOP] == 1
+    assert m.ctl[layout.CTL_SOURCE_TOP] == 1
     rows = (m.sp, m.sp32, m.out, m.out32, m.out16)
     assert sum(table.shape[1] * table.itemsize for table in rows) + 2 * m.hash.itemsize <= 128

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from replay.mmu import shadow_page, state, tables, tdp, window
+from replay.mmu import layout, room, shadow_page, state, tables, tdp, window
 from replay.schema import Outcome
 from tests.mmu.conftest import make_mmu
 from tests.reference.tdp import Tdp
@@ -64,7 +64,7 @@ def test_split_of_a_range(mapped: list[tuple[int, int, int]], first: int, count:
     m = guest.m
     w = int(window.open_window(m, 0, 1, 0, -1, first, first + count, 1))
     while not tdp.split_all(m, w):
-        m = state.grow(m)
+        m = room.grow(m)
     columns = tables.attempts(m)
     found = list(zip(*(columns[name].tolist() for name in ("gfn", "spte", "level")), strict=True))
     steps: list[Any] = list(guest.model.split(first, first + count, 1))
@@ -108,7 +108,7 @@ def test_lines_that_swapped_on_two_cpus(m: state.Mmu) -> None:
     change(m, GIB, 3, second, third)
     change(m, GIB, 3, first, second)
     assert value(m, GIB, 3) == third
-    assert m.ctl[state.CTL_COUNTERS + window.C_SWAPPED] == 1
+    assert m.ctl[layout.CTL_COUNTERS + window.C_SWAPPED] == 1
 
 
 def test_vms_have_tables_of_their_own(m: state.Mmu) -> None:

@@ -1,0 +1,72 @@
+"""Growth keeps everything."""
+
+from __future__ import annotations
+
+from replay.mmu import layout, rmap, room, shadow_page, state
+from replay.mmu.rmap import ORDER_APPEND
+from replay.mmu.role import ACC_ALL, ACCESS_SHIFT, DIRECT, make_key
+
+KEY = make_key(DIRECT | ACC_ALL << ACCESS_SHIFT | 1, 0, 0)
+
+
+def test_growth_keeps_every_page_and_finds_it_again(m: state.Mmu) -> None:
+    pages: list[int] = []
+    while room.has_room(m):
+        pages.append(int(shadow_page.alloc_shadow_page(m, 512 * len(pages), KEY, 0)))
+        shadow_page.bind_page(m, pages[-1], 1000 + len(pages))
+    shadow_page.free_shadow_page(m, pages[3])
+    grown = room.grow(m)
+    assert room.has_room(grown)
+    assert grown.sp.shape[0] >= 2 * m.sp.shape[0]
+    assert (grown.hash.shape[0], grown.spt.shape[0]) == (4 * m.hash.shape[0], m.spt.shape[0])
+    for number, sp in enumerate(pages):
+        expected = -1 if number == 3 else sp
+        assert shadow_page.find_shadow_page(grown, 512 * number, KEY) == expected
+        assert shadow_page.find_bound(grown, 1001 + number) == expected
+    assert shadow_page.alloc_shadow_page(grown, 0, KEY, 0) == pages[3]
+
+
+def test_growth_keeps_sptes_blocks_and_descriptors(m: state.Mmu) -> None:
+    sptes: dict[tuple[int, int], int] = {}
+    while m.ctl[layout.CTL_SPT_TOP] + 20 < m.spt.shape[0]:
+        sp = int(shadow_page.alloc_shadow_page(m, 512 * len(sptes), KEY, 0))
+        shadow_page.set_spte(m, sp, sp % 512, 0x1000E67 + (sp << 12))
+        sptes[sp, sp % 512] = 0x1000E67 + (sp << 12)
+    while room.has_room(m):
+        shadow_page.set_spte(m, int(shadow_page.alloc_shadow_page(m, 0, KEY, 0)), 0, 0)
+        rmap.rmap_add(
+            m, 0, int(m.ctl[layout.CTL_SP_TOP]) % 512, 1, int(m.ctl[layout.CTL_SP_TOP]), ORDER_APPEND
+        )
+    heads = [[rmap.pte_list_get(m, rmap.rmap_head(m, 0, gfn, 1), i) for i in range(3)] for gfn in range(512)]
+    grown = room.grow(m)
+    assert room.has_room(grown)
+    assert {place: shadow_page.get_spte(grown, *place) for place in sptes} == sptes
+    assert [
+        [rmap.pte_list_get(grown, rmap.rmap_head(grown, 0, gfn, 1), i) for i in range(3)]
+        for gfn in range(512)
+    ] == heads
+
+
+def test_growth_keeps_memory_and_tasks(m: state.Mmu) -> None:
+    regions: dict[tuple[int, int], int] = {}
+    tasks: dict[int, int] = {}
+    for number in range(400):
+        while not room.has_room(m):
+            m = room.grow(m)
+        vm, gfn = number % 2, number // 2 << 18
+        r = state.find_region(m, vm, gfn + 512, True)
+        m.region[r, layout.REGION_HEAD] = number + 1
+        regions[vm, gfn + 512] = number + 1
+        t = state.find_task(m, 7 * number)
+        m.task[t, layout.TASK_ROOT] = number
+        tasks[7 * number] = number
+    assert m.gib.shape[0] >= 1024
+    for (vm, gfn), head in regions.items():
+        assert m.region[state.find_region(m, vm, gfn, False), layout.REGION_HEAD] == head
+    assert {pid: m.task[state.find_task(m, pid), layout.TASK_ROOT] for pid in tasks} == tasks
+    assert m.ctl[layout.CTL_TASKS] == 400
+
+
+def test_nothing_grows_without_need(m: state.Mmu) -> None:
+    grown = room.grow(m)
+    assert all(old is new for old, new in zip(m, grown, strict=True))
