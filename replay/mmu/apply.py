@@ -38,6 +38,7 @@ from replay.mmu.layout import (
     VM_ROOTS,
     VM_USED,
 )
+from replay.mmu.mmu_pages import add_used_pages
 from replay.mmu.rmap import pte_list_count, pte_list_get, rmap_head
 from replay.mmu.role import (
     DIRECT,
@@ -60,7 +61,6 @@ from replay.mmu.shadow_page import (
     set_spte,
     unlink_shadow_page,
 )
-from replay.mmu.split import add_used_pages
 from replay.mmu.spte import (
     is_last_spte,
     is_shadow_present_pte,

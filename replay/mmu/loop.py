@@ -48,9 +48,10 @@ from replay.mmu.layout import (
     VM_SPLIT_DUE,
     VM_WINDOW,
 )
+from replay.mmu.mmu_pages import available_pages
 from replay.mmu.role import DIRECT, LEVEL
 from replay.mmu.room import NO_ROOM, OK, has_room, has_room_for_next
-from replay.mmu.split import STOP_DONE, STOP_NO_ROOM, advance, available_pages
+from replay.mmu.split import STOP_DONE, STOP_NO_ROOM, advance
 from replay.mmu.spte import PT_WRITABLE_MASK, is_last_spte, is_shadow_present_pte
 from replay.mmu.state import Mmu, find_task
 from replay.mmu.window import (
