@@ -11,20 +11,18 @@ import numpy as np
 
 from replay.jit import jit
 from replay.mmu.dirty_log import next_word
-from replay.mmu.layout import (
-    CTL_HAS_GET_PAGE,
-    CTL_OUT_TOP,
-    FLAG_LIVE,
-    FLAG_RECORDED,
-    SP32_FLAGS,
-    SP_GFN,
-    VM_HAS_TDP,
+from replay.mmu.judge import (
+    UNEXPECTED,
+    judge,
+    missing,
+    pending_is_unexpected,
+    tdp_pending_is_unexpected,
+    truth,
 )
+from replay.mmu.layout import CTL_HAS_GET_PAGE, CTL_OUT_TOP, FLAG_LIVE, FLAG_RECORDED, SP32_FLAGS, VM_HAS_TDP
 from replay.mmu.role import INVALID
 from replay.mmu.room import NO_ROOM, OK, has_room
-from replay.mmu.shadow_page import get_spte
 from replay.mmu.split import STOP_ATTEMPT, STOP_DONE, STOP_DROPPED, STOP_NO_ROOM, STOP_YIELDED, advance
-from replay.mmu.spte import is_shadow_present_pte
 from replay.mmu.state import Mmu
 from replay.mmu.tdp import predict_split
 from replay.mmu.window import (
@@ -34,24 +32,11 @@ from replay.mmu.window import (
     C_EXPECTED,
     C_GET_PAGE_EXPECTED,
     C_GET_PAGE_MATCHED,
-    C_TRUTH_EXPECTED,
-    C_TRUTH_MATCHED,
-    OUT16_ERRNO,
     OUT16_FLAGS,
-    OUT16_INSTALLED,
     OUT16_LEVEL,
     OUT16_MATCH,
-    OUT16_NONPRESENT,
-    OUT16_OUTCOME,
-    OUT32_SOURCE,
     OUT_GFN,
     OUT_SPTE,
-    SOURCE_ERRNO,
-    SOURCE_GFN,
-    SOURCE_LEVEL,
-    SOURCE_MMU,
-    SOURCE_RECORDED,
-    SOURCE_SPTE,
     WIN_CHILD,
     WIN_CHILD_GFN,
     WIN_CHILD_ROLE,
@@ -67,63 +52,13 @@ from replay.mmu.window import (
     WIN_VM,
     WIN_WORDS,
     count,
-    new_outcome,
-    new_source,
     place,
     place_of,
 )
 from replay.policy import KnobCodes
-from replay.schema import EAGAIN, EBUSY, ENOMEM, Match
+from replay.schema import EAGAIN, EBUSY, ENOMEM
 
-MATCHED = int(Match.MATCHED)
-MISMATCHED = int(Match.MISMATCHED)
-MISSING = int(Match.MISSING)
-UNEXPECTED = int(Match.UNEXPECTED)
 NO_RESCHED = (0, -1)
-
-
-@jit
-def note_record(m: Mmu, o: int, gfn: int, spte: int, level: int, errno: int) -> None:
-    """Put the recorded split line beside the outcome ``o``."""
-    s = new_source(m)
-    m.out32[o, OUT32_SOURCE] = s
-    source = m.source[s]
-    source[SOURCE_RECORDED] = 1
-    source[SOURCE_MMU] = m.out16[o, OUT16_FLAGS] & ATTEMPT_TDP
-    source[SOURCE_GFN] = gfn
-    source[SOURCE_SPTE] = spte
-    source[SOURCE_LEVEL] = level
-    source[SOURCE_ERRNO] = errno
-
-
-@jit
-def judge(m: Mmu, o: int, gfn: int, spte: int, level: int, errno: int) -> None:
-    """Compare attempt ``o`` with the recorded line of its place."""
-    note_record(m, o, gfn, spte, level, errno)
-    equal = (
-        m.out[o, OUT_GFN] == gfn
-        and m.out[o, OUT_SPTE] == spte
-        and m.out16[o, OUT16_LEVEL] == level
-        and m.out16[o, OUT16_ERRNO] == errno
-    )
-    m.out16[o, OUT16_MATCH] = MATCHED if equal else MISMATCHED
-
-
-@jit
-def missing(m: Mmu, w: int, flags: int, gfn: int, spte: int, level: int, errno: int) -> None:
-    """A recorded split line that the simulation has no attempt for."""
-    o = new_outcome(m, w, flags)
-    m.out16[o, OUT16_OUTCOME] = -1
-    note_record(m, o, gfn, spte, level, errno)
-    m.out16[o, OUT16_MATCH] = MISSING
-
-
-@jit
-def pending_is_unexpected(m: Mmu, w: int) -> None:
-    """The attempt under way has no recorded split line."""
-    if m.window[w, WIN_PENDING]:
-        m.out16[m.window[w, WIN_PENDING] - 1, OUT16_MATCH] = UNEXPECTED
-        m.window[w, WIN_PENDING] = 0
 
 
 @jit
@@ -301,41 +236,6 @@ def finish(m: Mmu, w: int, k: KnobCodes) -> int:
             return OK
 
 
-# -- what the v2 recordings' own probes say: compared, never used ----------------------------------------
-
-
-@jit
-def truth(m: Mmu, agrees: bool) -> None:
-    count(m, C_TRUTH_EXPECTED, 1)
-    if agrees:
-        count(m, C_TRUTH_MATCHED, 1)
-
-
-@jit
-def split_done_line(m: Mmu, w: int, gfn: int, present: int, nonpresent: int) -> None:
-    """v2_split_done."""
-    o = m.window[w, WIN_PENDING] - 1
-    truth(
-        m,
-        o >= 0
-        and m.out[o, OUT_GFN] == gfn
-        and m.out16[o, OUT16_INSTALLED] == present
-        and m.out16[o, OUT16_NONPRESENT] == nonpresent,
-    )
-
-
-@jit
-def split_nonpresent_line(m: Mmu, w: int, gfn: int, level: int) -> None:
-    """v2_split_nonpresent: the child SPTE of ``gfn`` was left non-present."""
-    o = m.window[w, WIN_PENDING] - 1
-    child = m.window[w, WIN_CHILD] if o >= 0 else -1
-    if child < 0:
-        truth(m, False)
-        return
-    index = (gfn - m.sp[child, SP_GFN]) >> (9 * (level - 1))
-    truth(m, 0 <= index < 512 and not is_shadow_present_pte(get_spte(m, child, index)))
-
-
 # -- the TDP part --------------------------------------------------------------------------------------------
 
 
@@ -350,13 +250,6 @@ def tdp_attempt(m: Mmu, w: int, k: KnobCodes, errno: int) -> int:
             return -2
         if not next_word(m, w, k):
             return -1
-
-
-@jit
-def tdp_pending_is_unexpected(m: Mmu, w: int) -> None:
-    if m.window[w, WIN_TDP_PENDING]:
-        m.out16[m.window[w, WIN_TDP_PENDING] - 1, OUT16_MATCH] = UNEXPECTED
-        m.window[w, WIN_TDP_PENDING] = 0
 
 
 @jit

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from replay.jit import by_reference, jit, kernel
-from replay.mmu import align, apply, control, leaf, tdp, walk
-from replay.mmu.align import truth
+from replay.mmu import align, apply, control, judge, leaf, memslots, mmu_pages, slot_passes, tdp, walk
 from replay.mmu.dirty_log import mark_page_dirty, next_word
+from replay.mmu.judge import truth
 from replay.mmu.layout import (
     CTL_BITMAP_TOP,
     CTL_HAS_GET_PAGE,
@@ -287,7 +287,7 @@ def tdp_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool, k:
 def dirtied(m: Mmu, vm: int, gfn: int, spte: int) -> None:
     """A writable 4K SPTE marks its page dirty where a bitmap is kept."""
     if m.ctl[CTL_BITMAP_TOP] and spte & PT_WRITABLE_MASK:
-        s = control.gfn_to_slot(m, vm, gfn)
+        s = memslots.gfn_to_slot(m, vm, gfn)
         if s >= 0 and m.slot[s, SLOT_BITMAP]:
             mark_page_dirty(m, s, gfn)
 
@@ -368,9 +368,9 @@ def v2_event(m: Mmu, c: Columns, i: int, w: int, k: KnobCodes) -> int:
         count(m, C_ENV_ALLOC, 1)
         win[WIN_ENV_FAIL_NOWAIT if c.num[i] else WIN_ENV_FAIL_KERNEL] = 1
     elif kind == V2_SPLIT_NONPRESENT:
-        align.split_nonpresent_line(m, w, gfn, level)
+        judge.split_nonpresent_line(m, w, gfn, level)
     elif kind == V2_SPLIT_DONE:
-        align.split_done_line(m, w, gfn, c.num[i], np.int64(c.code[i]))
+        judge.split_done_line(m, w, gfn, c.num[i], np.int64(c.code[i]))
     elif kind == V2_SP_LEAKED:
         win[WIN_LEAKED_RECORDED] += 1
     elif kind == V2_SP_FREED_UNUSED:
@@ -395,10 +395,10 @@ def probe_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool, 
             m.window[w, WIN_FLUSHES_RECORDED] += 1
     elif kind == SET_REGION:
         npages = end - gfn
-        control.set_region(m, t, c.num[i], gfn, npages, np.int64(c.code[i]), np.int64(c.addr[i]))
+        memslots.set_region(m, t, c.num[i], gfn, npages, np.int64(c.code[i]), np.int64(c.addr[i]))
     elif kind == COMMIT_REGION:
-        result = control.commit_region(m, t, vm, c.num[i], k.rmap_order)
-        if result == control.LOG_ON and by_control and not m.vm[vm, VM_PROBES] & PROBES_SPLIT:
+        result = memslots.commit_region(m, t, vm, c.num[i], k.rmap_order)
+        if result == memslots.LOG_ON and by_control and not m.vm[vm, VM_PROBES] & PROBES_SPLIT:
             if not m.vm[vm, VM_MANUAL] & control.INITIALLY_SET:
                 s = m.task[t, TASK_SLOT] - 1
                 control.begin_slot_window(m, vm, pid, control.MEMSLOT_FLAGS, s, 1, False, k)
@@ -406,14 +406,14 @@ def probe_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool, 
             return NO_ROOM
     elif kind == CHANGE_MMU_PAGES:
         if not m.vm[vm, VM_MAX_KNOWN]:
-            control.change_mmu_pages(m, vm, t, c.num[i])
+            mmu_pages.change_mmu_pages(m, vm, t, c.num[i])
     elif SLOT_TRY_SPLIT <= kind <= TDP_TRY_SPLIT and not by_control:
         return OK
     elif kind == SLOT_TRY_SPLIT:
         s = m.task[t, TASK_SLOT] - 1
         control.begin_slot_window(m, vm, pid, control.MEMSLOT_FLAGS, s, level, True, k)
     elif kind == TRY_SPLIT:
-        s = control.gfn_to_slot(m, vm, gfn)
+        s = memslots.gfn_to_slot(m, vm, gfn)
         control.begin_window(m, vm, pid, control.CLEAR_DIRTY_LOG, s, gfn, end, level, True, k)
     elif kind == SHADOW_TRY_SPLIT or kind == TDP_TRY_SPLIT:
         # where the callers are inlined, ranges of one KVM_CLEAR_DIRTY_LOG follow each other directly
@@ -423,7 +423,7 @@ def probe_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool, 
                 return NO_ROOM
             w = -1
         if w < 0:
-            s = control.gfn_to_slot(m, vm, gfn)
+            s = memslots.gfn_to_slot(m, vm, gfn)
             w = control.begin_window(m, vm, pid, control.CLEAR_DIRTY_LOG, s, gfn, end, level, False, k)
         if kind == TDP_TRY_SPLIT:
             return control.tdp_part_begins(m, w, k)
@@ -434,9 +434,9 @@ def probe_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool, 
             return control.close_window(m, w, k)
     elif kind == SLOT_REMOVE_WRITE_ACCESS:
         if m.task[t, TASK_SLOT]:
-            return control.write_protect_slot(m, vm, m.task[t, TASK_SLOT] - 1, max(level, 1))
+            return slot_passes.write_protect_slot(m, vm, m.task[t, TASK_SLOT] - 1, max(level, 1))
     elif (kind == ZAP_COLLAPSIBLE or kind == RECOVER_HUGE) and m.task[t, TASK_SLOT]:
-        return control.zap_collapsible(m, vm, m.task[t, TASK_SLOT] - 1, k.rmap_order)
+        return slot_passes.zap_collapsible(m, vm, m.task[t, TASK_SLOT] - 1, k.rmap_order)
     return OK
 
 
@@ -452,28 +452,28 @@ def marker_event(m: Mmu, c: Columns, i: int, t: int, vm: int, k: KnobCodes) -> i
     elif kind == MARK_NR_MMU_PAGES:
         if not m.vm[vm, VM_PROBES] & PROBES_LIMIT and m.vm[vm, VM_MAX_KNOWN] != MAX_GIVEN:
             m.vm[vm, VM_MAX_KNOWN] = MAX_REQUESTED
-            control.change_mmu_pages(m, vm, t, c.num[i])
+            mmu_pages.change_mmu_pages(m, vm, t, c.num[i])
     elif kind == MARK_MEMSLOT and not m.vm[vm, VM_PROBES] & PROBES_REGION:
         base, flags = np.int64(c.gfn[i]), np.int64(c.code[i])
         npages = np.int64(c.end[i]) - base
         if base >> 40 or npages < 0 or npages >> 40:
             return OK
-        s = control.find_slot(m, vm, c.num[i])
+        s = memslots.find_slot(m, vm, c.num[i])
         in_place = s >= 0 and m.slot[s, SLOT_BASE] == base and m.slot[s, SLOT_NPAGES] == npages
         old = m.slot[s, SLOT_FLAGS] if s >= 0 else 0
         if (
             in_place
             and old & ~flags & SLOT_DIRTY_LOG
-            and control.zap_collapsible(m, vm, s, k.rmap_order) == NO_ROOM
+            and slot_passes.zap_collapsible(m, vm, s, k.rmap_order) == NO_ROOM
         ):
             return NO_ROOM
-        s = control.set_slot(m, vm, t, c.num[i], base, npages, flags, np.int64(c.addr[i]))
-        switched_on = in_place and control.log_switched_on(old, flags)
+        s = memslots.set_slot(m, vm, t, c.num[i], base, npages, flags, np.int64(c.addr[i]))
+        switched_on = in_place and memslots.log_switched_on(old, flags)
         if switched_on and by_marker and not m.vm[vm, VM_MANUAL] & control.INITIALLY_SET:
             pid = np.int64(c.pid[i])
             control.begin_slot_window(m, vm, pid, control.MEMSLOT_FLAGS, s, 1, False, k)
     elif kind == MARK_CLEAR_DIRTY_LOG and by_marker and m.vm[vm, VM_MANUAL] & control.INITIALLY_SET:
-        s = control.find_slot(m, vm, c.num[i])
+        s = memslots.find_slot(m, vm, c.num[i])
         if s >= 0 and m.slot[s, SLOT_FLAGS] & SLOT_DIRTY_LOG:
             first, last, mask = np.int64(c.gfn[i]), np.int64(c.end[i]), np.int64(c.code[i])
             return control.begin_clear_window(m, vm, np.int64(c.pid[i]), s, first, last, mask, k)
@@ -564,7 +564,7 @@ def replay_row(m: Mmu, c: Columns, i: int, k: KnobCodes) -> int:
         split_all_memory(m, vm, pid, control.AT_TIME, k)
         return AGAIN
     if m.vm[vm, VM_GOAL_TASK] == t + 1 and kind != PREPARE_ZAP and kind != SYNC_PAGE:
-        control.settle_limit(m, vm)
+        mmu_pages.settle_limit(m, vm)
     w = m.vm[vm, VM_WINDOW]
     own = w >= 0 and m.window[w, WIN_TASK] == pid
     if own and not m.window[w, WIN_BY_PROBE] and not belongs_to_window(kind):
