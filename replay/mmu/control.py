@@ -49,11 +49,9 @@ from replay.schema import WindowCause
 
 MEMSLOT_FLAGS = int(WindowCause.MEMSLOT_FLAGS)
 CLEAR_DIRTY_LOG = int(WindowCause.CLEAR_DIRTY_LOG)
-KPROBE = int(WindowCause.KPROBE)
 RECORDED = int(WindowCause.RECORDED)
 END_OF_TRACE = int(WindowCause.END)
 AT_TIME = int(WindowCause.TIME)
-INITIALLY_SET = 2  # KVM_DIRTY_LOG_INITIALLY_SET
 
 
 @jit

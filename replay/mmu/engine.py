@@ -13,7 +13,8 @@ from replay.mmu import layout, room, state, tables, window
 from replay.mmu.census import OUT_CENSUS_COLUMNS, WIN_CENSUS_COLUMNS, Census, collect
 from replay.mmu.facts import TraceFacts, scan_facts, scan_rows
 from replay.mmu.histogram import COLUMNS_BY, RmapHistogram, rmap_counts
-from replay.mmu.loop import LOOKAHEAD, ROWS_DONE, replay_rows
+from replay.mmu.lookahead import LOOKAHEAD
+from replay.mmu.loop import ROWS_DONE, replay_rows
 from replay.mmu.moments import Moment, Moments
 from replay.policy import Policy
 from replay.schema import (

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from replay.jit import kernel
-from replay.mmu.loop import (
+from replay.mmu.kinds import (
     COMMIT_REGION,
     FLUSH_REMOTE_TLBS,
     LAST_KVMMMU,

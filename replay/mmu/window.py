@@ -1,8 +1,8 @@
 """Windows: one eager split of a slot or range, as rows that can be suspended and resumed.
 
-A window is opened by a probe, a marker or a recorded outcome, walked by split.py (shadow MMU) and
-tdp.py, and closed by the task that opened it.  While the lock is dropped other tasks' events act on
-the state in the middle of a window, so all that the walk knows lives in its row of ``Mmu.window``.
+A window is opened by a probe, a marker or a recorded outcome (control.py), walked by split.py (shadow
+MMU) and tdp.py, and closed by the task that opened it.  While the lock is dropped other tasks' events
+act on the state in the middle of a window, so all that the walk knows lives in its row of ``Mmu.window``.
 """
 
 from __future__ import annotations

@@ -1,0 +1,217 @@
+"""Lines of probes and markers: they tell of memslots and limits, and when a window opens and closes.
+
+Control kprobes are placed by the user, v2 probes are those of the seed patch, markers are written to
+trace_marker; docs/traces.md lists all of them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from replay.jit import jit
+from replay.mmu import align, control, memslots, slot_passes
+from replay.mmu.judge import split_done_line, split_nonpresent_line, truth
+from replay.mmu.kinds import (
+    CHANGE_MMU_PAGES,
+    COMMIT_REGION,
+    FLUSH_REMOTE_TLBS,
+    MARK_CLEAR_DIRTY_LOG,
+    MARK_MANUAL_PROTECT,
+    MARK_MEMSLOT,
+    MARK_NR_MMU_PAGES,
+    MARK_RESCHED,
+    RECOVER_HUGE,
+    SET_REGION,
+    SHADOW_TRY_SPLIT,
+    SLOT_REMOVE_WRITE_ACCESS,
+    SLOT_TRY_SPLIT,
+    SLOT_TRY_SPLIT_RET,
+    TDP_TRY_SPLIT,
+    TRY_SPLIT,
+    TRY_SPLIT_RET,
+    V2_ALLOC_FAILED,
+    V2_LOCK_DROPPED,
+    V2_PREPARE,
+    V2_RANGE_YIELD,
+    V2_SP_FREED_UNUSED,
+    V2_SP_LEAKED,
+    V2_SPLIT_DONE,
+    V2_SPLIT_NONPRESENT,
+    V2_TRY_SPLIT_BEGIN,
+    V2_TRY_SPLIT_END,
+    ZAP_COLLAPSIBLE,
+)
+from replay.mmu.layout import (
+    MAX_GIVEN,
+    MAX_REQUESTED,
+    PROBES_LIMIT,
+    PROBES_REGION,
+    PROBES_SPLIT,
+    SLOT_BASE,
+    SLOT_DIRTY_LOG,
+    SLOT_FLAGS,
+    SLOT_NPAGES,
+    TASK_SLOT,
+    VM_BY_CONTROL,
+    VM_MANUAL,
+    VM_MAX_KNOWN,
+    VM_PROBES,
+    VM_RESCHED,
+)
+from replay.mmu.mmu_pages import available_pages, change_mmu_pages
+from replay.mmu.room import NO_ROOM, OK
+from replay.mmu.state import Mmu
+from replay.mmu.window import (
+    C_ENV_ALLOC,
+    C_UNPLACED,
+    PHASE_SHADOW,
+    PHASE_SHADOW_DONE,
+    PHASE_TDP,
+    WIN_BY_PROBE,
+    WIN_ENV_FAIL_KERNEL,
+    WIN_ENV_FAIL_NOWAIT,
+    WIN_FLUSHES_RECORDED,
+    WIN_FREED_RECORDED,
+    WIN_HAS_V2_PROBES,
+    WIN_LEAKED_RECORDED,
+    WIN_PHASE,
+    WIN_VM,
+    count,
+)
+from replay.policy import KnobCodes
+from replay.schema import Columns
+
+INITIALLY_SET = 2  # KVM_DIRTY_LOG_INITIALLY_SET
+
+
+@jit
+def probe_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool, k: KnobCodes) -> int:
+    """Control kprobes."""
+    kind = c.kind[i]
+    pid = np.int64(c.pid[i])
+    gfn, end, level = np.int64(c.gfn[i]), np.int64(c.end[i]), min(max(np.int64(c.level[i]), 1), 3)
+    if gfn >> 40 or end >> 40:
+        count(m, C_UNPLACED, 1)
+        return OK
+    by_control = m.vm[vm, VM_BY_CONTROL] != 0
+    if kind == FLUSH_REMOTE_TLBS:
+        if own and m.window[w, WIN_PHASE] == PHASE_SHADOW:
+            m.window[w, WIN_FLUSHES_RECORDED] += 1
+    elif kind == SET_REGION:
+        npages = end - gfn
+        memslots.set_region(m, t, c.num[i], gfn, npages, np.int64(c.code[i]), np.int64(c.addr[i]))
+    elif kind == COMMIT_REGION:
+        result = memslots.commit_region(m, t, vm, c.num[i], k.rmap_order)
+        if result == memslots.LOG_ON and by_control and not m.vm[vm, VM_PROBES] & PROBES_SPLIT:
+            if not m.vm[vm, VM_MANUAL] & INITIALLY_SET:
+                s = m.task[t, TASK_SLOT] - 1
+                control.begin_slot_window(m, vm, pid, control.MEMSLOT_FLAGS, s, 1, False, k)
+        elif result == NO_ROOM:
+            return NO_ROOM
+    elif kind == CHANGE_MMU_PAGES:
+        if not m.vm[vm, VM_MAX_KNOWN]:
+            change_mmu_pages(m, vm, t, c.num[i])
+    elif SLOT_TRY_SPLIT <= kind <= TDP_TRY_SPLIT and not by_control:
+        return OK
+    elif kind == SLOT_TRY_SPLIT:
+        s = m.task[t, TASK_SLOT] - 1
+        control.begin_slot_window(m, vm, pid, control.MEMSLOT_FLAGS, s, level, True, k)
+    elif kind == TRY_SPLIT:
+        s = memslots.gfn_to_slot(m, vm, gfn)
+        control.begin_window(m, vm, pid, control.CLEAR_DIRTY_LOG, s, gfn, end, level, True, k)
+    elif kind == SHADOW_TRY_SPLIT or kind == TDP_TRY_SPLIT:
+        # where the callers are inlined, ranges of one KVM_CLEAR_DIRTY_LOG follow each other directly
+        begun = PHASE_SHADOW if kind == SHADOW_TRY_SPLIT else PHASE_TDP
+        if own and not m.window[w, WIN_BY_PROBE] and m.window[w, WIN_PHASE] >= begun:
+            if control.close_window(m, w, k) == NO_ROOM:
+                return NO_ROOM
+            w = -1
+        if w < 0:
+            s = memslots.gfn_to_slot(m, vm, gfn)
+            w = control.begin_window(m, vm, pid, control.CLEAR_DIRTY_LOG, s, gfn, end, level, False, k)
+        if kind == TDP_TRY_SPLIT:
+            return control.tdp_part_begins(m, w, k)
+        control.shadow_part_begins(m, w, gfn, end)
+        align.peek_next(m, w, k)
+    elif kind == SLOT_TRY_SPLIT_RET or kind == TRY_SPLIT_RET:
+        if own:
+            return control.close_window(m, w, k)
+    elif kind == SLOT_REMOVE_WRITE_ACCESS:
+        if m.task[t, TASK_SLOT]:
+            return slot_passes.write_protect_slot(m, vm, m.task[t, TASK_SLOT] - 1, max(level, 1))
+    elif (kind == ZAP_COLLAPSIBLE or kind == RECOVER_HUGE) and m.task[t, TASK_SLOT]:
+        return slot_passes.zap_collapsible(m, vm, m.task[t, TASK_SLOT] - 1, k.rmap_order)
+    return OK
+
+
+@jit
+def v2_event(m: Mmu, c: Columns, i: int, w: int, k: KnobCodes) -> int:
+    """The probes of the seed patch: environment, and truth to compare with."""
+    kind = c.kind[i]
+    gfn, level = np.int64(c.gfn[i]), np.int64(c.level[i])
+    win = m.window[w]
+    if kind == V2_LOCK_DROPPED:
+        return align.lock_dropped(m, w, k, gfn, level, c.num[i])
+    if kind == V2_RANGE_YIELD:
+        return align.range_yield(m, w, k, gfn, level)
+    if kind == V2_TRY_SPLIT_BEGIN:
+        control.shadow_part_begins(m, w, gfn, np.int64(c.end[i]))
+        win[WIN_HAS_V2_PROBES] = 1
+    elif kind == V2_TRY_SPLIT_END:
+        if align.finish_shadow(m, w, k) == NO_ROOM:
+            return NO_ROOM
+        win[WIN_PHASE] = PHASE_SHADOW_DONE
+    elif kind == V2_ALLOC_FAILED:
+        count(m, C_ENV_ALLOC, 1)
+        win[WIN_ENV_FAIL_NOWAIT if c.num[i] else WIN_ENV_FAIL_KERNEL] = 1
+    elif kind == V2_SPLIT_NONPRESENT:
+        split_nonpresent_line(m, w, gfn, level)
+    elif kind == V2_SPLIT_DONE:
+        split_done_line(m, w, gfn, c.num[i], np.int64(c.code[i]))
+    elif kind == V2_SP_LEAKED:
+        win[WIN_LEAKED_RECORDED] += 1
+    elif kind == V2_SP_FREED_UNUSED:
+        win[WIN_FREED_RECORDED] += 1
+    elif kind == V2_PREPARE:
+        truth(m, available_pages(m, win[WIN_VM]) == c.num[i])
+    return OK
+
+
+@jit
+def marker_event(m: Mmu, c: Columns, i: int, t: int, vm: int, k: KnobCodes) -> int:
+    """Marker lines; those that repeat what probes of this VM tell are not needed."""
+    kind = c.kind[i]
+    by_marker = m.vm[vm, VM_BY_CONTROL] != 0 and not m.vm[vm, VM_PROBES] & PROBES_SPLIT
+    if kind == MARK_MANUAL_PROTECT:
+        m.vm[vm, VM_MANUAL] = c.num[i]
+    elif kind == MARK_RESCHED:
+        m.vm[vm, VM_RESCHED] = 1
+    elif kind == MARK_NR_MMU_PAGES:
+        if not m.vm[vm, VM_PROBES] & PROBES_LIMIT and m.vm[vm, VM_MAX_KNOWN] != MAX_GIVEN:
+            m.vm[vm, VM_MAX_KNOWN] = MAX_REQUESTED
+            change_mmu_pages(m, vm, t, c.num[i])
+    elif kind == MARK_MEMSLOT and not m.vm[vm, VM_PROBES] & PROBES_REGION:
+        base, flags = np.int64(c.gfn[i]), np.int64(c.code[i])
+        npages = np.int64(c.end[i]) - base
+        if base >> 40 or npages < 0 or npages >> 40:
+            return OK
+        s = memslots.find_slot(m, vm, c.num[i])
+        in_place = s >= 0 and m.slot[s, SLOT_BASE] == base and m.slot[s, SLOT_NPAGES] == npages
+        old = m.slot[s, SLOT_FLAGS] if s >= 0 else 0
+        if (
+            in_place
+            and old & ~flags & SLOT_DIRTY_LOG
+            and slot_passes.zap_collapsible(m, vm, s, k.rmap_order) == NO_ROOM
+        ):
+            return NO_ROOM
+        s = memslots.set_slot(m, vm, t, c.num[i], base, npages, flags, np.int64(c.addr[i]))
+        switched_on = in_place and memslots.log_switched_on(old, flags)
+        if switched_on and by_marker and not m.vm[vm, VM_MANUAL] & INITIALLY_SET:
+            pid = np.int64(c.pid[i])
+            control.begin_slot_window(m, vm, pid, control.MEMSLOT_FLAGS, s, 1, False, k)
+    elif kind == MARK_CLEAR_DIRTY_LOG and by_marker and m.vm[vm, VM_MANUAL] & INITIALLY_SET:
+        s = memslots.find_slot(m, vm, c.num[i])
+        if s >= 0 and m.slot[s, SLOT_FLAGS] & SLOT_DIRTY_LOG:
+            first, last, mask = np.int64(c.gfn[i]), np.int64(c.end[i]), np.int64(c.code[i])
+            return control.begin_clear_window(m, vm, np.int64(c.pid[i]), s, first, last, mask, k)
+    return OK

@@ -1,0 +1,224 @@
+"""The tracepoints: those of kvmmmu (mmutrace.h), and kvm_page_fault and kvm_unmap_hva_range of kvm."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from replay.jit import jit
+from replay.mmu import align, apply, control, leaf, memslots, tdp, walk
+from replay.mmu.dirty_log import mark_page_dirty
+from replay.mmu.kinds import (
+    CREATED,
+    FAST_PAGE_FAULT,
+    FIXED,
+    GET_PAGE,
+    PAGETABLE_WALK,
+    PAGING_ELEMENT,
+    PREPARE_ZAP,
+    SET_SPTE,
+    SPLIT_HUGE_PAGE,
+    SPTE_REQUESTED,
+    SYNC_PAGE,
+    TDP_CHANGED,
+    UNSYNC,
+    UNSYNC_PAGE,
+    ZAP_ALL_FAST,
+)
+from replay.mmu.layout import (
+    CTL_BITMAP_TOP,
+    CTL_HAS_GET_PAGE,
+    CTL_SLOT_TOP,
+    SLOT_BASE,
+    SLOT_BITMAP,
+    SLOT_HVA,
+    SLOT_LIVE,
+    SLOT_NPAGES,
+    SLOT_VM,
+    TASK_FAULT_ADDR,
+    TASK_FAULT_CODE,
+    TASK_TDP_GFN,
+    TASK_TDP_LEVEL,
+    TASK_TDP_NEW,
+    TASK_TDP_OLD,
+    VM_BY_RECORD,
+    VM_HAS_TDP,
+)
+from replay.mmu.lookahead import begins_recorded_window, is_tdp_get_page, is_tdp_zap
+from replay.mmu.role import DIRECT
+from replay.mmu.room import NO_ROOM, OK
+from replay.mmu.spte import PT_WRITABLE_MASK, is_last_spte, is_shadow_present_pte
+from replay.mmu.state import Mmu
+from replay.mmu.window import (
+    C_FAULT_SPLITS,
+    C_STRAY_SPLITS,
+    C_UNPLACED,
+    PHASE_TDP,
+    WIN_ALIGNED,
+    WIN_PHASE,
+    WIN_WORDS,
+    WIN_ZAPPED,
+    count,
+)
+from replay.policy import KnobCodes
+from replay.schema import Columns
+
+
+@jit
+def get_page_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool, k: KnobCodes) -> int:
+    """kvm_mmu_get_page."""
+    pid = np.int64(c.pid[i])
+    gfn, role, created = np.int64(c.gfn[i]), np.int64(c.role[i]), c.flags[i] & CREATED != 0
+    if is_tdp_get_page(c, i, pid, m.vm[vm, VM_HAS_TDP] != 0):
+        return OK
+    m.ctl[CTL_HAS_GET_PAGE] = 1
+    if not own and w < 0 and begins_recorded_window(m, c, i, vm, pid):
+        w = control.begin_window(m, vm, pid, control.RECORDED, -1, gfn, 1 << 40, 1, False, k)
+        own = True
+    if own and m.window[w, WIN_ALIGNED] and role & DIRECT:
+        return align.get_page_line(m, w, k, gfn, role, created)
+    apply.get_page(m, t, vm, gfn, role, created, k.rmap_order)
+    return OK
+
+
+@jit
+def split_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool, k: KnobCodes) -> int:
+    """kvm_mmu_split_huge_page."""
+    gfn, spte, level, errno = np.int64(c.gfn[i]), np.int64(c.spte[i]), np.int64(c.level[i]), c.num[i]
+    task = m.task[t]
+    tdp_before = task[TASK_TDP_LEVEL] == level and task[TASK_TDP_GFN] == gfn and task[TASK_TDP_OLD] == spte
+    if not own:
+        if tdp_before:
+            count(m, C_FAULT_SPLITS, 1)
+            return OK
+        if w >= 0 or not m.vm[vm, VM_BY_RECORD]:
+            count(m, C_STRAY_SPLITS, 1)
+            return OK
+        pid = np.int64(c.pid[i])
+        w = control.begin_window(m, vm, pid, control.RECORDED, -1, gfn, 1 << 40, 1, False, k)
+    if not m.window[w, WIN_ALIGNED]:
+        return OK
+    # the ranges of one KVM_CLEAR_DIRTY_LOG alternate between the MMUs
+    if tdp_before or (m.window[w, WIN_PHASE] == PHASE_TDP and not m.window[w, WIN_WORDS]):
+        return align.tdp_split_line(m, w, k, gfn, spte, level, errno)
+    return align.split_line(m, w, k, gfn, spte, level, errno)
+
+
+@jit
+def tdp_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool, k: KnobCodes) -> int:
+    """kvm_tdp_mmu_spte_changed."""
+    gfn, level = np.int64(c.gfn[i]), np.int64(c.level[i])
+    old, new = np.int64(c.old_spte[i]), np.int64(c.spte[i])
+    if level < 1 or level > 5:
+        return OK
+    if own and level > 1 and m.window[w, WIN_ALIGNED]:
+        splits = is_shadow_present_pte(old) and is_last_spte(old, level)
+        if splits and is_shadow_present_pte(new) and not is_last_spte(new, level) and k.enabled:
+            if control.tdp_part_begins(m, w, k) == NO_ROOM:
+                return NO_ROOM
+            if align.tdp_split_change(m, w, k) == NO_ROOM:
+                return NO_ROOM
+    if level <= 3 and is_shadow_present_pte(new) and is_last_spte(new, level):
+        leaf.note_host_level(m, vm, gfn, level)
+    tdp.spte_changed(m, vm, c.num[i] & 1, gfn, level, old, new)
+    task = m.task[t]
+    task[TASK_TDP_OLD] = old
+    task[TASK_TDP_NEW] = new
+    task[TASK_TDP_GFN] = gfn
+    task[TASK_TDP_LEVEL] = level
+    return OK
+
+
+@jit
+def dirtied(m: Mmu, vm: int, gfn: int, spte: int) -> None:
+    """A writable 4K SPTE marks its page dirty where a bitmap is kept."""
+    if m.ctl[CTL_BITMAP_TOP] and spte & PT_WRITABLE_MASK:
+        s = memslots.gfn_to_slot(m, vm, gfn)
+        if s >= 0 and m.slot[s, SLOT_BITMAP]:
+            mark_page_dirty(m, s, gfn)
+
+
+@jit
+def set_spte_event(m: Mmu, c: Columns, i: int, t: int, vm: int, gfn: int, order: int) -> None:
+    """kvm_mmu_set_spte."""
+    spte, level, at = np.int64(c.spte[i]), np.int64(c.level[i]), np.int64(c.sptep[i])
+    if m.vm[vm, VM_HAS_TDP] and leaf.is_tdp_set_spte(m, t, gfn, spte, level, at >> 12):
+        walk.finish_fault(m, t)
+    else:
+        leaf.apply_set_spte(m, t, vm, gfn, spte, level, at, order)
+    if level == 1:
+        dirtied(m, vm, gfn, spte)
+
+
+@jit
+def kvmmmu_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool, k: KnobCodes) -> int:
+    """Any tracepoint of kvmmmu."""
+    kind = c.kind[i]
+    gfn = np.int64(c.gfn[i])
+    if gfn >> 40:
+        count(m, C_UNPLACED, 1)
+        return OK
+    if kind == TDP_CHANGED:
+        return tdp_event(m, c, i, t, vm, w, own, k)
+    if kind == SET_SPTE:
+        set_spte_event(m, c, i, t, vm, gfn, k.rmap_order)
+    elif kind == PAGING_ELEMENT:
+        walk.add_element(m, t, np.int64(c.spte[i]), np.int64(c.level[i]))
+    elif kind == PAGETABLE_WALK:
+        walk.begin_walk(m, t, np.int64(c.addr[i]), np.int64(c.code[i]))
+    elif kind == SPTE_REQUESTED:
+        walk.spte_requested(m, t, gfn, np.int64(c.level[i]))
+        leaf.note_host_level(m, vm, gfn, np.int64(c.level[i]))
+    elif kind == GET_PAGE:
+        result = get_page_event(m, c, i, t, vm, w, own, k)
+        if result != OK:
+            return result
+    elif kind == SPLIT_HUGE_PAGE:
+        result = split_event(m, c, i, t, vm, w, own, k)
+        if result != OK:
+            return result
+    elif kind == PREPARE_ZAP:
+        if not is_tdp_zap(m, t, c, i, np.int64(c.pid[i]), m.vm[vm, VM_HAS_TDP] != 0):
+            unsync = c.flags[i] & UNSYNC != 0
+            if own and unsync and m.window[w, WIN_ZAPPED] > 0:
+                m.window[w, WIN_ZAPPED] -= 1  # the walk's own look-up zapped it already
+            else:
+                apply.prepare_zap_page(m, vm, gfn, np.int64(c.role[i]), c.num[i], unsync, k.rmap_order)
+    elif kind == SYNC_PAGE or kind == UNSYNC_PAGE:
+        apply.set_unsync(m, vm, gfn, np.int64(c.role[i]), kind == UNSYNC_PAGE)
+    elif kind == FAST_PAGE_FAULT:
+        if c.flags[i] & FIXED:
+            fault_gfn = np.int64(c.addr[i] >> np.uint64(12))
+            old, new = np.int64(c.old_spte[i]), np.int64(c.spte[i])
+            dirtied(m, vm, fault_gfn, new)
+            if not m.vm[vm, VM_HAS_TDP] or not tdp.fast_fix(m, vm, fault_gfn, old, new):
+                leaf.fast_page_fault(m, vm, fault_gfn, old, new)
+    elif kind == ZAP_ALL_FAST:
+        apply.zap_all_fast(m, vm, c.num[i])
+    m.task[t, TASK_TDP_LEVEL] = 0
+    return OK
+
+
+@jit
+def page_fault(m: Mmu, t: int, addr: int, code: int) -> None:
+    """kvm_page_fault."""
+    m.task[t, TASK_FAULT_ADDR] = addr
+    m.task[t, TASK_FAULT_CODE] = code
+    walk.begin_fault(m, t)
+
+
+@jit
+def unmap_hva_range(m: Mmu, vm: int, start: int, end: int, order: int) -> int:
+    """kvm_unmap_hva_range: the gfns of every slot whose host range meets [start, end)."""
+    for s in range(m.ctl[CTL_SLOT_TOP]):
+        if not m.slot[s, SLOT_LIVE] or m.slot[s, SLOT_VM] != vm or m.slot[s, SLOT_HVA] == 0:
+            continue
+        hva = m.slot[s, SLOT_HVA]
+        first = max(start, hva)
+        last = min(end, hva + (m.slot[s, SLOT_NPAGES] << 12))
+        if first < last:
+            base = m.slot[s, SLOT_BASE]
+            if not leaf.unmap_gfn_range(
+                m, vm, base + ((first - hva) >> 12), base + ((last - 1 - hva) >> 12) + 1, order
+            ):
+                return NO_ROOM
+    return OK
