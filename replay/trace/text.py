@@ -39,12 +39,12 @@ from replay.trace.wrapped import MAX_LINES, goes_on, last_event
 
 CHUNK_BYTES = 1 << 20
 """Read at once: what the processor keeps near while it is scanned."""
-FIRST_BYTES = 1 << 18
-"""Read first: what one thread scans before others begin."""
 SECTION_CHUNKS = 16
 """Chunks of a section at most."""
-SAMPLE_BYTES = 1 << 14
-"""The beginning of a trace, by which its form is told."""
+SAMPLE_BYTES, HEAD_BYTES = 1 << 14, 1 << 16
+"""The beginning of a trace, by which its form is told, and by which it is told from what is no trace."""
+EVENT_WITHIN = 4 << 20
+"""A text that has no event in so many bytes is no trace, whatever follows."""
 RAW_SAMPLE_BYTES = 1 << 20
 """The first raw fields, by which the base of their numbers is told."""
 MAX_LINE = 1 << 14
@@ -81,8 +81,8 @@ class TextParser(Parser):
         """Read the source to its end."""
         buf = np.empty(chunk_bytes + PADDING, np.uint8)
         held = 0  # bytes at the beginning of the buffer that are yet to be scanned
-        room = min(chunk_bytes, FIRST_BYTES)
         while True:
+            room = len(buf) - PADDING
             count = self._read(buf[held:room])
             self._trace.bytes += count
             held += count
@@ -96,19 +96,19 @@ class TextParser(Parser):
             stop = _chunk_end(buf, 0, held)
             if stop == 0:  # one line longer than the buffer
                 buf = np.concatenate([buf, np.empty(len(buf), np.uint8)])
-                room = len(buf) - PADDING
                 continue
             rest = buf[stop:held].copy()
             buf[stop : stop + PADDING] = NEWLINE
             self._scan(buf, 0, stop)
             held = len(rest)
             buf[:held] = rest
+            if self._trace.bytes >= EVENT_WITHIN:
+                self._check_is_trace()
             self._tell(self._source.position())
             file = self._source.plain_file()
             if threads > 1 and file is not None:
                 self._parse_sections(file, self._trace.bytes - held, chunk_bytes, threads)
                 threads, held = 1, 0
-            room = len(buf) - PADDING
 
     def _parse_sections(self, file: int, at: int, chunk_bytes: int, threads: int) -> None:
         """Parse sections of ``file`` from ``at`` on by several threads, and go to where the rest begins."""
@@ -133,14 +133,16 @@ class TextParser(Parser):
                     break
                 stop, scanned = pending.popleft()
                 found = scanned.result()
-                if found is None or not self._join(file, found):
+                if found is None or not self._join(found):
                     given_up += 1
                     self._scan_in_place(file, at, stop)
-                at = stop
+                self._trace.bytes = at = stop
+                if at >= EVENT_WITHIN:
+                    self._check_is_trace()
                 self._tell(at)
         finally:
             pool.shutdown(cancel_futures=True)
-        self._trace.bytes = at
+        self._trace.bytes = at  # what is held behind that is read again
         self._source.go_to(at)
 
     def _rows_of(self, count: int, read: int) -> int:
@@ -165,7 +167,7 @@ class TextParser(Parser):
         buf[count:] = NEWLINE
         self._scan(buf, 0, min(count + 1, stop - at))
 
-    def _join(self, file: int, section: Section) -> bool:
+    def _join(self, section: Section) -> bool:
         """Add what ``section`` found to what was read before it; False if that cannot be."""
         if not can_join(self._scanner, section):
             return False
@@ -181,14 +183,13 @@ class TextParser(Parser):
         number_comms(section, self._comms)
         for columns in section.batches:
             self._add_batch(columns)
-        if not self._has_events():
-            self._check_is_trace(np.frombuffer(os.pread(file, SAMPLE_BYTES, section.at), np.uint8))
         return True
 
     def _scan(self, buf: np.ndarray, at: int, stop: int) -> None:
         """Scan the whole lines of ``buf[at:stop]``."""
         if self._at_beginning:
-            self._look_at(buf[at : min(stop, at + SAMPLE_BYTES)].tobytes())
+            self._head = buf[at : min(stop, at + HEAD_BYTES)].tobytes()
+            self._look_at(self._head[:SAMPLE_BYTES])
         if self._forms.used:
             buf, at, stop = self._rewritten(buf, at, stop)
         first, self._scanner.state[reg.GIVEN_UP] = at, -1
@@ -222,8 +223,6 @@ class TextParser(Parser):
             else:
                 self._give_up_line()
         self._at_beginning = False
-        if not self._has_events():
-            self._check_is_trace(buf[first:stop])
 
     def _look_at(self, sample: bytes) -> None:
         """Tell the format of text, and the kernel, by the beginning of the trace."""
@@ -269,13 +268,15 @@ class TextParser(Parser):
         seen = state[reg.ROWS] or state[reg.MALFORMED] or self._trace.events
         return bool(seen or self._scanner.kinds[:, 1].any())
 
-    def _check_is_trace(self, text: np.ndarray) -> None:
-        if _RAW_OR_HEX.search(text[: 1 << 16].tobytes()):
+    def _check_is_trace(self) -> None:
+        if self._has_events():
+            return
+        if _RAW_OR_HEX.search(self._head):
             raise TraceError(self._source.path, 0, "recorded with option raw or hex: record without it")
-        if text[:8].tobytes() in PERF_DATA:
+        if self._head[:8] in PERF_DATA:
             raise TraceError(self._source.path, 0, "a compressed perf.data file: decompress it first")
         if not self._saw_header and self._trace.format in ("ftrace", "text"):
-            what = "a binary file" if 0 in text else "no line is an ftrace event or header"
+            what = "a binary file" if 0 in self._head else "no line is an ftrace event or header"
             raise TraceError(self._source.path, 0, f"not a trace: {what}")
 
     def _add_task(self, buf: np.ndarray) -> None:
@@ -314,6 +315,7 @@ class TextParser(Parser):
 
     def _finish(self) -> Trace:
         trace = super()._finish()
+        self._check_is_trace()
         if isinstance(self._source, PerfScript):
             trace.lost_events = max(trace.lost_events, self._source.lost_events())
         return trace

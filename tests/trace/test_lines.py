@@ -332,6 +332,15 @@ def test_lost_events(tmp_path: Path) -> None:
     assert trace.ignored_lines == 3
 
 
+def test_a_line_cut_off_has_no_time_of_the_lines_behind_it(tmp_path: Path) -> None:
+    """Where its CPU column would be is in another line."""
+    lost = "CPU:1 [LOST 7 EVENTS]"
+    broken = " " * 10 + HEAD[HEAD.index("[") :].replace("000010", "000099") + BODY
+    cut = "x" * (HEAD.index("[") - len(lost) - 12)
+    batch = only(read(tmp_path, f"{HEAD}{BODY}\n{cut}\n{lost}\n{broken}\n"))
+    assert batch.ts_ns[batch.kind == Kind.LOST_EVENTS].tolist() == [100_000_010_000]
+
+
 def test_counts_and_times(tmp_path: Path) -> None:
     later = HEAD.replace("100.000010", "200.5")
     trace = read(

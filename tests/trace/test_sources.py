@@ -170,6 +170,19 @@ def test_no_trace(tmp_path: Path, data: bytes, message: str) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_events_may_begin_late(tmp_path: Path, text: bytes, threads: int) -> None:
+    """As in the log of a console; but not behind any amount of something else."""
+    path = tmp_path / "t"
+    event = text.splitlines(keepends=True)[-1]
+    path.write_bytes(b"[    0.000000] x86/fpu: Supporting XSAVE feature 0x001\n" * 50_000 + event)
+    trace = read_trace(str(path), threads=threads)
+    assert (trace.events, trace.lines) == (1, 50_001)
+    path.write_bytes(b"[    0.000000] x86/fpu: Supporting XSAVE feature 0x001\n" * 500_000 + event)
+    with pytest.raises(TraceError, match="not a trace: no line"):
+        read_trace(str(path), threads=threads)
+
+
 def test_a_trace_without_events_is_one(tmp_path: Path) -> None:
     path = tmp_path / "t"
     path.write_text("# tracer: nop\n#\n# entries-in-buffer/entries-written: 0/0   #P:2\n")
