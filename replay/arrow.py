@@ -7,10 +7,13 @@ else for the small tables of one trace of many.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 
 import numpy as np
 import pyarrow as pa
+
+from replay.schema import COLUMN_TYPES, Columns
 
 Places = dict[str, dict[str, int]]
 """Of each column of words the number of each word."""
@@ -34,6 +37,22 @@ def words_array(codes: np.ndarray, words: tuple[str, ...]) -> pa.Array:
 @cache
 def _dictionary(words: tuple[str, ...]) -> pa.Array:
     return pa.array(words, pa.string())
+
+
+def record_batches(
+    batches: Iterable[Columns], words: Mapping[str, Sequence[str]], schema: pa.Schema
+) -> Iterator[pa.RecordBatch]:
+    """``batches`` as of ``schema``; ``words``: what the numbers of a column stand for, null if negative."""
+    dictionaries = {name: pa.array(known, pa.string()) for name, known in words.items()}
+    for batch in batches:
+        arrays = []
+        for name, column in zip(COLUMN_TYPES, batch, strict=True):
+            if name in dictionaries:
+                indices = arrow_array(column, pa.int32(), column < 0)
+                arrays.append(pa.DictionaryArray.from_arrays(indices, dictionaries[name]))
+            else:
+                arrays.append(arrow_array(column, schema.field(name).type))
+        yield pa.record_batch(arrays, schema=schema)
 
 
 def numpy_array(array: pa.Array, kind: str) -> np.ndarray:

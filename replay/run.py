@@ -64,7 +64,7 @@ class Run:
     @cached_property
     def document(self) -> dict[str, Any]:
         """The ``replay.run/1`` document."""
-        from replay.verdict.outcome import run_document
+        from replay.verdict.document import run_document
 
         return run_document(self.trace, self.policy, self.policy_reason, self.replay, self.comparison)
 

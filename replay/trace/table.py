@@ -12,16 +12,14 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 import pyarrow as pa
 
-from replay.arrow import Places, arrow_array, numbered_array, numpy_array
+from replay.arrow import Places, numbered_array, numpy_array
 from replay.errors import OutputError, TraceError
 from replay.schema import COLUMN_TYPES, Columns, event_schema
-
-if TYPE_CHECKING:
-    from replay.trace.trace import Trace
+from replay.trace.trace import Trace
 
 METADATA_KEY = b"replay"
 TABLE_SCHEMA = "replay.events/1"
@@ -51,25 +49,6 @@ def _table_schema(trace: Trace) -> pa.Schema:
     return event_schema().with_metadata({METADATA_KEY: json.dumps(facts)})
 
 
-def _record_batches(trace: Trace, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    dictionaries = {"comm": pa.array(trace.comms, pa.string()), "text": pa.array(trace.texts, pa.string())}
-    for batch in trace.batches():
-        arrays = []
-        for name, column in zip(COLUMN_TYPES, batch, strict=True):
-            if name in dictionaries:
-                indices = arrow_array(column, pa.int32(), column < 0)
-                arrays.append(pa.DictionaryArray.from_arrays(indices, dictionaries[name]))
-            else:
-                arrays.append(arrow_array(column, schema.field(name).type))
-        yield pa.record_batch(arrays, schema=schema)
-
-
-def trace_table(trace: Trace) -> pa.Table:
-    """All events of ``trace`` as one table of ``replay.schema.event_schema()``."""
-    schema = event_schema()
-    return pa.Table.from_batches(_record_batches(trace, schema), schema)
-
-
 def write_table(trace: Trace, path: str | os.PathLike[str]) -> None:
     """Write the events of ``trace``: Parquet for ``.parquet``, Arrow for ``.arrow`` and ``.feather``.
 
@@ -83,7 +62,7 @@ def write_table(trace: Trace, path: str | os.PathLike[str]) -> None:
     try:
         with _replacing(path) as file:
             write = _write_parquet if path.suffix == ".parquet" else _write_arrow
-            write(file, schema, _record_batches(trace, schema))
+            write(file, schema, trace.record_batches(schema))
     except OSError as error:
         raise OutputError(path, error.strerror or str(error)) from error
 
@@ -111,8 +90,6 @@ _CORRUPT = (pa.ArrowException, OSError, ValueError, KeyError)
 
 def read_table(path: str, file_format: str) -> Trace:
     """The trace that ``write_table`` wrote; ``file_format`` is "parquet" or "arrow".  Raises TraceError."""
-    from replay.trace.trace import Trace
-
     if path == "-":
         raise TraceError(path, 0, f"a {file_format} table cannot be read from standard input: give its path")
     try:

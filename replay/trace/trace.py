@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from replay.schema import Columns
+from replay.schema import Columns, event_schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,6 +43,13 @@ class Trace:
 
     def table(self) -> pa.Table:
         """All events as one Arrow table of ``replay.schema.event_schema()``."""
-        from replay.trace.table import trace_table  # which imports pyarrow
+        import pyarrow as pa
 
-        return trace_table(self)
+        schema = event_schema()
+        return pa.Table.from_batches(self.record_batches(schema), schema)
+
+    def record_batches(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+        """The events by ``batches``; ``schema`` is that of the table, with or without metadata."""
+        from replay.arrow import record_batches
+
+        return record_batches(self.batches(), {"comm": self.comms, "text": self.texts}, schema)

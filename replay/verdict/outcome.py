@@ -1,4 +1,4 @@
-"""The JSON document of a run, schema ``replay.run/1``: a replay's tables and counters under fixed keys.
+"""Parts of the JSON document of a run: a replay's tables and counters under fixed keys.
 
 All counts are integers; what cannot be known is null, never 0.
 """
@@ -8,17 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from replay.policy import Policy
 from replay.schema import EAGAIN, EINVAL, ENOMEM, ENOSPC, EOPNOTSUPP, SKIP_WORDS, FlushCause
 
 if TYPE_CHECKING:
     import numpy as np
 
     from replay.mmu.engine import Replay
-    from replay.trace.trace import Trace
-    from replay.verdict.compare import Comparison
 
-RUN_SCHEMA = "replay.run/1"
 FLUSH_WORDS = tuple(cause.name.lower() for cause in FlushCause)
 FAULT_WORDS = ("avoided", "write_protected", "nonpresent", "lazy_splits")
 ERRNO_WORDS = {
@@ -42,21 +38,6 @@ _TOTALS = (
     "shadow_pages_used_end",
     "shadow_pages_used_peak",
     "max_mmu_pages",
-)
-_TRACE = (
-    "path",
-    "format",
-    "bytes",
-    "lines",
-    "events",
-    "kvmmmu_events",
-    "ignored_lines",
-    "malformed_lines",
-    "lost_events",
-    "losses",
-    "first_ts_ns",
-    "last_ts_ns",
-    "vms",
 )
 
 
@@ -133,49 +114,4 @@ def _levels(counts: np.ndarray) -> dict[str, dict[str, int | None]]:
     return {
         level: {title: None if heads < 0 else heads for title, heads in zip(titles, row, strict=True)}
         for level, row in zip(("4k", "2m", "1g"), counts.tolist(), strict=True)
-    }
-
-
-def run_document(
-    trace: Trace,
-    policy: Policy,
-    policy_reason: str,
-    replay: Replay,
-    comparison: Comparison,
-) -> dict[str, Any]:
-    """The whole document, ready for ``json.dumps``."""
-    counters = replay.counters
-    return {
-        "schema": RUN_SCHEMA,
-        "trace": {name: getattr(trace, name) for name in _TRACE},
-        "policy": {"name": policy.name, "reason": policy_reason, "knobs": policy.knobs()},
-        "windows": windows(replay),
-        "totals": totals(counters),
-        "expected": {
-            "source": comparison.source,
-            "attempts": comparison.attempts,
-            "matched": comparison.matched,
-            "mismatched": comparison.mismatched,
-            "missing": comparison.missing,
-            "unexpected": comparison.unexpected,
-            "flushes_expected": comparison.flushes_expected,
-            "flushes_simulated": counters["flushes_simulated"],
-        },
-        "environment": {
-            "lock_drops": counters["env_lock_drops"],
-            "yields": counters["env_yields"],
-            "alloc_failures": counters["env_alloc_failures"],
-        },
-        "tdp": {
-            "huge_sptes": counters["tdp_huge_sptes"],
-            "attempts": counters["tdp_attempts"],
-            "split": counters["tdp_split"],
-            "failed": counters["tdp_failed"],
-        },
-        "recorded": recorded(replay),
-        "faults": {word: counters[f"faults_{word}"] for word in FAULT_WORDS},
-        "rmap_histogram": rmap_histograms(replay),
-        "divergences": dict(sorted(replay.divergences.items())),
-        "verdict": comparison.verdict,
-        "verdict_reasons": comparison.reasons,
     }

@@ -12,7 +12,7 @@ from replay.policy import DESCRIPTIONS, PRESETS
 from replay.report.console import console, print_policies, print_run
 from replay.report.progress import read_progress
 from replay.verdict.compare import compare_recorded
-from replay.verdict.outcome import run_document
+from replay.verdict.document import run_document
 
 
 @dataclass

@@ -9,7 +9,7 @@ from replay.policy import PRESETS
 from replay.report.console import console
 from replay.report.side_by_side import print_side_by_side
 from replay.verdict.compare import compare_recorded
-from replay.verdict.outcome import run_document
+from replay.verdict.document import run_document
 from tests.report.test_console import FakeTrace
 
 
