@@ -226,6 +226,7 @@ def _mixed(rounds: int) -> str:
         .replace("times = 700", f"times = {rounds}")
         .replace("size = 0x1000000000", f"size = {more * 0x1000000000:#x}")
         .replace("npages = 0x1000000\n", f"npages = {more * 0x1000000:#x}\n")
+        .replace("npages = 0x10000\n", f"npages = {0x10000 + more * 0x1000:#x}\n")  # page tables
     )
 
 
