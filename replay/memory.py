@@ -11,23 +11,54 @@ LARGE_PAGE = 2 << 20
 """Bytes of a large page on x86-64: a fault that clears one takes as long as fifty that clear 4 KiB do."""
 
 
-def new_memory(size: int, *, large_pages: bool = False, reserve: bool = False) -> np.ndarray:
+def new_memory(size: int, *, reserve: bool = False) -> np.ndarray:
     """``size`` zeroed bytes, uint8, which go back to the system with the last view of them.
 
-    That of ``np.zeros`` is cleared as a whole where it was in use before, as in the second of many replays,
-    and begins in the middle of a large page.  ``reserve``: addresses that will hardly be used all.  Raises
-    ``MemoryError``.
+    That of ``np.zeros`` is cleared as a whole where it was in use before, as in the second of many replays.
+    ``reserve``: addresses that will hardly be used all, in large pages.  Raises ``MemoryError``.
     """
+    return np.frombuffer(_mapped(size, reserve), np.uint8)
+
+
+def _mapped(size: int, reserve: bool) -> mmap.mmap:
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     if reserve:
         flags |= getattr(mmap, "MAP_NORESERVE", 0)
-    if large_pages:
         size = -(-size // LARGE_PAGE) * LARGE_PAGE  # Linux aligns whole large pages only
     try:
         memory = mmap.mmap(-1, size, flags=flags)
     except OSError as error:
         raise MemoryError from error
-    if large_pages and hasattr(mmap, "MADV_HUGEPAGE"):
+    if reserve and hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # not in this kernel
             memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, np.uint8)
+    return memory
+
+
+class Arena:
+    """Blocks of memory from one range of reserved addresses.
+
+    To map each would make threads wait that use the others: the kernel joins neighbouring ranges.  All go
+    back to the system with the last view of any.  Raises ``MemoryError``.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._map = _mapped(size, reserve=True)
+        self._memory = np.frombuffer(self._map, np.uint8)
+        self._used = 0
+
+    def take(self, size: int) -> np.ndarray | None:
+        """``size`` zeroed bytes, uint8, that begin with a cache line; None if there is no room."""
+        begin, end = self._used, self._used + -(-size // 64) * 64
+        if end > len(self._memory):
+            return None
+        self._used = end
+        return self._memory[begin : begin + size]
+
+    def release(self, block: np.ndarray) -> None:
+        """Give back the pages of ``block``, which nobody uses any more, but not its addresses."""
+        begin = block.ctypes.data - self._memory.ctypes.data
+        first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
+        last = (begin + len(block)) // mmap.PAGESIZE * mmap.PAGESIZE
+        if first < last and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED, first, last - first)

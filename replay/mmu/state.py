@@ -124,7 +124,7 @@ def make(
 def mapped_rows(count: int, columns: int, dtype: Any, reserve: bool = False) -> np.ndarray:
     """Zeroed rows in memory that is taken as they are used; ``reserve`` as in ``new_memory``."""
     size = count * columns * np.dtype(dtype).itemsize
-    memory = new_memory(size, large_pages=reserve, reserve=reserve)
+    memory = new_memory(size, reserve=reserve)
     return memory[:size].view(dtype).reshape(count, columns)
 
 

@@ -238,13 +238,13 @@ def grown(strings: Strings, room: int) -> Strings:
     return larger
 
 
-def contents(strings: Strings) -> list[bytes]:
-    """The strings, in order."""
+def contents(strings: Strings, first: int = 0) -> list[bytes]:
+    """The strings, in order, from number ``first`` on."""
     rows = strings.table[1:]
-    rows = rows[rows[:, 0] > 0]
+    rows = rows[rows[:, 0] > first]
     rows = rows[np.argsort(rows[:, 0])]
-    data = strings.arena.tobytes()
-    return [data[start : start + length] for start, length in rows[:, 2:].tolist()]
+    data = strings.arena.data
+    return [data[start : start + length].tobytes() for start, length in rows[:, 2:].tolist()]
 
 
 def decoded(strings: Strings) -> list[str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
 
 from replay.jit import jit
-from replay.memory import LARGE_PAGE, new_memory
+from replay.memory import LARGE_PAGE, Arena
 from replay.schema import COLUMN_TYPES, Columns, Kind
 from replay.trace.payload import FLAGS, LEVEL, ROLE, WIDE
 from replay.trace.registers import (
@@ -53,6 +53,9 @@ class Rows(NamedTuple):
     wide: np.ndarray  # uint64[8, n], rows as in ``replay.trace.payload.WIDE``
 
 
+ARENA_BYTES = 1 << 30
+"""Addresses that are reserved at once."""
+
 _ROW_TYPES = {
     "ts_ns": np.int64,
     "line": np.int64,
@@ -71,10 +74,13 @@ _ROW_TYPES = {
 
 
 class RowMemory:
-    """Where rows are from: new memory, or that of a batch which is in a file by now."""
+    """Where rows are from, for any thread: new memory, or that of a batch which is in a file by now."""
 
     def __init__(self) -> None:
-        self._free: list[np.ndarray] = []
+        self._lock = Lock()
+        self._arena: Arena | None = None
+        self._blocks: dict[int, tuple[Arena, np.ndarray]] = {}  # by address, those in use
+        self._free: list[tuple[Arena, np.ndarray]] = []
 
     def rows(self, count: int) -> Rows:
         """Zeroed rows, all in one piece."""
@@ -89,23 +95,41 @@ class RowMemory:
         return Rows(**columns)
 
     def _memory(self, size: int) -> np.ndarray:
-        with contextlib.suppress(IndexError):
-            memory = self._free.pop()
-            if len(memory) >= size:
-                memory[:size] = 0
-                return memory
-        if size < LARGE_PAGE:
-            return np.zeros(size, np.uint8)
-        return new_memory(size, large_pages=True)
+        with self._lock:
+            if self._arena is None and size < LARGE_PAGE:
+                return np.zeros(size, np.uint8)
+            used = [at for at, (_, block) in enumerate(self._free) if len(block) >= size]
+            arena, block = self._free.pop(used[0]) if used else self._new_block(size)
+            self._blocks[block.ctypes.data] = arena, block
+        if used:
+            block[:size] = 0
+        return block[:size]
+
+    def _new_block(self, size: int) -> tuple[Arena, np.ndarray]:
+        block = self._arena.take(size) if self._arena else None
+        if self._arena is None or block is None:
+            try:
+                self._arena = Arena(max(size, ARENA_BYTES))
+            except MemoryError:  # a limit on the process, or a system that promises no more than it has
+                self._arena = Arena(size)
+            block = self._arena.take(size)
+            assert block is not None
+        return self._arena, block
 
     def give_back(self, columns: Columns) -> None:
         """Nobody needs ``columns`` any more, which were rows from here."""
-        if isinstance(columns.kind.base, np.ndarray):
-            self._free.append(columns.kind.base)
+        with self._lock:
+            block = self._blocks.pop(columns.gfn.ctypes.data, None)
+            if block is not None:
+                self._free.append(block)
 
     def forget(self) -> None:
         """No more rows will be needed."""
+        for arena, block in self._free:
+            arena.release(block)
         self._free.clear()
+        self._blocks.clear()
+        self._arena = None
 
 
 def columns_of(rows: Rows, count: int) -> Columns:

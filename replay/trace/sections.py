@@ -203,6 +203,8 @@ class _SectionScan:
 def malformed_lines(scanner: Scanner, first: int, buf: np.ndarray) -> list[tuple[int, str]]:
     """Number and text of the malformed lines of ``buf`` that ``scanner`` has kept, from ``first`` on."""
     last = min(int(scanner.state[reg.MALFORMED]), reg.MAX_MALFORMED)
+    if first >= last:  # as nearly always
+        return []
     return [
         (line, buf[start:end].tobytes().decode(errors="replace").strip()[:200])
         for start, end, line in scanner.malformed[first:last].tolist()
@@ -232,22 +234,29 @@ def can_join(scanner: Scanner, section: Section) -> bool:
     )
 
 
-def join(scanner: Scanner, section: Section, tasks: np.ndarray) -> Scanner:
+class Numbers(NamedTuple):
+    """Numbers of the strings of a scanner, as far as they were asked for."""
+
+    texts: dict[bytes, int]
+    names: dict[bytes, int]
+
+
+def join(scanner: Scanner, section: Section, tasks: np.ndarray, numbers: Numbers) -> Scanner:
     """``scanner`` as if it had scanned ``section``; its lines and texts get the numbers of the whole trace.
 
-    ``tasks`` int32: the number that each task of the section has in ``scanner``.
+    ``tasks`` int32: the number that each task of the section has in ``scanner``.  ``numbers`` are its own.
     """
     own, state = section.scanner, scanner.state
     lines = int(state[reg.LINES])
-    scanner, texts = _with_strings(scanner, "texts", own.texts, 0)
+    scanner, texts = _with_strings(scanner, "texts", own.texts, 0, numbers)
     for columns in section.batches:
         np.add(columns.line, lines, out=columns.line)
-        if len(texts):
-            columns.text[:] = np.append(texts, np.int32(-1))[columns.text]
+        marked = np.flatnonzero(columns.text >= 0)
+        columns.text[marked] = texts[columns.text[marked]]
     seen = np.flatnonzero(own.tasks[: len(tasks), reg.FIRST_LINE])
     new = seen[scanner.tasks[tasks[seen], reg.FIRST_LINE] == 0]
     scanner.tasks[tasks[new], reg.FIRST_LINE] = own.tasks[new, reg.FIRST_LINE] + lines
-    scanner, names = _with_strings(scanner, "names", own.names, section.known_names)
+    scanner, names = _with_strings(scanner, "names", own.names, section.known_names, numbers)
     np.add.at(scanner.kinds[:, 1], names, own.kinds[: len(names), 1])
     for counter in (reg.LINES, reg.KVMMMU, reg.IGNORED, reg.MALFORMED, reg.LOST):
         state[counter] += own.state[counter]
@@ -270,7 +279,7 @@ def number_comms(section: Section, comms: Mapping[str, int]) -> None:
 
 
 def _with_strings(
-    scanner: Scanner, name: str, strings: Strings, known_count: int
+    scanner: Scanner, name: str, strings: Strings, known_count: int, numbers: Numbers
 ) -> tuple[Scanner, np.ndarray]:
     """``scanner`` with ``strings`` among those called ``name``, and their numbers there, int32.
 
@@ -279,10 +288,12 @@ def _with_strings(
     if strings.table[0, 0] == known_count:
         return scanner, np.arange(known_count, dtype=np.int32)
     known: Strings = getattr(scanner, name)
-    words = {word: number for number, word in enumerate(contents(known))}
-    numbers = []
-    for word in contents(strings):
+    words: dict[bytes, int] = getattr(numbers, name)
+    for word in contents(known, len(words)):  # what was scanned in place since then
+        words[word] = len(words)
+    found = list(range(known_count))
+    for word in contents(strings, known_count):
         if word not in words:
             known, words[word] = added(known, word), len(words)
-        numbers.append(words[word])
-    return scanner._replace(**{name: known}), np.array(numbers, np.int32)
+        found.append(words[word])
+    return scanner._replace(**{name: known}), np.array(found, np.int32)

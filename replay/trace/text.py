@@ -24,6 +24,7 @@ from replay.trace.scan import scan
 from replay.trace.scanner import Scanner, with_header
 from replay.trace.sections import (
     MAX_GIVEN_UP,
+    Numbers,
     Section,
     can_join,
     fork,
@@ -74,6 +75,7 @@ class TextParser(Parser):
     def _begin(self) -> None:
         super()._begin()
         self._saw_header = False
+        self._numbers = Numbers({}, {})
         self._scanner.state[reg.DOUBTS] = self._file_format != "ftrace"
         self._at_beginning = True  # the first lines are being scanned, and can be again
 
@@ -176,7 +178,7 @@ class TextParser(Parser):
         new = [self._task_numbers.get(header) or self._add_header(header) for header in section.headers]
         state = self._scanner.state
         room, lines = reg.MAX_MALFORMED - int(state[reg.MALFORMED]), int(state[reg.LINES])
-        self._scanner = join(self._scanner, section, np.append(known, new).astype(np.int32))
+        self._scanner = join(self._scanner, section, np.append(known, new).astype(np.int32), self._numbers)
         self._add_malformed([(lines + line, text) for line, text in section.malformed[: max(0, room)]])
         for comment in section.comments:
             self._read_comment(comment.decode(errors="replace"))
