@@ -98,14 +98,17 @@ class RowMemory:
         with self._lock:
             if self._arena is None and size < LARGE_PAGE:
                 return np.zeros(size, np.uint8)
-            used = [at for at, (_, block) in enumerate(self._free) if len(block) >= size]
-            arena, block = self._free.pop(used[0]) if used else self._new_block(size)
+            is_used = bool(self._free) and len(self._free[-1][1]) >= size
+            if not is_used:
+                self._release_free()
+            arena, block = self._free.pop() if is_used else self._new_block(size)
             self._blocks[block.ctypes.data] = arena, block
-        if used:
+        if is_used:
             block[:size] = 0
         return block[:size]
 
     def _new_block(self, size: int) -> tuple[Arena, np.ndarray]:
+        size = -(-size // LARGE_PAGE) * LARGE_PAGE  # so that most fit those that need about as many rows
         block = self._arena.take(size) if self._arena else None
         if self._arena is None or block is None:
             try:
@@ -125,11 +128,14 @@ class RowMemory:
 
     def forget(self) -> None:
         """No more rows will be needed."""
+        self._release_free()
+        self._blocks.clear()
+        self._arena = None
+
+    def _release_free(self) -> None:
         for arena, block in self._free:
             arena.release(block)
         self._free.clear()
-        self._blocks.clear()
-        self._arena = None
 
 
 def columns_of(rows: Rows, count: int) -> Columns:

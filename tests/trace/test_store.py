@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from replay.schema import COLUMN_TYPES, Columns
+from replay.trace.rows import RowMemory, columns_of
 from replay.trace.store import ROW_BYTES, BatchStore
 
 ROWS = 1000
@@ -82,3 +83,19 @@ def test_when_the_disk_is_full_the_rest_stays_in_memory(monkeypatch: pytest.Monk
     copies = batches(store, 6)
     assert [isinstance(batch, Columns) for batch in store._batches] == [False] * 2 + [True] * 4
     check(store, copies)
+
+
+def test_memory_given_back_is_used_again_or_returned() -> None:
+    memory = RowMemory()
+    first = memory.rows(30_000)
+    first.line[:], first.wide[:] = 7, 7
+    memory.give_back(columns_of(first, 20_000))
+    again = memory.rows(29_000)
+    assert np.shares_memory(first.wide, again.wide)
+    assert not again.line.any()
+    assert not again.wide.any()
+    again.line[:] = 7
+    memory.give_back(columns_of(again, 29_000))
+    larger = memory.rows(300_000)
+    assert not np.shares_memory(again.wide, larger.wide)
+    assert not again.line[1000:-1000].any(), "its pages have gone back to the system"
