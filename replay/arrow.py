@@ -7,7 +7,7 @@ else for the small tables of one trace of many.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 
 import numpy as np
@@ -17,6 +17,8 @@ from replay.schema import COLUMN_TYPES, Columns
 
 Places = dict[str, dict[str, int]]
 """Of each column of words the number of each word."""
+ReadColumns = Callable[[Places, Collection[str]], Iterator[Columns]]
+"""Reads the batches of a table; columns that are not named need not be read."""
 
 
 def arrow_array(values: np.ndarray, kind: pa.DataType, null: np.ndarray | None = None) -> pa.Array:

@@ -76,7 +76,7 @@ def info_document(trace: Trace) -> dict[str, Any]:
 def _kind_counts(trace: Trace) -> Counter[int]:
     """Events by kind, those of no VM included."""
     counts = np.zeros(256, np.int64)
-    for batch in trace.batches():
+    for batch in trace.batches(("kind",)):
         counts += np.bincount(batch.kind, minlength=256)
     return Counter({kind: int(count) for kind, count in enumerate(counts) if count})
 
@@ -84,7 +84,7 @@ def _kind_counts(trace: Trace) -> Counter[int]:
 def _told_columns(trace: Trace) -> dict[str, bool]:
     """Which of the columns in front of an event any line has."""
     told = {"time": bool(trace.last_ts_ns), "task": False, "process": False, "cpu": False}
-    for batch in trace.batches():
+    for batch in trace.batches(("pid", "tgid", "cpu")):
         for name, column in (("task", batch.pid), ("process", batch.tgid), ("cpu", batch.cpu)):
             told[name] = told[name] or bool((column >= 0).any())
     return told

@@ -11,7 +11,7 @@ import numpy as np
 from replay.jit import compile_meanwhile
 from replay.mmu import layout, room, state, tables, window
 from replay.mmu.census import OUT_CENSUS_COLUMNS, WIN_CENSUS_COLUMNS, Census, collect
-from replay.mmu.facts import TraceFacts, scan_facts, scan_rows
+from replay.mmu.facts import FACT_COLUMNS, TraceFacts, scan_facts, scan_rows
 from replay.mmu.histogram import COLUMNS_BY, RmapHistogram, rmap_counts
 from replay.mmu.lookahead import LOOKAHEAD
 from replay.mmu.loop import ROWS_DONE, replay_rows
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 
 NEVER_NS = 1 << 62
+REPLAYED_COLUMNS = tuple(name for name in COLUMN_TYPES if name not in ("tgid", "cpu", "comm", "text"))
+"""What ``replay_rows`` reads of an event."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def compile_in_other_process() -> None:
 
 def trace_facts(trace: Trace) -> TraceFacts:
     """What ``trace`` holds, in one pass over its events."""
-    return scan_facts(trace.batches(), len(trace.vms))
+    return scan_facts(trace.batches(FACT_COLUMNS), len(trace.vms))
 
 
 def replay_trace(trace: Trace, policy: Policy, options: Options, facts: TraceFacts | None = None) -> Replay:
@@ -96,7 +98,8 @@ def replay_trace(trace: Trace, policy: Policy, options: Options, facts: TraceFac
     codes = policy.codes()
     resched = _resched(options.resched)
     cause = WindowCause.END if m.ctl[layout.CTL_SPLIT_TIME] == NEVER_NS else WindowCause.TIME
-    for columns, stop in _with_lookahead(trace.batches()):
+    needed = REPLAYED_COLUMNS + moments.columns
+    for columns, stop in _with_lookahead(trace.batches(needed)):
         end_cause = int(cause) if stop == len(columns.kind) else -1
         m.ctl[layout.CTL_ROW] = 0
         for moment in moments.of_batch(columns, stop):

@@ -42,6 +42,10 @@ _TASKS = 1024
 _MERGED = ("linux-6.0", "linux-2026")
 
 
+FACT_COLUMNS = ("kind", "vm", "pid", "level", "old_spte", "code", "num")
+"""What ``scan_rows`` reads of an event."""
+
+
 @kernel
 def scan_rows(c: Columns, kinds: np.ndarray, facts: np.ndarray, last: np.ndarray) -> None:
     """Add to ``kinds`` [VMs, KINDS] and ``facts`` [VMs, FACTS]; ``last`` [_TASKS, 2]: tasks' last events."""

@@ -58,6 +58,11 @@ class Moments:
         for number in found:
             self._texts.setdefault(number, []).append(at)
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What is needed of the events beside what a replay needs."""
+        return ("text",) if self._texts else ()
+
     def of_batch(self, columns: Columns, stop: int) -> list[Moment]:
         """The moments in the first ``stop`` rows of the next batch, in order."""
         places = [(row, at, -1) for at, row in self._rows_of_times(columns, stop)]

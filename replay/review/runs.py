@@ -130,9 +130,8 @@ class Runs:
     @cached_property
     def kinds(self) -> np.ndarray:
         """Events by kind."""
-        return sum(
-            (np.bincount(batch.kind, minlength=256) for batch in self.trace.batches()), np.zeros(256, int)
-        )
+        kinds = (batch.kind for batch in self.trace.batches(("kind",)))
+        return sum((np.bincount(kind, minlength=256) for kind in kinds), np.zeros(256, int))
 
     def has(self, *kinds: Kind) -> bool:
         return any(self.kinds[kind] for kind in kinds)

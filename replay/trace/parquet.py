@@ -6,7 +6,8 @@ pyarrow decodes what must be decoded: no column chunk of one value, which its st
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import IO, Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from replay.arrow import Places, numbered_array, numpy_array
+from replay.arrow import Places, ReadColumns, numbered_array, numpy_array
 from replay.schema import COLUMN_TYPES, Columns
 
 _ROW_GROUP = 1 << 16
@@ -57,8 +58,8 @@ def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(held)
 
 
-def open_parquet(mapped: mmap.mmap) -> tuple[pa.Schema, Callable[[Places], Iterator[Columns]]]:
-    """The schema of the file ``mapped``, and a function that reads its columns."""
+def open_parquet(mapped: mmap.mmap) -> tuple[pa.Schema, ReadColumns]:
+    """The schema of the file ``mapped``, and what reads its columns."""
     file = pq.ParquetFile(pa.BufferReader(pa.py_buffer(mapped)), pre_buffer=False)
 
     @lru_cache(len(COLUMN_TYPES))
@@ -67,15 +68,28 @@ def open_parquet(mapped: mmap.mmap) -> tuple[pa.Schema, Callable[[Places], Itera
         rows = min(file.metadata.num_rows, _ROW_GROUP)
         return np.full(rows, value, kind) if value else np.zeros(rows, kind)  # takes no time until it is read
 
-    def batches(places: Places) -> Iterator[Columns]:
+    def batches(places: Places, needed: Collection[str]) -> Iterator[Columns]:
         for number in range(file.num_row_groups):
-            yield from _read_row_group(file, number, places, filled)
+            yield from _read_row_group(file, number, places, needed, filled)
 
-    return file.schema_arrow, batches
+    return file.schema_arrow, lambda places, needed: _ahead(batches(places, needed))
+
+
+def _ahead(batches: Iterator[Columns]) -> Iterator[Columns]:
+    """``batches``; another thread decodes the next one while one is in use."""
+    with ThreadPoolExecutor(1) as decoder:
+        following = decoder.submit(next, batches, None)
+        while (batch := following.result()) is not None:
+            following = decoder.submit(next, batches, None)
+            yield batch
 
 
 def _read_row_group(
-    file: Any, number: int, places: Places, filled: Callable[[str, int], np.ndarray]
+    file: Any,
+    number: int,
+    places: Places,
+    needed: Collection[str],
+    filled: Callable[[str, int], np.ndarray],
 ) -> Iterator[Columns]:
     group = file.metadata.row_group(number)
     constants: dict[str, int] = {}
@@ -85,7 +99,9 @@ def _read_row_group(
             raise ValueError(f"column {name} is of another type")  # at which pyarrow would end the process
         if name == "line":
             continue  # always decoded: it tells the number of rows
-        if (value := _constant(chunk, places.get(name))) is not None:
+        if name not in needed:
+            constants[name] = 0
+        elif (value := _constant(chunk, places.get(name))) is not None:
             constants[name] = value
     decoded = [name for name in COLUMN_TYPES if name not in constants]
     for batch in file.iter_batches(_ROW_GROUP, row_groups=[number], columns=decoded, use_threads=False):

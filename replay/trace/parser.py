@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
 
@@ -145,7 +145,7 @@ class Parser(ABC):
         words = self._role_words
         words.settle(trace.kernel)
 
-        def batches() -> Iterator[Columns]:
+        def batches(_: Collection[str]) -> Iterator[Columns]:
             words.begin()
             for batch in store:
                 vms.assign(batch)

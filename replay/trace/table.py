@@ -10,13 +10,13 @@ import json
 import mmap
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO
 
 import pyarrow as pa
 
-from replay.arrow import Places, numbered_array, numpy_array
+from replay.arrow import Places, ReadColumns, numbered_array, numpy_array
 from replay.errors import OutputError, TraceError
 from replay.schema import COLUMN_TYPES, Columns, event_schema
 from replay.trace.trace import Trace
@@ -105,9 +105,9 @@ def read_table(path: str, file_format: str) -> Trace:
     facts["malformed"] = [(line, text) for line, text in facts["malformed"]]
     places = {name: {text: n for n, text in enumerate(facts[name + "s"])} for name in ("comm", "text")}
 
-    def columns() -> Iterator[Columns]:
+    def columns(needed: Collection[str]) -> Iterator[Columns]:
         try:
-            for batch in batches(places):
+            for batch in batches(places, needed):
                 yield batch
                 if hasattr(mmap, "MADV_DONTNEED"):
                     mapped.madvise(mmap.MADV_DONTNEED)  # what was read need not stay in memory
@@ -122,7 +122,7 @@ def _corrupt(path: str, file_format: str, error: Exception) -> TraceError:
     return TraceError(path, 0, f"corrupt {file_format} file: {what}")
 
 
-_Opened = tuple[pa.Schema, Callable[[Places], Iterator[Columns]]]
+_Opened = tuple[pa.Schema, ReadColumns]
 
 
 def _open_parquet(mapped: mmap.mmap) -> _Opened:
@@ -146,7 +146,7 @@ def _write_arrow(file: IO[bytes], schema: pa.Schema, batches: Iterator[pa.Record
 def _open_arrow(mapped: mmap.mmap) -> _Opened:
     reader = pa.ipc.open_file(pa.py_buffer(mapped))
 
-    def batches(places: Places) -> Iterator[Columns]:
+    def batches(places: Places, _: Collection[str]) -> Iterator[Columns]:
         for number in range(reader.num_record_batches):
             batch = reader.get_batch(number)
             yield Columns(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from replay.schema import Columns, event_schema
+from replay.schema import COLUMN_TYPES, Columns, event_schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,11 +35,14 @@ class Trace:
     texts: list[str] = field(default_factory=list)  # dictionary of the column text
     kernel: str | None = None  # kernel version, if the trace tells it
     truncated: str | None = None  # why the input ended early, where that is tolerated
-    _batches: Callable[[], Iterator[Columns]] = field(default=lambda: iter(()), repr=False)
+    _batches: Callable[[Collection[str]], Iterator[Columns]] = field(default=lambda _: iter(()), repr=False)
 
-    def batches(self) -> Iterator[Columns]:
-        """The events in file order, as arrays of at most ``BATCH_ROWS`` rows; may be asked for again."""
-        return self._batches()
+    def batches(self, needed: Collection[str] = COLUMN_TYPES) -> Iterator[Columns]:
+        """The events in file order, as arrays of at most ``BATCH_ROWS`` rows; may be asked for again.
+
+        What columns hold that are not ``needed`` is not defined: they may not even have been read.
+        """
+        return self._batches(needed)
 
     def table(self) -> pa.Table:
         """All events as one Arrow table of ``replay.schema.event_schema()``."""

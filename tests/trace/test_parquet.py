@@ -1,5 +1,7 @@
 """Parquet tables: every way a column can be stored, old and foreign files, and damage."""
 
+import gc
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ def small_row_groups(monkeypatch: pytest.MonkeyPatch) -> None:
 def trace_of(*batches: Columns) -> Trace:
     trace = Trace("made", "text", events=sum(len(batch.line) for batch in batches))
     trace.comms, trace.texts = WORDS["comm"], WORDS["text"]
-    trace._batches = lambda: iter(batches)
+    trace._batches = lambda _: iter(batches)
     return trace
 
 
@@ -106,6 +108,25 @@ def test_every_column_comes_back(written: Path) -> None:
     metadata = pq.read_metadata(written)
     groups = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
     assert groups == [ROW_GROUP] * 7 + [25]
+
+
+def test_needed_columns_come_back(written: Path) -> None:
+    expected = rows_of(mixed_trace().batches())
+    for needed in (("kind",), ("text", "num"), ("line", "comm", "old_spte")):
+        found = rows_of(read_trace(str(written)).batches(needed))
+        assert {name: found[name] for name in needed} == {name: expected[name] for name in needed}
+        assert {len(column) for column in found.values()} == {len(expected["line"])}
+
+
+def test_reading_may_end_early(written: Path) -> None:
+    batches = read_trace(str(written)).batches()
+    assert next(batches).line[0] == 1
+    batches.close()  # type: ignore[attr-defined]
+    before = threading.active_count()
+    for _ in range(3):
+        next(iter(read_trace(str(written)).batches()))
+    gc.collect()
+    assert threading.active_count() <= before
 
 
 def test_columns_are_as_jitted_code_wants_them(written: Path) -> None:

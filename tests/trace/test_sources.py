@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pyarrow as pa
@@ -244,7 +244,7 @@ def test_failed_writing_leaves_nothing(tmp_path: Path, text: bytes) -> None:
     with pytest.raises(OutputError, match="must end in"):
         write_table(trace, tmp_path / "x.csv")
 
-    def interrupted() -> None:
+    def interrupted(needed: Collection[str]) -> None:
         raise KeyboardInterrupt
 
     trace._batches = interrupted  # type: ignore[assignment]
