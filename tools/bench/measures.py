@@ -168,13 +168,17 @@ def commands(inputs: Inputs) -> Iterator[Row]:
         "importing numba, pyarrow",
         small.wall / imports.wall,
     )
-    mixed, table = inputs.directory / "mixed.txt", inputs.directory / "mixed.arrow"
+    mixed = inputs.directory / "mixed.txt"
     _write(_mixed(inputs.lines // LINES_A_ROUND), inputs.directory, mixed)
-    best_command(replay("parse", mixed, "-o", table), 1)
     whole = best_command(replay("run", mixed, "--expect", "none"), inputs.runs)
     yield Row(f"replay run, {_lines(mixed) / 1e6:.2f} M lines", whole.wall, "s")
-    cached = best_command(replay("run", table, "--expect", "none"), inputs.runs)
-    yield Row("replay run on the table (.arrow)", cached.wall, "s", "on the text", cached.wall / whole.wall)
+    for ending in (".arrow", ".parquet"):
+        table = mixed.with_suffix(ending)
+        best_command(replay("parse", mixed, "-o", table), 1)
+        cached = best_command(replay("run", table, "--expect", "none"), inputs.runs)
+        yield Row(
+            f"replay run on the table ({ending})", cached.wall, "s", "on the text", cached.wall / whole.wall
+        )
 
 
 def compilation(inputs: Inputs) -> Iterator[Row]:
