@@ -117,7 +117,7 @@ def replaying(inputs: Inputs) -> Iterator[Row]:
         options = Options(split_at=split_at, compare_recorded=False)
         return best_call(lambda: replay_trace(trace, Policy.parse("v2"), options), inputs.runs).cpu
 
-    for name, text in (("mixed", _mixed(100)), ("large state", _guest(1))):
+    for name, text in (("mixed", _mixed(300)), ("large state", _guest(1))):
         path = inputs.directory / "synth.txt"
         _write(text, inputs.directory, path)
         trace = read_trace(str(path))
@@ -142,7 +142,7 @@ def scale(inputs: Inputs) -> Iterator[Row]:
         _write(_mixed(events // LINES_A_ROUND), inputs.directory, path)
         trace = read_trace(str(path))
         options = Options(split_at="never", compare_recorded=False)
-        runs = inputs.runs if events < 10_000_000 else 1
+        runs = inputs.runs if events < 100_000_000 else 1
         seconds = best_call(lambda: replay_trace(trace, Policy.parse("v2"), options), runs).cpu  # noqa: B023
         each = seconds / trace.events
         first = first or each
