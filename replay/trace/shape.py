@@ -45,11 +45,11 @@ SHAPE_BLOCKS = 3
 RANGES = 2 * BLOCK * SHAPE_BLOCKS
 """Of each block of a text: the least that its bytes may be, then by how much they may exceed it."""
 
-# places of a row of ``shapes``.  Row 0 counts the shapes in NEXT.
+# places of a row of ``shapes``.  Row 0 counts the shapes in NEXT, and FOLLOWER is that of the line before.
 # NEXT: another shape of the same place, 0 none; BLOCKS of text; SIZE of the text; LEVEL_AT: where its level
-# stands, 0 nowhere; VARIES: some constant is not 0
-NEXT, BLOCKS, KIND, SIZE, LEVEL_AT, VARIES = range(6)
-FIRST_NUMBER, MAX_NUMBERS = 6, 8
+# stands, 0 nowhere; VARIES: some constant is not 0; FOLLOWER: what came behind this shape the last time
+NEXT, BLOCKS, KIND, SIZE, LEVEL_AT, VARIES, FOLLOWER = range(7)
+FIRST_NUMBER, MAX_NUMBERS = 7, 8
 """The numbers, up to a 0: where one begins, its digits << 8, its column << 16, and IS_DECIMAL."""
 FIRST_CONSTANT = FIRST_NUMBER + MAX_NUMBERS + 1
 """What the columns are in every line, as places of ``fields`` of control lines: 0 for numbers and levels."""
@@ -90,24 +90,43 @@ def _decimal_of(value):
 
 
 @jit
+def _has_shape(buf, at, shape, own):
+    """The text at ``at`` has the ``shape`` whose row of ``ranges`` is ``own``."""
+    return out_of_range(buf, at, own, 0) | out_of_range(buf, at + BLOCK, own, 2 * BLOCK) == _ZERO and (
+        shape[BLOCKS] <= 2 or out_of_range(buf, at + 2 * BLOCK, own, 4 * BLOCK) == _ZERO
+    )
+
+
+@jit
+def _find_shape(buf, at, places, shapes, ranges):
+    """The number of the shape of the text at ``at``, 0 if it is not known."""
+    number, tried = places[_place_of(buf, at)], 0
+    while number != 0 and tried < MAX_TRIED:
+        if _has_shape(buf, at, shapes[number], ranges[number]):
+            return number
+        number, tried = shapes[number, NEXT], tried + 1
+    return np.int64(0)
+
+
+@jit
 def read_by_shape(buf, at, row, rows, places, shapes, ranges):
     """Read the event whose name is at ``at`` into row ``row``: (kind, index behind its text).
 
-    The kind is 0 if it has no shape that is known.
+    The kind is 0 if it has no shape that is known.  The shape that came next the last time is tried first:
+    events come in sequences, and its place need not be found then.
 
     ``places`` int64[PLACES]: the shape that was learned last of those that belong there, 0 none; ``shapes``
     int64[MAX_SHAPES, SHAPE] and ``ranges`` uint8[MAX_SHAPES, RANGES] describe shapes from 1 on.
     """
-    number, tried = places[_place_of(buf, at)], 0
-    while number != 0 and tried < MAX_TRIED:
-        shape, own = shapes[number], ranges[number]
-        if out_of_range(buf, at, own, 0) | out_of_range(buf, at + BLOCK, own, 2 * BLOCK) == _ZERO and (
-            shape[BLOCKS] <= 2 or out_of_range(buf, at + 2 * BLOCK, own, 4 * BLOCK) == _ZERO
-        ):
-            break
-        number, tried = shape[NEXT], tried + 1
-    if number == 0 or tried == MAX_TRIED:
-        return np.int64(0), at
+    before = shapes[0, FOLLOWER]
+    number = shapes[before, FOLLOWER] if before != 0 else np.int64(0)
+    if number == 0 or not _has_shape(buf, at, shapes[number], ranges[number]):
+        number = _find_shape(buf, at, places, shapes, ranges)
+        if number == 0:
+            return np.int64(0), at
+        if before != 0:
+            shapes[before, FOLLOWER] = number
+    shapes[0, FOLLOWER] = number
     shape = shapes[number]
     if shape[VARIES] != 0:
         _write_constants(shape, row, rows)
@@ -202,6 +221,6 @@ def learn_shape(buf, at, end, kind, row, rows, marks, places, shapes, ranges):
             place = 2 * byte - byte % BLOCK
             own[place], own[place + BLOCK] = least, most - least
     shape[n] = 0
-    shape[VARIES] = 0
+    shape[VARIES] = shape[FOLLOWER] = 0
     for column in range(FIELDS):
         shape[VARIES] |= shape[FIRST_CONSTANT + column]
