@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from replay.errors import MalformedLine
 from replay.schema import Columns, Flag, Kind, Role
 from replay.trace.reader import Trace, read_trace
+from replay.trace.shape import MAX_SHAPES
 
 U64 = 2**64 - 1
 HEAD = "       CPU 0/KVM-4242    (   4200) [003] d..1.   100.000010: "
@@ -385,3 +387,19 @@ def test_many_tasks_names_and_texts(tmp_path: Path) -> None:
     assert [trace.texts[n] for n in batch.text[count:]] == [f"text {n} {'y' * 100}" for n in range(count)]
     assert trace.ignored_lines == count
     assert 1000 < len(trace.ignored_events) <= count
+
+
+def test_more_shapes_of_lines_than_are_kept(tmp_path: Path) -> None:
+    """They come in sequences and in none, and are forgotten and learned anew."""
+    random = Random(3)
+    numbers = [[random.getrandbits(4 * random.randint(1, 10)) for _ in range(3)] for _ in range(6000)]
+    numbers += numbers[:50] * 4
+    text = "".join(
+        f"{HEAD}kvm_mmu_set_spte: gfn {gfn:x} spte {spte:x} (rwxu) level 1 at {at:x}\n"
+        for gfn, spte, at in numbers
+    )
+    trace = read(tmp_path, text)
+    found = [zip(*(c.tolist() for c in (b.gfn, b.spte, b.sptep)), strict=True) for b in trace.batches()]
+    assert [list(row) for rows in found for row in rows] == numbers
+    digits = {tuple(len(f"{number:x}") for number in row) for row in numbers}
+    assert len(digits) > MAX_SHAPES
