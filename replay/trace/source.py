@@ -145,8 +145,11 @@ class Source:
         return self._head == _TRACE_DAT
 
     def plain_file(self) -> int | None:
-        """The descriptor of a plain file, to be read at any place; None for all other sources."""
-        if self.size is None or self._compression or self._file is _standard_input():
+        """The descriptor of a plain file, to be read at any place; None for all other sources.
+
+        Those of tracefs are others, too: they tell no size.
+        """
+        if not self.size or self._compression or self._file is _standard_input():
             return None
         return self._file.fileno()
 

@@ -332,6 +332,8 @@ def _chunk_end(buf: np.ndarray, begin: int, end: int) -> int:
 
 def _section_end(file: int, begin: int, end: int) -> int:
     """As ``_chunk_end``, in ``file``; also not above ``begin`` if the line there is very long."""
+    if end <= begin:  # also where the file has been cut off meanwhile
+        return begin
     first = max(begin, end - 2 * MAX_LINE)
     text = np.frombuffer(os.pread(file, end - first, first), np.uint8)
     return first + stop if (stop := _chunk_end(text, 0, len(text))) > 0 else begin

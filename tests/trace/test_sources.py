@@ -116,18 +116,38 @@ def test_a_cut_off_text_is_no_error(tmp_path: Path, text: bytes) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_cut_off_while_it_is_read(tmp_path: Path, text: bytes, threads: int) -> None:
+@pytest.mark.parametrize("kept", [0, 100, 200_000])
+def test_cut_off_while_it_is_read(tmp_path: Path, text: bytes, threads: int, kept: int) -> None:
     path = tmp_path / "t"
     path.write_bytes(text)
-    kept = len(text) * 2 // 3
 
     def cut(done: int, size: int | None) -> None:
         if path.stat().st_size > kept:
             os.truncate(path, kept)
 
     trace = read_trace(str(path), threads=threads, chunk_bytes=2000, progress=cut)
-    assert trace.lines == text[:kept].count(b"\n") + 1
-    assert trace.bytes == kept
+    if kept < 2000:  # more had been read before
+        assert 0 < trace.bytes <= 1 << 16
+        assert trace.lines == text[: trace.bytes].count(b"\n") + (text[trace.bytes - 1] != 10)
+    else:
+        assert trace.bytes == kept
+        assert trace.lines == text[:kept].count(b"\n") + 1
+
+
+def test_a_file_that_tells_no_size(tmp_path: Path, text: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of tracefs, which are regular files of 0 bytes."""
+    path = tmp_path / "t"
+    path.write_bytes(text)
+    expected = read_trace(str(path))
+    stat = os.fstat
+
+    def fstat(descriptor: int) -> os.stat_result:
+        status = list(stat(descriptor))
+        status[6] = 0
+        return os.stat_result(status)
+
+    monkeypatch.setattr(os, "fstat", fstat)
+    assert same(read_trace(str(path), threads=2, chunk_bytes=2000), expected)
 
 
 def test_named_pipe(tmp_path: Path, text: bytes) -> None:
