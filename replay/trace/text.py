@@ -142,6 +142,8 @@ class TextParser(Parser):
                 if at >= EVENT_WITHIN:
                     self._check_is_trace()
                 self._tell(at)
+        except OSError as error:
+            raise TraceError(self._source.path, 0, error.strerror or str(error)) from error
         finally:
             pool.shutdown(cancel_futures=True)
         self._trace.bytes = at  # what is held behind that is read again

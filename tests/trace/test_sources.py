@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import lzma
 import os
@@ -132,6 +133,18 @@ def test_cut_off_while_it_is_read(tmp_path: Path, text: bytes, threads: int, kep
     else:
         assert trace.bytes == kept
         assert trace.lines == text[:kept].count(b"\n") + 1
+
+
+def test_a_disk_error(tmp_path: Path, text: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "t"
+    path.write_bytes(text)
+
+    def preadv(file: int, buffers: object, place: int) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    with pytest.raises(TraceError, match=rf"^{path}: Input/output error$"):
+        read_trace(str(path), threads=2, chunk_bytes=2000)
 
 
 def test_a_file_that_tells_no_size(tmp_path: Path, text: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
