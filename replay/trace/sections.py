@@ -36,7 +36,6 @@ _NO_TIME = np.iinfo(np.int64).min
 class Section(NamedTuple):
     """A scanned section."""
 
-    at: int  # where it begins in the file
     column: int  # where the CPU column was thought to be at its beginning
     known_tasks: int  # tasks that the scanner knew
     known_names: int  # and names of events
@@ -102,7 +101,7 @@ def scan_section(
     ``buf`` uint8, room for a chunk of them; ``scanner``, a fork; ``comms``, the numbers of those it knows;
     ``batch_rows``, about as many as the section has.
     """
-    scan_of = _SectionScan(at, scanner, comms, new_rows, batch_rows)
+    scan_of = _SectionScan(scanner, comms, new_rows, batch_rows)
     room, held = len(buf) - PADDING, 0
     while at < stop:
         count = os.preadv(file, [buf[held : min(room, held + stop - at)].data], at)
@@ -124,7 +123,6 @@ class _SectionScan:
 
     def __init__(
         self,
-        at: int,
         scanner: Scanner,
         comms: Mapping[str, int],
         new_rows: Callable[[int], Rows],
@@ -137,7 +135,6 @@ class _SectionScan:
         self._rows = new_rows(batch_rows)
         self._own_comms: dict[str, int] = {}
         self._found = Section(
-            at=at,
             column=int(scanner.state[reg.COLUMN]),
             known_tasks=int(scanner.headers.table[0, 0]),
             known_names=int(scanner.names.table[0, 0]),

@@ -135,13 +135,17 @@ class TextParser(Parser):
                     break
                 stop, scanned = pending.popleft()
                 found = scanned.result()
+                is_short = False
                 if found is None or not self._join(found):
                     given_up += 1
-                    self._scan_in_place(file, at, stop)
+                    count = self._scan_in_place(file, at, stop)
+                    is_short, stop = count < stop - at, at + count
                 self._trace.bytes = at = stop
                 if at >= EVENT_WITHIN:
                     self._check_is_trace()
                 self._tell(at)
+                if is_short:  # the file has been cut off meanwhile
+                    break
         except OSError as error:
             raise TraceError(self._source.path, 0, error.strerror or str(error)) from error
         finally:
@@ -164,12 +168,14 @@ class TextParser(Parser):
         finally:
             self._buffers.append(buf)
 
-    def _scan_in_place(self, file: int, at: int, stop: int) -> None:
-        """Scan the whole lines from ``at`` to ``stop`` of ``file``."""
-        buf = np.full(stop - at + PADDING, NEWLINE, np.uint8)
+    def _scan_in_place(self, file: int, at: int, stop: int) -> int:
+        """Scan the whole lines from ``at`` to ``stop`` of ``file``: how many bytes there were."""
+        buf = np.empty(stop - at + PADDING, np.uint8)
         count = os.preadv(file, [buf[: stop - at].data], at)
         buf[count:] = NEWLINE
-        self._scan(buf, 0, min(count + 1, stop - at))
+        if count:
+            self._scan(buf, 0, count + (buf[count - 1] != NEWLINE))
+        return count
 
     def _join(self, section: Section) -> bool:
         """Add what ``section`` found to what was read before it; False if that cannot be."""
