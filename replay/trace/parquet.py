@@ -5,7 +5,6 @@ pyarrow decodes what must be decoded: no column chunk of one value, which its st
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -58,9 +57,9 @@ def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(held)
 
 
-def open_parquet(mapped: mmap.mmap) -> tuple[pa.Schema, ReadColumns]:
-    """The schema of the file ``mapped``, and what reads its columns."""
-    file = pq.ParquetFile(pa.BufferReader(pa.py_buffer(mapped)), pre_buffer=False)
+def open_parquet(path: str) -> tuple[pa.Schema, ReadColumns]:
+    """The schema of the file, and what reads its columns."""
+    file = pq.ParquetFile(path, pre_buffer=False)
 
     @lru_cache(len(COLUMN_TYPES))
     def filled(kind: str, value: int) -> np.ndarray:

@@ -93,9 +93,7 @@ def read_table(path: str, file_format: str) -> Trace:
     if path == "-":
         raise TraceError(path, 0, f"a {file_format} table cannot be read from standard input: give its path")
     try:
-        with open(path, "rb") as file:  # written by nobody, but private, as jitted code wants arrays writable
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        schema, batches = _open_parquet(mapped) if file_format == "parquet" else _open_arrow(mapped)
+        schema, batches = _open_parquet(path) if file_format == "parquet" else _open_arrow(path)
         facts = json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
     except _CORRUPT as error:
         raise _corrupt(path, file_format, error) from error
@@ -107,10 +105,7 @@ def read_table(path: str, file_format: str) -> Trace:
 
     def columns(needed: Collection[str]) -> Iterator[Columns]:
         try:
-            for batch in batches(places, needed):
-                yield batch
-                if hasattr(mmap, "MADV_DONTNEED"):
-                    mapped.madvise(mmap.MADV_DONTNEED)  # what was read need not stay in memory
+            yield from batches(places, needed)
         except _CORRUPT as error:
             raise _corrupt(path, file_format, error) from error
 
@@ -125,10 +120,10 @@ def _corrupt(path: str, file_format: str, error: Exception) -> TraceError:
 _Opened = tuple[pa.Schema, ReadColumns]
 
 
-def _open_parquet(mapped: mmap.mmap) -> _Opened:
+def _open_parquet(path: str) -> _Opened:
     from replay.trace.parquet import open_parquet  # takes long to import
 
-    return open_parquet(mapped)
+    return open_parquet(path)
 
 
 def _write_parquet(file: IO[bytes], schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
@@ -143,7 +138,9 @@ def _write_arrow(file: IO[bytes], schema: pa.Schema, batches: Iterator[pa.Record
             writer.write_batch(batch)
 
 
-def _open_arrow(mapped: mmap.mmap) -> _Opened:
+def _open_arrow(path: str) -> _Opened:
+    with open(path, "rb") as file:  # written by nobody, but private, as jitted code wants arrays writable
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     reader = pa.ipc.open_file(pa.py_buffer(mapped))
 
     def batches(places: Places, _: Collection[str]) -> Iterator[Columns]:
@@ -155,5 +152,7 @@ def _open_arrow(mapped: mmap.mmap) -> _Opened:
                     for (name, kind), column in zip(COLUMN_TYPES.items(), batch.columns, strict=True)
                 )
             )
+            if hasattr(mmap, "MADV_DONTNEED"):
+                mapped.madvise(mmap.MADV_DONTNEED)  # what was read need not stay in memory
 
     return reader.schema, batches

@@ -1,6 +1,7 @@
 """Parquet tables: every way a column can be stored, old and foreign files, and damage."""
 
 import gc
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -116,6 +117,13 @@ def test_needed_columns_come_back(written: Path) -> None:
         found = rows_of(read_trace(str(written)).batches(needed))
         assert {name: found[name] for name in needed} == {name: expected[name] for name in needed}
         assert {len(column) for column in found.values()} == {len(expected["line"])}
+
+
+def test_cut_off_while_it_is_read(written: Path) -> None:
+    trace = read_trace(str(written))
+    os.truncate(written, 100)
+    with pytest.raises(TraceError, match="corrupt parquet file"):
+        list(trace.batches())
 
 
 def test_reading_may_end_early(written: Path) -> None:
