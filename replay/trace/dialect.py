@@ -176,7 +176,6 @@ def read_header(buf, start, headers, arena, tasks, seen, state):
             return body
     if byte_at(buf, column) != _OPEN:
         return np.int64(NO_HEADER)
-    before = state[TIME]
     body = _after_cpu(buf, column, state)
     if body >= 0:
         body = _find_task(buf, start, column, body, headers, arena, tasks, state)
@@ -184,8 +183,6 @@ def read_header(buf, start, headers, arena, tasks, seen, state):
             seen[slot, SEEN_AT], seen[slot, SEEN_LENGTH] = start, state[FRACTION] - start
             seen[slot, SEEN_TASK], seen[slot, SEEN_CPU] = state[TASK], state[CPU]
             seen[slot, SEEN_WHOLE] = state[WHOLE]
-    if body == NO_HEADER:  # of a short line: the column was in one behind it
-        state[TIME] = before
     return body
 
 
@@ -203,7 +200,6 @@ def _token_start(buf, start, end):
 def search_header(buf, start, end, headers, arena, tasks, state):
     """As ``read_header``, for any form of header, in the line ``buf[start:end]``."""
     keep_apart()
-    before = state[TIME]
     for at in range(start, end):
         if byte_at(buf, at) == _OPEN:
             body = _after_cpu(buf, at, state)
@@ -232,5 +228,4 @@ def search_header(buf, start, end, headers, arena, tasks, state):
             if time_end == at - 3 and cpu_end > 0 and byte_at(buf, at + 1) == BLANK:
                 state[TIME] = microseconds * 1000
                 return _find_task(buf, start, cpu_start, at + 2, headers, arena, tasks, state)
-    state[TIME] = before
     return np.int64(NO_HEADER)

@@ -69,9 +69,11 @@ def _scan(buf, at, stop, rows, scanner):
         if row == len(rows.kind):
             state[STOP] = ROWS_FULL
             break
+        time = state[TIME]
         event = read_header(buf, at, headers, headers_arena, tasks, seen_headers, state)
         end = at
         if event == NO_HEADER:
+            state[TIME] = time  # what was read may have been of a line behind a short one
             end = line_end(buf, at)
             if buf[at] == _HASH:
                 state[STOP], state[START], state[END] = COMMENT, at, end
@@ -85,7 +87,7 @@ def _scan(buf, at, stop, rows, scanner):
             break
         kind, text = np.int64(IGNORED_LINE), np.int64(-1)
         if event == NO_HEADER:
-            state[TASK], state[CPU] = NO_TASK, -1
+            state[TASK], state[CPU], state[TIME] = NO_TASK, -1, time
             clear_fields(fields)
             if read_lost(buf, at, fields, state):
                 kind = np.int64(_LOST_EVENTS)
