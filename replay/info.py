@@ -6,8 +6,6 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 from replay.mmu.engine import Options, replay_trace, trace_facts
 from replay.mmu.facts import TraceFacts
 from replay.policy import Policy
@@ -47,7 +45,7 @@ def info_document(trace: Trace) -> dict[str, Any]:
     The windows are those that a run with ``--split-at auto`` opens.
     """
     facts = trace_facts(trace)
-    counts = _kind_counts(trace)
+    counts = Counter({kind: n for kind, n in enumerate(trace.kind_counts().tolist()) if n})
     policy = Policy.parse(facts.policy_hint[0])
     windows = replay_trace(trace, policy, Options()).windows
     causes = windows["cause"].to_pylist()
@@ -71,14 +69,6 @@ def info_document(trace: Trace) -> dict[str, Any]:
         "can": list(_can(facts, control, causes, counts)),
         "cannot": list(_cannot(trace, facts, told, causes, counts)),
     }
-
-
-def _kind_counts(trace: Trace) -> Counter[int]:
-    """Events by kind, those of no VM included."""
-    counts = np.zeros(256, np.int64)
-    for batch in trace.batches(("kind",)):
-        counts += np.bincount(batch.kind, minlength=256)
-    return Counter({kind: int(count) for kind, count in enumerate(counts) if count})
 
 
 def _told_columns(trace: Trace) -> dict[str, bool]:

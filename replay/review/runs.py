@@ -130,8 +130,7 @@ class Runs:
     @cached_property
     def kinds(self) -> np.ndarray:
         """Events by kind."""
-        kinds = (batch.kind for batch in self.trace.batches(("kind",)))
-        return sum((np.bincount(kind, minlength=256) for kind in kinds), np.zeros(256, int))
+        return self.trace.kind_counts()
 
     def has(self, *kinds: Kind) -> bool:
         return any(self.kinds[kind] for kind in kinds)

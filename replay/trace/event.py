@@ -36,7 +36,7 @@ from replay.trace.scanner import INCOMPLETE, MAX_NAME, OTHER, PRINT
 from replay.trace.shape import learn_shape, read_by_shape
 
 _MARK_TEXT, _MARK_UNKNOWN, _SCENARIO = int(Kind.MARK_TEXT), int(Kind.MARK_UNKNOWN), int(Kind.MARK_SCENARIO)
-_LOST_EVENTS, _FIRST_CONTROL = int(Kind.LOST_EVENTS), int(Kind.SET_REGION)
+_FIRST_CONTROL = int(Kind.SET_REGION)
 _ZERO, _MINUS_ONE = np.uint64(0), np.uint64(2**64 - 1)
 _REPLAY, _CPU = words_of("replay:")[0][0], words_of("CPU:")[0][0]
 _IP, _BUF, _LOST_WORD, _PERF_RECORD = (words_of(text)[0][0] for text in ("ip=", "buf=", "[LOST", "PERF_REC"))

@@ -56,21 +56,9 @@ class Rows(NamedTuple):
 ARENA_BYTES = 1 << 30
 """Addresses that are reserved at once."""
 
-_ROW_TYPES = {
-    "ts_ns": np.int64,
-    "line": np.int64,
-    "role": np.uint32,
-    "pid": np.int32,
-    "tgid": np.int32,
-    "comm": np.int32,
-    "text": np.int32,
-    "vm": np.int16,
-    "cpu": np.int16,
-    "kind": np.uint8,
-    "level": np.uint8,
-    "flags": np.uint8,
-}
-"""Widest first, so that all are aligned."""
+ROW_BYTES = sum(np.dtype(kind).itemsize for kind in COLUMN_TYPES.values())
+WIDEST_FIRST = sorted(COLUMN_TYPES, key=lambda name: -np.dtype(COLUMN_TYPES[name]).itemsize)
+"""The columns in an order in which all are aligned."""
 
 
 class RowMemory:
@@ -84,14 +72,14 @@ class RowMemory:
 
     def rows(self, count: int) -> Rows:
         """Zeroed rows, all in one piece."""
+        memory = self._memory(ROW_BYTES * count)
         at = 8 * len(WIDE) * count
-        size = at + sum(np.dtype(kind).itemsize for kind in _ROW_TYPES.values()) * count
-        memory = self._memory(size)
         columns = {"wide": memory[:at].view(np.uint64).reshape(len(WIDE), count)}
-        for name, kind in _ROW_TYPES.items():
-            size = np.dtype(kind).itemsize * count
-            columns[name] = memory[at : at + size].view(kind)
-            at += size
+        for name in WIDEST_FIRST:
+            if name not in WIDE:
+                kind = np.dtype(COLUMN_TYPES[name])
+                columns[name] = memory[at : at + kind.itemsize * count].view(kind)
+                at += kind.itemsize * count
         return Rows(**columns)
 
     def _memory(self, size: int) -> np.ndarray:

@@ -18,12 +18,10 @@ from typing import NamedTuple, cast
 import numpy as np
 
 from replay.schema import COLUMN_TYPES, Columns
-from replay.trace.rows import RowMemory
+from replay.trace.rows import ROW_BYTES, WIDEST_FIRST, RowMemory
 
 _TYPES = {name: np.dtype(kind) for name, kind in COLUMN_TYPES.items()}
-_WIDEST_FIRST = sorted(_TYPES, key=lambda name: -_TYPES[name].itemsize)
 _SAMPLE = 1 << 12
-ROW_BYTES = sum(kind.itemsize for kind in _TYPES.values())
 
 
 class _Place(NamedTuple):
@@ -35,7 +33,7 @@ class _Place(NamedTuple):
     def columns(self) -> Iterator[tuple[str, int]]:
         """Each column, and where it begins behind ``begin``; all are aligned."""
         at = 0
-        for name in _WIDEST_FIRST:
+        for name in WIDEST_FIRST:
             yield name, at
             at += _TYPES[name].itemsize * self.rows
 

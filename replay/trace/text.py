@@ -250,7 +250,7 @@ class TextParser(Parser):
         return padded, 0, len(text)
 
     def _is_other_form(self, buf: np.ndarray, stop: int) -> bool:
-        """The line at reg.START, malformed or of a new task, needs a stage that has not been used so far."""
+        """The line at START, malformed or of a new task, needs a stage that has not been used so far."""
         state = self._scanner.state
         start, end = int(state[reg.START]), int(state[reg.END])
         if state[reg.STOP] == reg.TASK_IS_NEW:
@@ -267,7 +267,7 @@ class TextParser(Parser):
         return WRAPPED in self._forms.used
 
     def _give_up_line(self) -> None:
-        """The line at reg.START is malformed; after many of them few are looked at again."""
+        """The line at START is malformed; after many of them few are looked at again."""
         self._useless_doubts += 1
         self._scanner.state[reg.GIVEN_UP] = self._scanner.state[reg.START]
         self._scanner.state[reg.DOUBTS] = 1 if self._useless_doubts < MAX_DOUBTS else RARE_DOUBTS

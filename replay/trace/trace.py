@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from replay.schema import COLUMN_TYPES, Columns, event_schema
 
 if TYPE_CHECKING:
@@ -43,6 +45,13 @@ class Trace:
         What columns hold that are not ``needed`` is not defined: they may not even have been read.
         """
         return self._batches(needed)
+
+    def kind_counts(self) -> np.ndarray:
+        """Events by kind, those of no VM included: int64[256]."""
+        counts = np.zeros(256, np.int64)
+        for batch in self.batches(("kind",)):
+            counts += np.bincount(batch.kind, minlength=256)
+        return counts
 
     def table(self) -> pa.Table:
         """All events as one Arrow table of ``replay.schema.event_schema()``."""

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from replay.schema import COLUMN_TYPES, Columns
-from replay.trace.rows import RowMemory, columns_of
-from replay.trace.store import ROW_BYTES, BatchStore
+from replay.trace.rows import ROW_BYTES, RowMemory, columns_of
+from replay.trace.store import BatchStore
 
 ROWS = 1000
 

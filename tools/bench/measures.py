@@ -6,10 +6,13 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tools.bench.inputs import write_synthetic
 from tools.bench.timing import ROOT, best_call, best_command, on_one_core, python, replay
+
+if TYPE_CHECKING:
+    from replay.trace.trace import Trace
 
 MIXED = ROOT / "traces" / "synthetic" / "bench-mixed.toml"
 GUEST = ROOT / "tools" / "bench" / "guest-12tib.toml"
@@ -111,28 +114,22 @@ def replaying(inputs: Inputs) -> Iterator[Row]:
     """The simulated MMU alone, on columns in memory: mixed events, and a guest far larger than the cache."""
     from replay.mmu.engine import Options, replay_trace
     from replay.policy import Policy
-    from replay.trace.reader import Trace, read_trace
-
-    def seconds(trace: Trace, split_at: str) -> float:
-        options = Options(split_at=split_at, compare_recorded=False)
-        return best_call(lambda: replay_trace(trace, Policy.parse("v2"), options), inputs.runs).cpu
+    from replay.trace.reader import read_trace
 
     for name, text in (("mixed", _mixed(300)), ("large state", _guest(1))):
         path = inputs.directory / "synth.txt"
         _write(text, inputs.directory, path)
         trace = read_trace(str(path))
-        without = seconds(trace, "never")
+        without = _replay_seconds(trace, "never", inputs.runs)
         yield Row(f"replay, {name}", trace.events / without / 1e6, "M events/s")
     options = Options(split_at="end", compare_recorded=False)
     splits = replay_trace(trace, Policy.parse("v2"), options).counters["split"] or 1
-    each = (seconds(trace, "end") - without) / splits
+    each = (_replay_seconds(trace, "end", inputs.runs) - without) / splits
     yield Row("split of a 2M page", each * 1e9, "ns", "25 us of Linux", each / 25e-6)
 
 
 def scale(inputs: Inputs) -> Iterator[Row]:
     """The simulated MMU on ever longer traces of the mixed scenario; beyond some it reads them from disk."""
-    from replay.mmu.engine import Options, replay_trace
-    from replay.policy import Policy
     from replay.trace.reader import read_trace
 
     first = None
@@ -141,10 +138,8 @@ def scale(inputs: Inputs) -> Iterator[Row]:
     while events <= inputs.longest:
         _write(_mixed(events // LINES_A_ROUND), inputs.directory, path)
         trace = read_trace(str(path))
-        options = Options(split_at="never", compare_recorded=False)
         runs = inputs.runs if events < 100_000_000 else 1
-        seconds = best_call(lambda: replay_trace(trace, Policy.parse("v2"), options), runs).cpu  # noqa: B023
-        each = seconds / trace.events
+        each = _replay_seconds(trace, "never", runs) / trace.events
         first = first or each
         yield Row(
             f"replay, {trace.events / 1e6:.1f} M events", each * 1e9, "ns/event", "the first", each / first
@@ -196,6 +191,15 @@ def make_inputs(directory: Path, lines: int, runs: int, longest: int) -> Inputs:
     text = directory / "text.txt"
     write_synthetic(text, lines)
     return Inputs(directory, runs, text, lines, longest)
+
+
+def _replay_seconds(trace: Trace, split_at: str, runs: int) -> float:
+    """Processor time of one replay by policy v2."""
+    from replay.mmu.engine import Options, replay_trace
+    from replay.policy import Policy
+
+    options = Options(split_at=split_at, compare_recorded=False)
+    return best_call(lambda: replay_trace(trace, Policy.parse("v2"), options), runs).cpu
 
 
 def _write(scenario: str, directory: Path, trace: Path) -> None:

@@ -32,7 +32,7 @@ from replay.trace.payload import NUM
 from replay.trace.rows import end_row
 from replay.trace.scanner import PRINT
 
-# why ``decode`` stopped, beside the reasons of ``scan``; ``state[reg.START]`` is the stream, or the new pid
+# why ``decode`` stopped, beside the reasons of ``scan``; ``state[START]`` is the stream, or the new pid
 NEED_PAGES, IS_CORRUPT, NEED_TEXT = 20, 21, 22
 
 _LOST_EVENTS, _FIRST_MARK = int(Kind.LOST_EVENTS), int(Kind.MARK_VM_CREATE)
