@@ -76,6 +76,15 @@ ExpectOption = Annotated[
         help="What to compare with. Default: the golden file beside the trace, else the recorded outcomes.",
     ),
 ]
+NestedOption = Annotated[
+    str | None,
+    typer.Option(
+        "--nested",
+        metavar="auto|yes|no",
+        help="Whether kvm.tdp_mmu is on, so that merged code splits the pages of nested guests. "
+        "Default auto: as the trace shows.",
+    ),
+]
 FormatOption = Annotated[
     str | None,
     typer.Option(
@@ -97,8 +106,15 @@ def run(
     settings: SetOption = None,
     split_at: SplitAtOption = None,
     expect: ExpectOption = None,
+    require: Annotated[
+        str | None,
+        typer.Option(
+            "--require", metavar="match", help="Exit with 1 for every verdict but match, for use in CI."
+        ),
+    ] = None,
     max_mmu_pages: MaxPagesOption = None,
     resched: ReschedOption = None,
+    nested: NestedOption = None,
     as_json: JsonOption = False,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="DIR", help="Write the result tables there.")
@@ -129,14 +145,20 @@ def run(
 
     Simulates eager page splitting where dirty logging is turned on and prints a summary and a verdict.
 
-    Exit code 0: matched, or nothing to compare with. 1: did not match. 2: cannot be used.
+    Exit code 0: all that could be compared matched, or nothing could. 1: something did not match. 2: cannot
+    be used.
     """
+    from replay.errors import UsageError
     from replay.run import run_trace, write_run
+
+    if require not in (None, "match"):
+        raise UsageError(f"--require {require}: use match")
 
     request = replace(
         _request(policy, settings, split_at, resched, max_mmu_pages, expect, strict, allow_lost, file_format),
         rmap_histogram=tuple(rmap_histogram or ()),
         rmap_columns=rmap_columns,
+        nested=nested,
     )
     with _progress(quiet) as progress:
         finished = run_trace(trace, request, progress)
@@ -148,7 +170,9 @@ def run(
         from replay.report.console import console, print_run
 
         print_run(console(sys.stdout), finished.document, finished.comparison.differences)
-    raise typer.Exit(DIFFERED if finished.comparison.verdict == "mismatch" else MATCHED)
+    verdict = finished.comparison.verdict
+    is_good = verdict == "match" if require else verdict != "mismatch"
+    raise typer.Exit(MATCHED if is_good else DIFFERED)
 
 
 @app.command()
@@ -164,6 +188,7 @@ def compare(
     split_at: SplitAtOption = None,
     max_mmu_pages: MaxPagesOption = None,
     resched: ReschedOption = None,
+    nested: NestedOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     strict: StrictOption = False,
@@ -178,6 +203,7 @@ def compare(
     request = _request(
         None, settings, split_at, resched, max_mmu_pages, "recorded", strict, False, file_format
     )
+    request = replace(request, nested=nested)
     with _progress(quiet) as progress:
         documents = [run.document for run in run_policies(trace, policies, request, progress)]
     if as_json:
@@ -200,6 +226,7 @@ def review(
     split_at: SplitAtOption = None,
     max_mmu_pages: MaxPagesOption = None,
     resched: ReschedOption = None,
+    nested: NestedOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     strict: StrictOption = False,
@@ -217,6 +244,7 @@ def review(
     request = _request(
         policy, settings, split_at, resched, max_mmu_pages, "recorded", strict, False, file_format
     )
+    request = replace(request, nested=nested)
     with _progress(quiet) as progress:
         document = review_trace(trace, questions or (), request, progress)
     if as_json:

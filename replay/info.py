@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from replay.mmu.engine import Options, replay_trace, trace_facts
+from replay.mmu.engine import trace_facts
 from replay.mmu.facts import TraceFacts
-from replay.policy import Policy
+from replay.run import Request, Run, run_trace
 from replay.schema import EVENT_NAMES, Kind
-from replay.trace.formats import better_form
 from replay.trace.trace import Trace
+from replay.verdict.doubt import NEVER_MATCH, REASONS, doubts_of
 
 INFO_SCHEMA = "replay.info/1"
 SHOWN_MALFORMED = 10
@@ -31,7 +31,7 @@ _FACTS = (
     "losses",
     "malformed_lines",
 )
-_FLUSH_PROBES = (Kind.FLUSH_REMOTE_TLBS,)
+_WHAT_IF = ("end", "time")
 _SOURCES = {
     "probes": range(Kind.SET_REGION, Kind.MARK_VM_CREATE),
     "markers": range(Kind.MARK_VM_CREATE, Kind.MARK_UNKNOWN + 1),
@@ -42,14 +42,14 @@ _SOURCES = {
 def info_document(trace: Trace) -> dict[str, Any]:
     """The whole document, ready for ``json.dumps``.
 
-    The windows are those that a run with ``--split-at auto`` opens.
+    The windows are those that a run with ``--split-at auto`` opens, and what can be compared is what that
+    run compares.
     """
+    run = run_trace(trace, Request(policy="auto", expect="recorded"))
     facts = trace_facts(trace)
     counts = Counter({kind: n for kind, n in enumerate(trace.kind_counts().tolist()) if n})
-    policy = Policy.parse(facts.policy_hint[0])
-    windows = replay_trace(trace, policy, Options()).windows
-    causes = windows["cause"].to_pylist()
-    window_vms = Counter(windows["vm"].to_pylist())
+    causes = run.replay.windows["cause"].to_pylist()
+    window_vms = Counter(run.replay.windows["vm"].to_pylist())
     control = {name: sum(counts[kind] for kind in kinds) for name, kinds in _SOURCES.items()}
     told = _told_columns(trace)
     return {
@@ -65,9 +65,14 @@ def info_document(trace: Trace) -> dict[str, Any]:
         "control": control,
         "windows": {"total": len(causes), "by_cause": dict(Counter(causes))},
         "columns": told,
-        "policy": dict(zip(("name", "reason"), facts.policy_hint, strict=True)),
-        "can": list(_can(facts, control, causes, counts)),
-        "cannot": list(_cannot(trace, facts, told, causes, counts)),
+        "policy": {"name": run.policy.name, "reason": run.policy_reason},
+        "compared": {
+            "recorded": run.comparison.recorded,
+            "compared": run.comparison.compared,
+            "not_compared": run.comparison.not_compared,
+        },
+        "can": list(_can(run, causes, counts)),
+        "cannot": list(_cannot(run, facts, told, causes, counts)),
     }
 
 
@@ -80,42 +85,42 @@ def _told_columns(trace: Trace) -> dict[str, bool]:
     return told
 
 
-def _can(
-    facts: TraceFacts, control: dict[str, int], causes: list[str], counts: Counter[int]
-) -> Iterator[str]:
-    if causes and causes[0] not in ("end", "time"):
+def _can(run: Run, causes: list[str], counts: Counter[int]) -> Iterator[str]:
+    if causes and causes[0] not in _WHAT_IF:
         yield f"{_number(len(causes), 'window')}, when dirty logging was turned on"
     elif causes and counts[Kind.SET_SPTE] + counts[Kind.TDP_MMU_SPTE_CHANGED]:
         yield "what if dirty logging were turned on at the end of the trace"
-    if facts.has_recorded and control["recorded_splits"]:
-        yield f"comparison with {_number(control['recorded_splits'], 'recorded split line')}"
-    elif facts.has_recorded:
+    comparison = run.comparison
+    if comparison.recorded:
+        if comparison.compared:
+            lines = f"{comparison.compared:,} of {_number(comparison.recorded, 'recorded line')}"
+            yield f"comparison with {lines} that state an outcome"
+    elif comparison.source != "none":
         yield "comparison: split functions ran, and nothing was split"
-    if facts.has_recorded and facts.total(*_FLUSH_PROBES):
+    if comparison.flushes_expected is not None:
         yield "comparison of TLB flushes"
 
 
 def _cannot(
-    trace: Trace, facts: TraceFacts, told: dict[str, bool], causes: list[str], counts: Counter[int]
+    run: Run, facts: TraceFacts, told: dict[str, bool], causes: list[str], counts: Counter[int]
 ) -> Iterator[str]:
+    trace, comparison = run.trace, run.comparison
     if not trace.kvmmmu_events:
         yield "anything: there is no event of the system kvmmmu"
     elif not counts[Kind.SET_SPTE] and not counts[Kind.TDP_MMU_SPTE_CHANGED]:
         yield "splits: no line installs an SPTE (record every event of the system kvmmmu)"
     if not counts[Kind.GET_PAGE] and trace.kvmmmu_events:
         yield "shadow pages: there is no kvm_mmu_get_page line"
-    if trace.losses:
-        lost = ", ".join(f"{what} ({count:,} lines)" for what, count in trace.losses.items())
-        yield f"{lost}, so that the verdict is unchecked; {better_form(trace.format)}"
-    if trace.lost_events:
-        yield f"a match: {trace.lost_events:,} events were lost (a larger buffer_size_kb keeps them)"
-    if trace.malformed_lines:
-        yield f"a match: {_number(trace.malformed_lines, 'line')} cannot be read"
-    if not causes or causes[0] in ("end", "time"):
+    for doubt in doubts_of(trace, facts):
+        what = "a match" if doubt.reason in NEVER_MATCH else "a comparison that counts every difference"
+        yield f"{what}: {doubt.text}"
+    for reason, count in comparison.not_compared.items():
+        yield f"comparison of {_number(count, 'recorded line')}: {REASONS[reason]}"
+    if not causes or causes[0] in _WHAT_IF:
         yield "when dirty logging was turned on: no probe, marker or recorded split tells"
-    if not facts.has_recorded:
+    if comparison.source == "none":
         yield "comparison: nothing was recorded to compare with"
-    elif not facts.total(*_FLUSH_PROBES):
+    elif comparison.flushes_expected is None:
         yield "comparison of TLB flushes: there is no probe of kvm_flush_remote_tlbs"
     if not told["process"] and not counts[Kind.MARK_VM_CREATE]:
         yield "VMs apart: neither option record-tgid nor vm_create markers tell the process of a task"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +37,8 @@ class Request:
     split_at: str | None = None
     resched: str | None = None
     max_mmu_pages: int | None = None
+    nested: str | None = None
+    """Whether the shadow MMU's pages are those of nested guests under tdp_mmu=Y: auto, yes or no."""
     expect: str | None = None
     """``recorded``, ``none``, or the path of a golden file; None takes the one beside the trace."""
     strict: bool = False
@@ -60,13 +62,15 @@ class Run:
     options: Options
     replay: Replay
     comparison: Comparison
+    notes: tuple[str, ...] = ()
+    """What a reader of the figures has to know beside them."""
 
     @cached_property
     def document(self) -> dict[str, Any]:
         """The ``replay.run/1`` document."""
         from replay.verdict.document import run_document
 
-        return run_document(self.trace, self.policy, self.policy_reason, self.replay, self.comparison)
+        return run_document(self)
 
     @cached_property
     def golden(self) -> Golden:
@@ -89,8 +93,9 @@ def run_trace(trace: str | Trace, request: Request, progress: Progress | None = 
     golden = _golden(trace if isinstance(trace, str) else trace.path, request)
     policy, reason = _chosen_policy(request, golden)
 
-    from replay.mmu.engine import compile_in_other_process, replay_trace
+    from replay.mmu.engine import compile_in_other_process, replay_trace, trace_facts
     from replay.verdict.compare import compare_golden, compare_recorded, unchecked
+    from replay.verdict.doubt import doubtful_from, doubts_of
     from replay.verdict.golden import golden_of
 
     if isinstance(trace, str):
@@ -101,16 +106,33 @@ def run_trace(trace: str | Trace, request: Request, progress: Progress | None = 
         policy, reason, facts = _policy_of_trace(trace)
     policy = policy.with_settings(request.settings)
     options = _options(request, golden)
-    replay = replay_trace(trace, policy, options, facts)
+    facts = facts or trace_facts(trace)
+    doubts = doubts_of(trace, facts, request.allow_lost)
+    replay = replay_trace(trace, policy, options, facts, doubtful_from(doubts, facts.vms))
     if request.expect == "none":
         comparison = unchecked()
     elif golden is None:
-        doubts = [*_lost(trace, request), *_malformed(trace)]
-        comparison = compare_recorded(replay, doubts, _unknown(trace))
+        comparison = compare_recorded(replay, doubts)
     else:
         # malformed lines are the same in every run of this text
-        comparison = compare_golden(golden, golden_of(policy, options, replay), _lost(trace, request))
-    return Run(trace, policy, reason, options, replay, comparison)
+        lost = [doubt.text for doubt in doubts if doubt.reason == "lost_events"]
+        comparison = compare_golden(golden, golden_of(policy, options, replay), lost)
+    return Run(
+        trace, policy, reason, options, replay, comparison, tuple(_notes(trace, policy, options, replay))
+    )
+
+
+def _notes(trace: Trace, policy: Policy, options: Options, replay: Replay) -> Iterator[str]:
+    """Figures that look like results, and why they are none."""
+    if not trace.kvmmmu_events:
+        yield "there is no event of the system kvmmmu: nothing was replayed"
+    shown, why = replay.tdp_mmu_shown
+    has_pages = replay.counters["shadow_pages_used_peak"] != 0
+    if policy.enabled and policy.nested_only and options.nested == "auto" and shown is None and has_pages:
+        yield (
+            f"whether kvm.tdp_mmu is on is not shown ({why}): taken as off, so that {policy.name} splits "
+            "no shadow page; --nested yes or no decides"
+        )
 
 
 def run_policies(
@@ -133,29 +155,6 @@ def _read(path: str, request: Request, progress: Progress | None) -> Trace:
     from replay.trace.reader import read_trace
 
     return read_trace(path, file_format=request.file_format, strict=request.strict, progress=progress)
-
-
-def _lost(trace: Trace, request: Request) -> list[str]:
-    """The doubt that lost events cast on a comparison."""
-    if request.allow_lost or not trace.lost_events:
-        return []
-    return [f"events lost: {trace.lost_events:,}, so that a match proves nothing (--allow-lost)"]
-
-
-def _malformed(trace: Trace) -> list[str]:
-    """The doubt that malformed lines cast on a comparison."""
-    if not trace.malformed_lines:
-        return []
-    first, _ = trace.malformed[0]
-    return [f"malformed lines: {trace.malformed_lines:,}, first line {first}: what they said is unknown"]
-
-
-def _unknown(trace: Trace) -> list[str]:
-    """What the form of the trace leaves out, so that a difference proves nothing either."""
-    from replay.trace.formats import better_form
-
-    lines = [f"{what}: {count:,} lines" for what, count in trace.losses.items()]
-    return [f"{', '.join(lines)}; {better_form(trace.format)}"] if lines else []
 
 
 def _golden(path: str, request: Request) -> Golden | None:
@@ -220,6 +219,8 @@ def check_options(request: Request) -> None:
     at = request.split_at
     if at is not None and at not in SPLIT_AT_WORDS and not is_seconds(at):
         raise UsageError(f"--split-at {at}: use {', '.join(SPLIT_AT_WORDS)}, or seconds")
+    if request.nested not in (None, "auto", "yes", "no"):
+        raise UsageError(f"--nested {request.nested}: use auto, yes or no")
     if request.rmap_columns not in ("fls", "ffs"):
         raise UsageError(f"--rmap-columns {request.rmap_columns}: use fls or ffs")
     if request.resched not in (None, "recorded", "never"):

@@ -301,6 +301,7 @@ class Match(IntEnum):
     MISMATCHED = 2  # the recorded line at this place says something else
     MISSING = 3  # recorded, but not simulated; the simulated columns are null
     UNEXPECTED = 4  # simulated, but the recording has no such line
+    UNKNOWN = 5  # not as recorded, but the outcome rests on state that is older than the trace
 
 
 class FlushCause(IntEnum):
@@ -410,6 +411,7 @@ def window_schema() -> pa.Schema:
             ("begin_ts_ns", pa.int64()),
             ("begin_line", pa.int64()),
             *((name, pa.int64()) for name in counts),  # flushes_recorded: null without flush probes
+            ("doubted", pa.bool_()),  # not all of the state was known: a difference proves nothing
         ]
     )
 
@@ -453,7 +455,7 @@ def runs_schema() -> pa.Schema:
         *("shadow_pages_used_end", "shadow_pages_used_peak", "max_mmu_pages"),
         *(f"flushes_{word}" for word in flushes),
     ]
-    expected = ["attempts", "matched", "mismatched", "missing", "unexpected"]
+    expected = ["recorded", "compared", "attempts", "matched", "mismatched", "missing", "unexpected"]
     expected += ["flushes_expected", "flushes_simulated"]
     others = {
         "environment": ("lock_drops", "yields", "alloc_failures"),

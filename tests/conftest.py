@@ -57,11 +57,13 @@ ATTEMPTS = [
 ]
 
 MakeReplay = Callable[..., Replay]
+LINES = ("get_page", "tdp_get_page", "probes")
 
 
 def window(index: int, **counts: int | None) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(window_schema().names, 0)
     place = {"index": index, "cause": "kprobe", "slot": 3, "start_gfn": 0x40000, "end_gfn": 0x41000}
+    place["doubted"] = False
     return row | place | {"target_level": 1, "begin_ts_ns": 500, "begin_line": 6} | counts
 
 
@@ -69,7 +71,8 @@ def counters(**changes: int | None) -> dict[str, int | None]:
     names = [
         "attempts_1g", "split_1g", "partial", "retries", "retries_cache", "retries_resched", "sptes_reused",
         "shadow_pages_reused", "flushes_lost", "tdp_failed", "mismatched", "missing", "unexpected",
-        "truth_expected", "truth_matched", "env_lock_drops", "env_yields", "env_alloc_failures",
+        "env_lock_drops", "env_yields", "env_alloc_failures",
+        *(f"{name}_{what}" for name in LINES for what in ("recorded", "matched", "absent", "unknown")),
         *(f"skipped_{word}" for word in SKIP_WORDS),
         *(f"faults_{word}" for word in FAULT_WORDS),
         *(f"flushes_{cause.name.lower()}" for cause in FlushCause),
@@ -81,7 +84,7 @@ def counters(**changes: int | None) -> dict[str, int | None]:
         "shadow_pages_leaked": 1, "shadow_pages_used_end": 20, "shadow_pages_used_peak": 20,
         "max_mmu_pages": None, "flushes_total": 1, "flushes_window_end": 1,
         "tdp_huge_sptes": 1, "tdp_attempts": 1, "tdp_split": 1, "expected_attempts": 4, "matched": 4,
-        "flushes_expected": 1, "flushes_simulated": 1, "get_page_expected": 2, "get_page_matched": 2,
+        "flushes_expected": 1, "flushes_simulated": 1, "get_page_recorded": 2, "get_page_matched": 2,
     }  # fmt: skip
     return figures | changes
 
@@ -95,6 +98,8 @@ def make_replay() -> MakeReplay:
         windows: list[dict[str, Any]] | None = None,
         has_recorded: bool = True,
         divergences: dict[str, int] | None = None,
+        recorded_probes: int = 0,
+        unknown: dict[int, int] | None = None,
         **changes: int | None,
     ) -> Replay:
         rows = windows or [
@@ -102,14 +107,17 @@ def make_replay() -> MakeReplay:
             window(1, attempts=1, skipped_existing_child=1, flushes_recorded=0),
         ]
         flush = {"window": 0, "vm": 0, "ts_ns": 1_000, "line": 9, "cause": "window_end"}
+        figures = counters(**changes)
         return Replay(
             outcomes=pa.Table.from_pylist(attempts, outcome_schema()),
             flushes=pa.Table.from_pylist([flush | {"start_gfn": 0, "end_gfn": 1}], flush_schema()),
             windows=pa.Table.from_pylist(rows, window_schema()),
-            counters=counters(**changes),
+            counters=figures,
             divergences=divergences or {},
             has_recorded=has_recorded,
             policy_hint=("v2", "nothing speaks against it"),
+            recorded_lines={"splits": figures["expected_attempts"] or 0, "probes": recorded_probes},
+            unknown=unknown or {},
         )
 
     return make

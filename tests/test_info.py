@@ -16,7 +16,7 @@ FORMS = Path(__file__).parents[1] / "traces" / "forms"
 KEYS = {
     "schema", "path", "format", "kernel", "bytes", "lines", "events", "kvmmmu_events", "ignored_lines",
     "first_ts_ns", "last_ts_ns", "lost_events", "losses", "malformed_lines", "malformed", "kinds",
-    "ignored_events", "vms", "control", "windows", "columns", "policy", "can", "cannot",
+    "ignored_events", "vms", "control", "windows", "columns", "policy", "compared", "can", "cannot",
 }  # fmt: skip
 
 
@@ -36,7 +36,7 @@ def test_a_recording_with_everything() -> None:
     assert document["vms"] == [{"name": "tgid 152", "events": 5460, "windows": 2}]
     assert document["can"] == [
         "2 windows, when dirty logging was turned on",
-        "comparison with 130 recorded split lines",
+        "comparison with 258 of 258 recorded lines that state an outcome",
         "comparison of TLB flushes",
     ]
     assert document["cannot"] == []
@@ -47,9 +47,14 @@ def test_a_recording_with_everything() -> None:
 def test_what_a_form_leaves_out_is_said() -> None:
     document = info_document(read_trace(str(FORMS / "linux-6.1" / "tc-report.txt.zst")))
     assert document["losses"] == {"kvm_mmu_prepare_zap_page without gfn": 74}
-    (lost,) = document["cannot"]
-    assert lost.startswith("kvm_mmu_prepare_zap_page without gfn (74 lines)")
+    lost = document["cannot"][0]
+    assert lost.startswith(
+        "a comparison that counts every difference: kvm_mmu_prepare_zap_page without gfn: 74 lines"
+    )
     assert lost.endswith("trace-cmd report -N tells pages, vm_create markers tell VMs")
+    compared = document["compared"]
+    assert compared["recorded"] == compared["compared"] + sum(compared["not_compared"].values())
+    assert compared["not_compared"].keys() <= {"form"}
 
 
 def test_a_trace_that_tells_little(tmp_path: Path) -> None:

@@ -93,9 +93,11 @@ def test_each_attempt_is_simulated_as_recorded(trace: str) -> None:
     assert comparison.verdict == "match", comparison.reasons
     assert comparison.matched == comparison.attempts == counters["expected_attempts"]
     assert (comparison.mismatched, comparison.missing, comparison.unexpected) == (0, 0, 0)
-    assert counters["get_page_matched"] == counters["get_page_expected"]
+    for name in ("get_page", "tdp_get_page", "probes"):
+        assert counters[f"{name}_matched"] == counters[f"{name}_recorded"]
+        assert counters[f"{name}_absent"] == counters[f"{name}_unknown"] == 0
+    assert comparison.compared == comparison.recorded
     assert comparison.flushes_expected == counters["flushes_simulated"]
-    assert counters["truth_matched"] == counters["truth_expected"]
     assert run.trace.malformed_lines == run.trace.lost_events == 0
 
 

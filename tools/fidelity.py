@@ -23,6 +23,7 @@ from replay.errors import ReplayError
 from replay.kernel import parse_kernel_version
 from replay.report.console import rmaps_text
 from replay.run import Request, Run, run_trace
+from replay.verdict.compare import Lines
 
 TRACE_NAME = re.compile(r"(.+)\.txt(\.(gz|xz|zst))?")
 TITLES = ("attempts", "get_page lines", "flushes", "probe lines", "rmap histograms")
@@ -107,13 +108,18 @@ def _counts(run: Run) -> dict[str, tuple[int, int]]:
         return {}
     pairs = {
         "attempts": (comparison.matched, comparison.attempts),
-        "get_page lines": (counters["get_page_matched"], counters["get_page_expected"]),
+        "get_page lines": lines_of(comparison.get_page),
         "flushes": (counters["flushes_simulated"], comparison.flushes_expected),
-        "probe lines": (counters["truth_matched"], counters["truth_expected"]),
+        "probe lines": lines_of(comparison.probes),
     }
     return {
         title: (equal or 0, recorded) for title, (equal, recorded) in pairs.items() if recorded is not None
     }
+
+
+def lines_of(lines: Lines | None) -> tuple[int, int]:
+    """(equal, recorded or else simulated)."""
+    return (lines.matched, lines.recorded + lines.absent) if lines else (0, 0)
 
 
 def print_table(recordings: Sequence[Recording]) -> None:

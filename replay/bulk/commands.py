@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from replay.cli import (
     JsonOption,
     LostOption,
     MaxPagesOption,
+    NestedOption,
     QuietOption,
     ReschedOption,
     SetOption,
@@ -56,6 +58,7 @@ def bulk(
     ] = None,
     max_mmu_pages: MaxPagesOption = None,
     resched: ReschedOption = None,
+    nested: NestedOption = None,
     jobs: Annotated[
         int | None, typer.Option("--jobs", "-j", min=1, metavar="N", help="Processes. Default: all cores.")
     ] = None,
@@ -89,6 +92,7 @@ def bulk(
     request = _request(
         None, settings, split_at, resched, max_mmu_pages, expect, strict, allow_lost, file_format
     )
+    request = replace(request, nested=nested)
     where = Where(scheduler, jobs, None if memory is None else parse_size(memory))
     with bulk_progress(sys.stderr, quiet) as progress:
         summary = run_bulk(paths, output, policies or [], request, where, progress)

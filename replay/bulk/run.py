@@ -219,6 +219,7 @@ def _options(request: Request) -> dict[str, Any]:
     return {
         "settings": list(request.settings),
         "split_at": request.split_at,
+        "nested": request.nested,
         "resched": request.resched,
         "max_mmu_pages": request.max_mmu_pages,
         "expect": request.expect,

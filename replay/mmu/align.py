@@ -12,41 +12,35 @@ import numpy as np
 from replay.jit import jit
 from replay.mmu.dirty_log import next_word
 from replay.mmu.judge import (
-    UNEXPECTED,
     judge,
     missing,
     pending_is_unexpected,
     tdp_pending_is_unexpected,
-    truth,
+    unexpected,
 )
-from replay.mmu.layout import CTL_HAS_GET_PAGE, CTL_OUT_TOP, FLAG_LIVE, FLAG_RECORDED, SP32_FLAGS, VM_HAS_TDP
-from replay.mmu.role import INVALID
+from replay.mmu.kinds import GET_PAGE, V2_LOCK_DROPPED, V2_RANGE_YIELD
+from replay.mmu.layout import CTL_OUT_TOP, CTL_TS, FLAG_LIVE, FLAG_RECORDED, SP32_FLAGS, VM_HAS_TDP
+from replay.mmu.role import LEVEL
 from replay.mmu.room import NO_ROOM, OK, has_room
 from replay.mmu.split import STOP_ATTEMPT, STOP_DONE, STOP_DROPPED, STOP_NO_ROOM, STOP_YIELDED, advance
 from replay.mmu.state import Mmu
 from replay.mmu.tdp import predict_split
+from replay.mmu.truth import compare_lines, recorded_line
 from replay.mmu.window import (
-    ATTEMPT_CREATED,
     ATTEMPT_TDP,
     C_ENV_ALLOC,
     C_EXPECTED,
-    C_GET_PAGE_EXPECTED,
-    C_GET_PAGE_MATCHED,
-    OUT16_FLAGS,
     OUT16_LEVEL,
-    OUT16_MATCH,
     OUT_GFN,
     OUT_SPTE,
     WIN_CHILD,
-    WIN_CHILD_GFN,
-    WIN_CHILD_ROLE,
-    WIN_DROP_FLUSHED,
     WIN_ENV_DROP,
     WIN_ENV_FAIL_KERNEL,
     WIN_ENV_YIELD,
-    WIN_GOT_PAGE,
     WIN_HAS_V2_PROBES,
     WIN_PENDING,
+    WIN_RETRY_PLACE,
+    WIN_RETRY_TS,
     WIN_TDP_GFN,
     WIN_TDP_PENDING,
     WIN_VM,
@@ -106,57 +100,62 @@ def split_line(m: Mmu, w: int, k: KnobCodes, gfn: int, spte: int, level: int, er
         missing(m, w, 0, gfn, spte, level, errno)
         count(m, C_EXPECTED, 1)
         return OK
-    if errno == -EAGAIN and k.lock_drop_traced and not m.window[w, WIN_PENDING]:
-        m.window[w, WIN_ENV_DROP] = place(gfn, level) + 1
-    if errno == -ENOMEM and not m.window[w, WIN_HAS_V2_PROBES] and not m.window[w, WIN_PENDING]:
+    where = place(gfn, level)
+    pending = m.window[w, WIN_PENDING] != 0
+    if errno == -EAGAIN and k.lock_drop_traced and not pending and not is_repeated_retry(m, w, where):
+        m.window[w, WIN_ENV_DROP] = where + 1
+    if errno == -ENOMEM and not m.window[w, WIN_HAS_V2_PROBES] and not pending:
         # no probe tells of it, so the line itself does: the blocking allocation failed
-        m.window[w, WIN_ENV_DROP] = place(gfn, level) + 1
+        m.window[w, WIN_ENV_DROP] = where + 1
         m.window[w, WIN_ENV_FAIL_KERNEL] = 1
-    stop = reach(m, w, k, place(gfn, level))
+    stop = reach(m, w, k, where)
     if stop == STOP_NO_ROOM:
         return NO_ROOM
     m.window[w, WIN_ENV_DROP] = 0
+    if errno == -EAGAIN:
+        note_retry(m, w, where)
     if errno == -ENOMEM and not m.window[w, WIN_HAS_V2_PROBES]:
         m.window[w, WIN_ENV_FAIL_KERNEL] = 0
         count(m, C_ENV_ALLOC, 1)
     count(m, C_EXPECTED, 1)
     o = m.window[w, WIN_PENDING] - 1
-    if stop == STOP_DONE or place_of(m, o) != place(gfn, level):
+    if stop == STOP_DONE or place_of(m, o) != where:
         missing(m, w, 0, gfn, spte, level, errno)
         return OK
     judge(m, o, gfn, spte, level, errno)
+    compare_lines(m, w, True)
     child = m.window[w, WIN_CHILD]
     if errno == 0 and child >= 0 and m.sp32[child, SP32_FLAGS] & FLAG_LIVE:
         m.sp32[child, SP32_FLAGS] |= FLAG_RECORDED
-    if errno == 0 and m.ctl[CTL_HAS_GET_PAGE] and not m.window[w, WIN_GOT_PAGE]:
-        count(m, C_GET_PAGE_EXPECTED, 1)  # the line of the child is not there
     m.window[w, WIN_PENDING] = 0
     peek_next(m, w, k)
     return OK
 
 
 @jit
-def get_page_line(m: Mmu, w: int, k: KnobCodes, gfn: int, role: int, created: bool) -> int:
+def is_repeated_retry(m: Mmu, w: int, where: int) -> bool:
+    """Whether a recorded -EAGAIN line at ``where`` is the one before it once more.
+
+    The kernel drops the lock after each of them, which takes time.
+    """
+    win = m.window[w]
+    return win[WIN_RETRY_PLACE] == where + 1 and m.ctl[CTL_TS] <= win[WIN_RETRY_TS]
+
+
+@jit
+def note_retry(m: Mmu, w: int, where: int) -> None:
+    """A recorded -EAGAIN line at ``where`` was compared."""
+    m.window[w, WIN_RETRY_PLACE] = where + 1
+    m.window[w, WIN_RETRY_TS] = m.ctl[CTL_TS]
+
+
+@jit
+def get_page_line(m: Mmu, w: int, k: KnobCodes, gfn: int, role: int, flags: int, root_count: int) -> int:
     """kvm_mmu_get_page of the window's shadow part: the child table of the attempt under way."""
-    level = (role & 0xF) + 1
-    if level > 3:
-        return OK
-    stop = reach(m, w, k, place(gfn, level))
-    if stop == STOP_NO_ROOM:
+    level = (role & LEVEL) + 1
+    if 2 <= level <= 3 and reach(m, w, k, place(gfn, level)) == STOP_NO_ROOM:
         return NO_ROOM
-    count(m, C_GET_PAGE_EXPECTED, 1)
-    if stop == STOP_DONE:
-        return OK
-    o = m.window[w, WIN_PENDING] - 1
-    child = m.window[w, WIN_CHILD]
-    if (
-        child >= 0
-        and m.window[w, WIN_CHILD_GFN] == gfn
-        and m.window[w, WIN_CHILD_ROLE] == role & ~INVALID
-        and (m.out16[o, OUT16_FLAGS] & ATTEMPT_CREATED != 0) == created
-    ):
-        count(m, C_GET_PAGE_MATCHED, 1)
-        m.window[w, WIN_GOT_PAGE] = 1
+    recorded_line(m, w, GET_PAGE, gfn, root_count, role, flags)
     return OK
 
 
@@ -179,28 +178,30 @@ def go_on_to(m: Mmu, w: int, k: KnobCodes, target: int, wanted: int) -> int:
 def lock_dropped(m: Mmu, w: int, k: KnobCodes, gfn: int, level: int, flushed: int) -> int:
     """v2_lock_dropped: the environment drops the lock at this attempt."""
     if level < 2 or level > 3:
+        recorded_line(m, w, V2_LOCK_DROPPED, gfn, level, flushed, 0)
         return OK
     target = place(gfn, level)
     m.window[w, WIN_ENV_DROP] = target + 1
     stop = go_on_to(m, w, k, target, STOP_DROPPED)
     if stop == STOP_NO_ROOM:
         return NO_ROOM
-    truth(m, stop == STOP_DROPPED and (m.window[w, WIN_DROP_FLUSHED] != 0) == (flushed != 0))
+    recorded_line(m, w, V2_LOCK_DROPPED, gfn, level, flushed, 0)
     m.window[w, WIN_ENV_DROP] = 0
     return OK
 
 
 @jit
-def range_yield(m: Mmu, w: int, k: KnobCodes, gfn: int, level: int) -> int:
+def range_yield(m: Mmu, w: int, k: KnobCodes, gfn: int, level: int, flushed: int) -> int:
     """v2_range_yield: the environment makes the walk yield after this head."""
     if level < 2 or level > 3:
+        recorded_line(m, w, V2_RANGE_YIELD, gfn, level, flushed, 0)
         return OK
     target = place(gfn, level)
     m.window[w, WIN_ENV_YIELD] = target + 1
     stop = go_on_to(m, w, k, target, STOP_YIELDED)
     if stop == STOP_NO_ROOM:
         return NO_ROOM
-    truth(m, stop == STOP_YIELDED)
+    recorded_line(m, w, V2_RANGE_YIELD, gfn, level, flushed, 0)
     m.window[w, WIN_ENV_YIELD] = 0
     return OK
 
@@ -279,6 +280,7 @@ def tdp_split_line(m: Mmu, w: int, k: KnobCodes, gfn: int, spte: int, level: int
     if errno == -EBUSY:
         m.out[o, OUT_SPTE] = spte  # the value that lost the race is the environment's, too
     judge(m, o, gfn, spte, level, errno)
+    compare_lines(m, w, True)
     return OK
 
 
@@ -292,6 +294,6 @@ def finish_tdp(m: Mmu, w: int, k: KnobCodes) -> int:
         o = predict_split(m, w, 0)
         if o < 0:
             return OK
-        m.out16[o, OUT16_MATCH] = UNEXPECTED
+        unexpected(m, w, o)
         m.window[w, WIN_TDP_GFN] = m.out[o, OUT_GFN] + (1 << (9 * (np.int64(m.out16[o, OUT16_LEVEL]) - 1)))
     return NO_ROOM

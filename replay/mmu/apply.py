@@ -32,8 +32,11 @@ from replay.mmu.layout import (
     TASK_VARIANT,
     TASK_WALK_TOP,
     UNIFORM,
+    VM_BORN,
     VM_EPT,
     VM_HAS_TDP,
+    VM_OBSOLETE,
+    VM_OLDER,
     VM_ROOT_NEXT,
     VM_ROOTS,
     VM_USED,
@@ -43,6 +46,7 @@ from replay.mmu.rmap import pte_list_count, pte_list_get, rmap_head
 from replay.mmu.role import (
     DIRECT,
     DIRECT_FAMILY,
+    GEN,
     INVALID,
     LEVEL,
     key_level,
@@ -85,6 +89,8 @@ from replay.mmu.window import (
     C_USED_DIFFER,
     C_VARIANT_MOVES,
     count,
+    note_older,
+    note_root,
 )
 
 # -- identity of pages -------------------------------------------------------------------------------
@@ -219,13 +225,14 @@ def get_root(m: Mmu, t: int, vm: int, gfn: int, role: int, created: bool, order:
         if sp >= 0:
             variant = new_variant(m, gfn, role, vm, family)
         sp = make_page(m, vm, gfn, role, variant, 0, order)
+        note_root(m, vm)
     else:
         other = other_variant(m, gfn, role, vm, variant)
         # the very same root is not loaded again, so it is the other one that prints alike
         if other >= 0 and (sp < 0 or sp == current):
             sp = other
         if sp < 0:
-            count(m, C_UNKNOWN_EXISTING, 1)
+            note_older(m, vm, C_UNKNOWN_EXISTING)
             sp = make_page(m, vm, gfn, role, variant, FLAG_ADOPTED, order)
     m.sp32[sp, SP32_FLAGS] |= FLAG_ROOT
     if family:
@@ -265,7 +272,7 @@ def find_child(m: Mmu, t: int, vm: int, gfn: int, role: int, created: bool, orde
                 variant = key_variant(m.sp[other, SP_KEY])
                 move_variant(m, t, vm, variant)
             else:
-                count(m, C_ALREADY_LIVE, 1)
+                note_older(m, vm, C_ALREADY_LIVE)
                 forget_page(m, sp, order)
         return make_page(m, vm, gfn, role, variant, 0, order)
     if sp < 0:
@@ -273,7 +280,7 @@ def find_child(m: Mmu, t: int, vm: int, gfn: int, role: int, created: bool, orde
         if sp >= 0 and walk:
             move_variant(m, t, vm, key_variant(m.sp[sp, SP_KEY]))
     if sp < 0:
-        count(m, C_UNKNOWN_EXISTING, 1)
+        note_older(m, vm, C_UNKNOWN_EXISTING)
         sp = make_page(m, vm, gfn, role, variant, FLAG_ADOPTED, order)
     return sp
 
@@ -369,7 +376,11 @@ def prepare_zap_page(m: Mmu, vm: int, gfn: int, role: int, root_count: int, unsy
     """kvm_mmu_prepare_zap_page of a shadow page; a root in use goes on invalid until its second line."""
     sp = find_printed(m, vm, gfn, role, unsync)
     if sp < 0:
-        count(m, C_UNKNOWN_ZAPS, 1)
+        gen = 1 if role & GEN else 0
+        if m.vm[vm, VM_OBSOLETE] == gen + 1:
+            count(m, C_UNKNOWN_ZAPS, 1)  # nothing can depend on an obsolete page
+        else:
+            note_older(m, vm, C_UNKNOWN_ZAPS)
         return
     unlink_shadow_page(m, sp, order)
     if not m.sp[sp, SP_KEY] & DIRECT and not m.sp32[sp, SP32_FLAGS] & FLAG_INVALID:
@@ -382,8 +393,14 @@ def prepare_zap_page(m: Mmu, vm: int, gfn: int, role: int, root_count: int, unsy
 
 
 @jit
-def zap_all_fast(m: Mmu, vm: int, used_pages: int) -> None:
-    """kvm_mmu_zap_all_fast: the one event that tells n_used_mmu_pages."""
+def zap_all_fast(m: Mmu, vm: int, gen: int, used_pages: int) -> None:
+    """kvm_mmu_zap_all_fast: the one event that tells n_used_mmu_pages.
+
+    All pages are obsolete from now on, those too that are older than the trace: nothing unknown is left.
+    """
     if m.vm[vm, VM_USED] != used_pages:
         count(m, C_USED_DIFFER, 1)
         m.vm[vm, VM_USED] = used_pages
+    m.vm[vm, VM_OBSOLETE] = (gen & 1) + 1
+    m.vm[vm, VM_OLDER] = 0
+    m.vm[vm, VM_BORN] = 1

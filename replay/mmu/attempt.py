@@ -23,7 +23,6 @@ from replay.mmu.window import (
     WIN_CHILD,
     WIN_DROP_IDLE,
     WIN_GFN,
-    WIN_GOT_PAGE,
     WIN_LEVEL,
     WIN_RETRIED,
     WIN_RETRIES,
@@ -55,7 +54,6 @@ def begin_attempt(m: Mmu, w: int, sptep: int, spte: int) -> int:
         m.out[o, OUT_SPTEP] = (m.sp[sp, SP_PAGE] << 12) + 8 * (sptep % 512)
     m.out32[o, OUT32_RETRIES] = win[WIN_RETRIES]
     win[WIN_CHILD] = -1
-    win[WIN_GOT_PAGE] = 0
     census_attempt(m, w, sptep, spte, o)
     return o
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from replay.jit import jit
 from replay.mmu.align import finish, finish_shadow
-from replay.mmu.dirty_log import need_bitmap, protect_cleared
-from replay.mmu.judge import truth
+from replay.mmu.dirty_log import need_bitmap, protect_cleared, walks_shadow_mmu
 from replay.mmu.layout import (
     CTL_HAS_RECORDED,
     CTL_RUN,
@@ -18,6 +17,7 @@ from replay.mmu.layout import (
 from replay.mmu.room import NO_ROOM, OK
 from replay.mmu.slot_passes import write_protect_slot
 from replay.mmu.state import Mmu
+from replay.mmu.truth import compare_lines, drop_simulated
 from replay.mmu.window import (
     PHASE_CLOSED,
     PHASE_SHADOW,
@@ -25,15 +25,12 @@ from replay.mmu.window import (
     WIN_ALIGNED,
     WIN_BY_PROBE,
     WIN_CAUSE,
+    WIN_CUT,
+    WIN_DOUBTED,
     WIN_END,
     WIN_FIRST_PAGE,
     WIN_FIRST_WORD,
-    WIN_FREED,
-    WIN_FREED_RECORDED,
-    WIN_HAS_V2_PROBES,
     WIN_LAST_PAGE,
-    WIN_LEAKED,
-    WIN_LEAKED_RECORDED,
     WIN_MASK,
     WIN_PHASE,
     WIN_SLOT,
@@ -42,6 +39,7 @@ from replay.mmu.window import (
     WIN_VM,
     WIN_WALK_DONE,
     WIN_WORDS,
+    knows_all,
     open_window,
 )
 from replay.policy import KnobCodes
@@ -74,7 +72,7 @@ def begin_window(
     w = open_window(m, vm, pid, cause, s, start, end, target)
     m.window[w, WIN_BY_PROBE] = by_probe
     m.window[w, WIN_ALIGNED] = m.ctl[CTL_HAS_RECORDED] if cause < END_OF_TRACE else 0
-    if not k.enabled:
+    if not walks_shadow_mmu(m, k):
         m.window[w, WIN_WALK_DONE] = 1
     if not m.window[w, WIN_ALIGNED]:
         m.ctl[CTL_RUN] = w + 1
@@ -117,15 +115,16 @@ def close_window(m: Mmu, w: int, k: KnobCodes) -> int:
     vm = win[WIN_VM]
     if win[WIN_ALIGNED] and win[WIN_CAUSE] != RECORDED and finish(m, w, k) == NO_ROOM:
         return NO_ROOM
-    if win[WIN_HAS_V2_PROBES]:
-        truth(m, win[WIN_LEAKED] == win[WIN_LEAKED_RECORDED])
-        truth(m, win[WIN_FREED] == win[WIN_FREED_RECORDED])
+    if win[WIN_CAUSE] == RECORDED or win[WIN_CUT]:
+        drop_simulated(m, w)  # where this window ends is not known: what the walk is ahead is no difference
+    compare_lines(m, w, True)
     s = win[WIN_SLOT]
     log_on = win[WIN_CAUSE] == MEMSLOT_FLAGS and s >= 0
     if log_on and not m.vm[vm, VM_PROBES] & PROBES_PROTECT and write_protect_slot(m, vm, s, 1) == NO_ROOM:
         return NO_ROOM
     if win[WIN_CAUSE] == CLEAR_DIRTY_LOG and not win[WIN_WORDS]:
         protect_cleared(m, vm, s, win[WIN_START], win[WIN_END], 0)
+    win[WIN_DOUBTED] = not knows_all(m, vm)
     win[WIN_PHASE] = PHASE_CLOSED
     m.vm[vm, VM_WINDOW] = -1
     return OK

@@ -11,6 +11,7 @@ from replay.mmu.apply import write_protect_gfn, write_protect_pages
 from replay.mmu.layout import (
     CTL_BITMAP_TOP,
     CTL_BITMAP_WANT,
+    CTL_TDP_MMU,
     SLOT_BASE,
     SLOT_BITMAP,
     SLOT_BITMAP_WORDS,
@@ -38,6 +39,12 @@ from replay.mmu.window import (
 from replay.policy import ClearEnd, KnobCodes
 
 CLEAR_END_INCLUSIVE = int(ClearEnd.INCLUSIVE)
+
+
+@jit
+def walks_shadow_mmu(m: Mmu, k: KnobCodes) -> bool:
+    """Whether eager splitting looks at the shadow MMU: merged code returns first where tdp_mmu=N."""
+    return k.enabled != 0 and (not k.nested_only or m.ctl[CTL_TDP_MMU] != 0)
 
 
 @jit
@@ -141,7 +148,7 @@ def next_word(m: Mmu, w: int, k: KnobCodes) -> bool:
         win[WIN_END] = end if k.clear_end == CLEAR_END_INCLUSIVE else end + 1
         win[WIN_LEVEL] = 3
         win[WIN_GFN] = -1
-        win[WIN_WALK_DONE] = 0 if k.enabled else 1
+        win[WIN_WALK_DONE] = 0 if walks_shadow_mmu(m, k) else 1
         win[WIN_TDP_GFN] = 0
         return True
     win[WIN_TDP_GFN] = 1 << 41

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -11,11 +11,13 @@ import numpy as np
 from replay.jit import compile_meanwhile
 from replay.mmu import layout, room, state, tables, window
 from replay.mmu.census import OUT_CENSUS_COLUMNS, WIN_CENSUS_COLUMNS, Census, collect
-from replay.mmu.facts import FACT_COLUMNS, TraceFacts, scan_facts, scan_rows
+from replay.mmu.facts import FACT_COLUMNS, RAW_ROLES, TraceFacts, scan_facts, scan_rows
 from replay.mmu.histogram import COLUMNS_BY, RmapHistogram, rmap_counts
+from replay.mmu.kinds import V2_FIRST
 from replay.mmu.lookahead import LOOKAHEAD
 from replay.mmu.loop import ROWS_DONE, replay_rows
 from replay.mmu.moments import Moment, Moments
+from replay.mmu.truth import GET_PAGE_BIT, UNKNOWN
 from replay.policy import Policy
 from replay.schema import (
     COLUMN_TYPES,
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from replay.trace.trace import Trace
 
 
-NEVER_NS = 1 << 62
+NEVER = 1 << 62
 REPLAYED_COLUMNS = tuple(name for name in COLUMN_TYPES if name not in ("tgid", "cpu", "comm", "text"))
 """What ``replay_rows`` reads of an event."""
 
@@ -45,6 +47,7 @@ class Options:
     split_at: str = "auto"
     resched: str = "recorded"
     max_mmu_pages: int | None = None
+    nested: str = "auto"
     compare_recorded: bool = True
     rmap_histogram: tuple[str, ...] = ()
     """Moments at which rmaps are counted, see ``Moments``."""
@@ -67,13 +70,23 @@ class Replay:
     """Recorded split lines of the shadow MMU by errno."""
     rmap_histograms: tuple[RmapHistogram, ...] = ()
     census: Census | None = None
+    recorded_lines: dict[str, int] = field(default_factory=dict)
+    """Lines of the trace that state an outcome, those of no VM included: ``splits`` and ``probes``."""
+    unknown: dict[int, int] = field(default_factory=dict)
+    """By VM: recorded lines of windows that differ, but rest on something unknown."""
+    older: dict[int, int] = field(default_factory=dict)
+    """By VM: the first line that shows state older than the trace; 0 if its beginning was not seen."""
+    tdp_mmu: bool = False
+    """kvm.tdp_mmu was taken to be on."""
+    tdp_mmu_shown: tuple[bool | None, str] = (None, "")
+    """Whether the trace shows it to be on or off, None if not, and by what."""
 
 
 def compile_kernels() -> None:
     """Compile and keep what a replay needs, by replaying nothing."""
     nothing = _no_events()
     facts = scan_facts([nothing], 1)
-    replay_rows(_new_state(facts, Options()), nothing, 0, Policy().codes(), _resched("recorded"), -1)
+    replay_rows(_new_state(facts, Options(), {}), nothing, 0, Policy().codes(), _resched("recorded"), -1)
 
 
 def compile_in_other_process() -> None:
@@ -86,18 +99,26 @@ def trace_facts(trace: Trace) -> TraceFacts:
     return scan_facts(trace.batches(FACT_COLUMNS), len(trace.vms))
 
 
-def replay_trace(trace: Trace, policy: Policy, options: Options, facts: TraceFacts | None = None) -> Replay:
+def replay_trace(
+    trace: Trace,
+    policy: Policy,
+    options: Options,
+    facts: TraceFacts | None = None,
+    doubtful_from: Mapping[int, int] | None = None,
+) -> Replay:
     """Replay all events of ``trace`` with ``policy``; ``facts`` are those of the trace, if they are known.
+
+    ``doubtful_from`` has the line by VM from which on a difference from the recording proves nothing.
 
     Raises ``UsageError`` for a moment that the trace does not have.
     """
     facts = facts or trace_facts(trace)
     moments = Moments(trace, options.rmap_histogram)
     histograms: list[RmapHistogram] = []
-    m = _new_state(facts, options)
+    m = _new_state(facts, options, doubtful_from or {})
     codes = policy.codes()
     resched = _resched(options.resched)
-    cause = WindowCause.END if m.ctl[layout.CTL_SPLIT_TIME] == NEVER_NS else WindowCause.TIME
+    cause = WindowCause.END if m.ctl[layout.CTL_SPLIT_TIME] == NEVER else WindowCause.TIME
     needed = REPLAYED_COLUMNS + moments.columns
     for columns, stop in _with_lookahead(trace.batches(needed)):
         end_cause = int(cause) if stop == len(columns.kind) else -1
@@ -141,12 +162,14 @@ def _resched(text: str) -> tuple[int, int]:
 def _split_at(m: state.Mmu, facts: TraceFacts, split_at: str) -> None:
     """What opens windows: control lines, else recorded outcomes, else the end of the trace."""
     has_splits = facts.total(Kind.SPLIT_HUGE_PAGE) > 0
-    m.ctl[layout.CTL_SPLIT_TIME] = NEVER_NS
+    m.ctl[layout.CTL_SPLIT_TIME] = NEVER
     if split_at == "auto":
         for vm in range(facts.vms):
             m.vm[vm, layout.VM_BY_CONTROL] = facts.vm_has_control(vm)
             m.vm[vm, layout.VM_BY_RECORD] = not facts.vm_has_control(vm) and has_splits
-        m.vm[:, layout.VM_SPLIT_DUE] = not facts.has_control and not has_splits
+            m.vm[vm, layout.VM_SPLIT_DUE] = (
+                not facts.has_control and not has_splits and facts.has_mmu_events(vm)
+            )
     elif split_at == "control":
         m.vm[:, layout.VM_BY_CONTROL] = 1
     elif split_at == "recorded":
@@ -158,7 +181,12 @@ def _split_at(m: state.Mmu, facts: TraceFacts, split_at: str) -> None:
         m.ctl[layout.CTL_SPLIT_TIME] = round(float(split_at) * 1e9)
 
 
-def _new_state(facts: TraceFacts, options: Options) -> state.Mmu:
+def tdp_mmu_on(facts: TraceFacts, options: Options) -> bool:
+    """Whether kvm.tdp_mmu is taken to be on: as asked for, else as the trace shows, else not."""
+    return options.nested == "yes" or (options.nested == "auto" and bool(facts.tdp_mmu[0]))
+
+
+def _new_state(facts: TraceFacts, options: Options, doubtful_from: Mapping[int, int]) -> state.Mmu:
     m = state.make(
         facts.vms,
         (
@@ -172,6 +200,7 @@ def _new_state(facts: TraceFacts, options: Options) -> state.Mmu:
     )
     compared = options.split_at in ("auto", "control", "recorded") and options.compare_recorded
     m.ctl[layout.CTL_HAS_RECORDED] = facts.has_recorded and compared
+    m.ctl[layout.CTL_TDP_MMU] = tdp_mmu_on(facts, options)
     _split_at(m, facts, options.split_at)
     for vm in range(facts.vms):
         m.vm[vm, layout.VM_HAS_TDP] = facts.has(vm, Kind.TDP_MMU_SPTE_CHANGED)
@@ -183,10 +212,20 @@ def _new_state(facts: TraceFacts, options: Options) -> state.Mmu:
             + layout.PROBES_PROTECT * facts.has(vm, Kind.SLOT_REMOVE_WRITE_ACCESS)
             + layout.PROBES_COLLAPSE * facts.has(vm, Kind.ZAP_COLLAPSIBLE, Kind.RECOVER_HUGE)
         )
+        m.vm[vm, layout.VM_TRUTHS] = _compared_kinds(facts, vm)
+        m.vm[vm, layout.VM_RAW_ROLES] = facts.facts[vm, RAW_ROLES] > 0
+        m.vm[vm, layout.VM_DOUBT_LINE] = doubtful_from.get(vm, NEVER)
         if options.max_mmu_pages is not None:
             m.vm[vm, layout.VM_MAX] = options.max_mmu_pages
             m.vm[vm, layout.VM_MAX_KNOWN] = layout.MAX_GIVEN
     return m
+
+
+def _compared_kinds(facts: TraceFacts, vm: int) -> int:
+    """Bits of the kinds of lines that this VM's recording has, and that are compared one by one."""
+    kinds = (Kind.GET_PAGE, *range(Kind.V2_LOCK_DROPPED, Kind.V2_RESTART + 1))
+    present = [kind for kind in kinds if facts.has(vm, Kind(kind))]
+    return sum(GET_PAGE_BIT if kind == Kind.GET_PAGE else 1 << (kind - V2_FIRST) for kind in present)
 
 
 def _no_events() -> Columns:
@@ -215,6 +254,12 @@ def _with_lookahead(batches: Iterator[Columns]) -> Iterator[tuple[Columns, int]]
     yield held, len(held.kind)
 
 
+_LINES = {
+    "get_page": window.WIN_GET_PAGES,
+    "tdp_get_page": window.WIN_TDP_GET_PAGES,
+    "probes": window.WIN_PROBES,
+}
+
 # -- counters --------------------------------------------------------------------------------------
 
 
@@ -239,9 +284,14 @@ def _result(m: state.Mmu, facts: TraceFacts) -> Replay:
     limits = m.vm[:, layout.VM_MAX]
     counters["max_mmu_pages"] = int(limits.sum()) if (limits < layout.UNLIMITED).all() else None
     aligned = wins[wins[:, window.WIN_ALIGNED] != 0]
+    for name, first in _LINES.items():
+        for i, what in enumerate(("recorded", "matched", "absent", "unknown")):
+            counters[f"{name}_{what}"] = int(aligned[:, first + i].sum())
     flush_probes = facts.total(Kind.FLUSH_REMOTE_TLBS) > 0
     counters["flushes_expected"] = (
-        int(aligned[:, window.WIN_FLUSHES_RECORDED].sum()) if flush_probes else None
+        int(aligned[aligned[:, window.WIN_DOUBTED] == 0, window.WIN_FLUSHES_RECORDED].sum())
+        if flush_probes
+        else None
     )
     counters["flushes_simulated"] = total
     if facts.total(Kind.SET_SPTE) == 0:
@@ -262,4 +312,26 @@ def _result(m: state.Mmu, facts: TraceFacts) -> Replay:
         divergences={name: n for name, n in divergences.items() if n},
         has_recorded=facts.has_recorded,
         policy_hint=facts.policy_hint,
+        recorded_lines={"splits": facts.total(Kind.SPLIT_HUGE_PAGE), "probes": facts.probe_lines},
+        unknown=_unknown_lines(m, facts.vms),
+        older={
+            vm: int(m.vm[vm, layout.VM_OLDER])
+            for vm in range(facts.vms)
+            if m.vm[vm, layout.VM_OLDER] or not m.vm[vm, layout.VM_BORN]
+        },
+        tdp_mmu=bool(m.ctl[layout.CTL_TDP_MMU]),
+        tdp_mmu_shown=facts.tdp_mmu,
     )
+
+
+def _unknown_lines(m: state.Mmu, vms: int) -> dict[int, int]:
+    """Recorded lines by VM that differ although they may be right."""
+    wins = m.window[: m.ctl[layout.CTL_WINDOW_TOP]]
+    top = m.ctl[layout.CTL_OUT_TOP]
+    rows = np.flatnonzero(m.out16[:top, window.OUT16_MATCH] == Match.UNKNOWN)
+    recorded = m.source[m.out32[rows, window.OUT32_SOURCE], window.SOURCE_RECORDED] != 0
+    vm_of_row = wins[m.out32[rows[recorded], window.OUT32_WINDOW], window.WIN_VM]
+    lines = sum(wins[:, first + UNKNOWN] for first in _LINES.values())
+    unknown = np.bincount(vm_of_row, minlength=vms)
+    np.add.at(unknown, wins[:, window.WIN_VM], lines)
+    return {vm: count for vm, count in enumerate(unknown.tolist()) if count}

@@ -11,7 +11,9 @@ from replay.jit import kernel
 from replay.mmu.kinds import (
     COMMIT_REGION,
     FLUSH_REMOTE_TLBS,
+    GET_PAGE,
     LAST_KVMMMU,
+    LOST_EVENTS,
     MARK_CLEAR_DIRTY_LOG,
     MARK_MEMSLOT,
     SET_REGION,
@@ -23,6 +25,7 @@ from replay.mmu.kinds import (
     TDP_TRY_SPLIT,
     TRY_SPLIT_RET,
 )
+from replay.mmu.role import DIRECT, UNPRINTED
 from replay.schema import EAGAIN, EINVAL, EOPNOTSUPP, Columns, Kind
 
 SHADOW_SPLITS = 0
@@ -35,25 +38,34 @@ SHADOW_PART_FLUSHES = 6
 IN_SHADOW_PART = 7
 HUGE_SPTES = 8
 NONPRESENT_SPTES = 9  # TDP SPTEs that are non-present by bit 63, as 6.10 and later print them
-FACTS = 10
+INDIRECT_PAGES = 10  # kvm_mmu_get_page lines of pages that shadow a guest's table
+RAW_ROLES = 11  # roles with bits that the kernel's text does not print
+FIRST_LOST = 12  # line of the first loss that the trace marks, in row 0 whatever the VM
+FACTS = 13
 KINDS = 128
 SHADOW_NONPRESENT_VALUE = np.uint64(1 << 63)
 _TASKS = 1024
 _MERGED = ("linux-6.0", "linux-2026")
 
 
-FACT_COLUMNS = ("kind", "vm", "pid", "level", "old_spte", "code", "num")
+FACT_COLUMNS = ("kind", "vm", "pid", "level", "old_spte", "code", "num", "role", "line")
 """What ``scan_rows`` reads of an event."""
 
 
 @kernel
 def scan_rows(c: Columns, kinds: np.ndarray, facts: np.ndarray, last: np.ndarray) -> None:
-    """Add to ``kinds`` [VMs, KINDS] and ``facts`` [VMs, FACTS]; ``last`` [_TASKS, 2]: tasks' last events."""
+    """Add to ``kinds`` [VMs + 1, KINDS] and ``facts`` [VMs, FACTS]; ``last`` [_TASKS, 2]: tasks' last events.
+
+    The last row of ``kinds`` counts the events of no VM.
+    """
     for i in range(len(c.kind)):
         vm = c.vm[i]
-        if vm < 0:
-            continue
         kind = c.kind[i]
+        if kind == LOST_EVENTS and facts[0, FIRST_LOST] == 0:
+            facts[0, FIRST_LOST] = c.line[i]
+        if vm < 0:
+            kinds[len(kinds) - 1, kind] += 1
+            continue
         kinds[vm, kind] += 1
         task = c.pid[i] & (_TASKS - 1)
         if kind == SPLIT_HUGE_PAGE:
@@ -67,6 +79,9 @@ def scan_rows(c: Columns, kinds: np.ndarray, facts: np.ndarray, last: np.ndarray
                 facts[vm, V2_SPLITS] += 1
             elif errno == 0 and facts[vm, IN_SHADOW_PART]:
                 facts[vm, SHADOW_PART_SPLITS] += 1
+        elif kind == GET_PAGE:
+            facts[vm, INDIRECT_PAGES] += c.role[i] & np.uint32(DIRECT) == 0
+            facts[vm, RAW_ROLES] += c.role[i] & np.uint32(UNPRINTED) != 0
         elif kind == TDP_CHANGED:
             facts[vm, NONPRESENT_SPTES] += c.old_spte[i] == SHADOW_NONPRESENT_VALUE
         elif kind == SET_SPTE:
@@ -90,7 +105,7 @@ def scan_rows(c: Columns, kinds: np.ndarray, facts: np.ndarray, last: np.ndarray
 
 @dataclass(frozen=True)
 class TraceFacts:
-    """Counts by VM: ``kinds`` [VMs, 128] of events, ``facts`` [VMs, 4] of recorded splits."""
+    """Counts by VM: ``kinds`` [VMs + 1, 128] of events, the last row of no VM, ``facts`` [VMs, FACTS]."""
 
     kinds: np.ndarray
     facts: np.ndarray
@@ -100,6 +115,50 @@ class TraceFacts:
 
     def total(self, *kinds: Kind) -> int:
         return int(sum(self.kinds[:, kind].sum() for kind in kinds))
+
+    def has_mmu_events(self, vm: int) -> bool:
+        """``vm`` has events of the system kvmmmu."""
+        return bool(self.kinds[vm, 1 : LAST_KVMMMU + 1].any())
+
+    @property
+    def probe_lines(self) -> int:
+        """Lines of the probes of the v2 series."""
+        return int(self.kinds[:, Kind.V2_LOCK_DROPPED : Kind.V2_RESTART + 1].sum())
+
+    @property
+    def first_lost_line(self) -> int:
+        """The first line that marks a loss; 0 where the trace tells only that there was one."""
+        return int(self.facts[0, FIRST_LOST])
+
+    def lacking(self, vm: int) -> list[Kind]:
+        """Kinds that the recording has of no VM, although ``vm`` has events that never come without them."""
+        needed: list[Kind] = []
+        if self.facts[vm, SHADOW_SPLITS]:
+            needed += [Kind.SET_SPTE, Kind.SPTE_REQUESTED]
+            if not self._shows_v2:  # merged code splits nothing without the TDP MMU
+                needed.append(Kind.TDP_MMU_SPTE_CHANGED)
+        if self.facts[vm, INDIRECT_PAGES] and self.facts[vm, SHADOW_SPLITS]:
+            needed += [Kind.PAGETABLE_WALK, Kind.PAGING_ELEMENT]
+        return [kind for kind in needed if not self.total(kind)]
+
+    @property
+    def _shows_v2(self) -> bool:
+        return self.probe_lines > 0 or bool(self.facts[:, V2_SPLITS].sum())
+
+    @property
+    def tdp_mmu(self) -> tuple[bool | None, str]:
+        """Whether the kernel's TDP MMU was on, None where no line shows it, and what shows it."""
+        if self.total(Kind.TDP_MMU_SPTE_CHANGED):
+            return True, "kvm_tdp_mmu_spte_changed lines"
+        if self.total(Kind.TDP_TRY_SPLIT):
+            return True, "the probe of the TDP MMU's eager split"
+        if self.facts[:, EAGAIN_SPLITS].sum():
+            return True, "splits that ended in -EAGAIN"
+        if self.total(Kind.SHADOW_TRY_SPLIT) and not self._shows_v2:
+            return True, "the probe of the shadow MMU's eager split, which merged code calls with it only"
+        if self.total(Kind.SLOT_TRY_SPLIT, Kind.TRY_SPLIT):
+            return False, "split functions ran without the TDP MMU's"
+        return None, "no kvm_tdp_mmu_spte_changed line"
 
     def split_probes(self, vm: int) -> bool:
         """Probes tell when this VM's windows open and close."""
@@ -114,7 +173,7 @@ class TraceFacts:
 
     @property
     def vms(self) -> int:
-        return len(self.kinds)
+        return len(self.facts)
 
     @property
     def has_recorded(self) -> bool:
@@ -150,9 +209,8 @@ class TraceFacts:
 
         Empty where they say nothing.
         """
-        v2_probes = int(self.kinds[:, Kind.V2_LOCK_DROPPED : Kind.V2_RESTART + 1].sum())
         shadow = int(self.facts[:, SHADOW_SPLITS].sum())
-        if v2_probes:
+        if self.probe_lines:
             return ("v2",), "the trace has probes of the v2 series"
         if self.facts[:, V2_SPLITS].sum():
             return ("v2",), "splits failed with errors that only the v2 series gives"
@@ -180,7 +238,7 @@ class TraceFacts:
 
 def scan_facts(batches: Iterable[Columns], vms: int) -> TraceFacts:
     """One pass over all batches of a trace with ``vms`` virtual machines."""
-    kinds = np.zeros((max(vms, 1), KINDS), np.int64)
+    kinds = np.zeros((max(vms, 1) + 1, KINDS), np.int64)
     facts = np.zeros((max(vms, 1), FACTS), np.int64)
     last = np.zeros((_TASKS, 2), np.int64)
     for batch in batches:

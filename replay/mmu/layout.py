@@ -84,7 +84,7 @@ MAX_REQUESTED = 2  # by KVM_SET_NR_MMU_PAGES
 VM_GOAL_TASK = 3  # task + 1 whose change_mmu_pages still zaps
 VM_HAS_TDP = 4
 VM_EPT = 5
-VM_GEN = 6
+VM_OBSOLETE = 6  # mmu_valid_gen + 1 of the pages that kvm_mmu_zap_all_fast made obsolete, 0 none
 VM_MANUAL = 7  # KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 argument
 VM_PROBES = 8  # PROBES_* bits: which control probes the trace has of this VM
 VM_RESCHED = 9  # need_resched is raised
@@ -102,7 +102,15 @@ VM_SPLIT_DUE = VM_BY_RECORD + 1  # all of its memory is to be split at CTL_SPLIT
 VM_HAS_FAULTS = VM_SPLIT_DUE + 1  # kvm_page_fault lines tell the access of its faults
 VM_SEEN = VM_HAS_FAULTS + 1  # the census has counted its rmaps
 VM_END = VM_SEEN + 1  # no gfn from here on was ever mapped, whatever the memslots say
-VM_COLUMNS = VM_END + 1
+VM_TRUTHS = VM_END + 1  # kinds of lines that are compared in order, see truth.truth_bit
+VM_OLDER = VM_TRUTHS + 1  # first line that showed state older than the trace, 0 none did
+VM_BORN = VM_OLDER + 1  # a root of this VM was made in the trace
+VM_DIFFERS = VM_BORN + 1  # a recorded line differed although all state was known
+VM_BEGUN = VM_DIFFERS + 1  # the first events of this VM are in the trace, or are known not to be
+VM_RAW_ROLES = VM_BEGUN + 1  # its roles have guest_mode
+VM_DOUBT_LINE = VM_RAW_ROLES + 1  # what differs from this line on proves nothing
+VM_TDP_ROLE = VM_DOUBT_LINE + 1  # role of the TDP MMU's tables less its level, 0 unknown
+VM_COLUMNS = VM_TDP_ROLE + 1
 PROBES_REGION = 1  # set_region and commit_region: memslot markers are not needed
 PROBES_SPLIT = 2  # the split functions: windows open and close by them
 PROBES_LIMIT = 4  # change_mmu_pages
@@ -145,6 +153,15 @@ STATE_FAULT = 1  # kvm_page_fault or pagetable_walk seen
 STATE_REQUESTED = 2  # spte_requested seen
 STATE_DONE = 3  # the fault set its SPTE
 
+# -- lines compared in order, Mmu.truth: see truth.py --------------------------------------------
+TRUTH_NEXT = 0  # row + 1 of the next line of the queue, 0 none; also the free list
+TRUTH_KIND = 1
+TRUTH_GFN = 2
+TRUTH_LEVEL = 3
+TRUTH_A = 4
+TRUTH_B = 5
+TRUTH_COLUMNS = 6
+
 # -- one number each, Mmu.ctl ----------------------------------------------------------------------
 CTL_SP_FREE = 0  # free list of shadow pages, -1 end
 CTL_SP_TOP = 1
@@ -175,7 +192,10 @@ CTL_RUN = 25  # window + 1 that runs through without recorded lines
 CTL_HAS_RECORDED = 26  # the trace holds recorded outcomes to compare with
 CTL_BITMAP_WANT = 27  # words of a dirty bitmap that is to be made
 CTL_LAST_TASK = 30  # row of the task found last
-CTL_HAS_GET_PAGE = 29  # get_page lines are among the events
+CTL_TRUTH_FREE = 153  # first free row of Mmu.truth + 1, 0 none
+CTL_TRUTH_TOP = 154
+CTL_TDP_MMU = 156  # kvm.tdp_mmu=Y
+CTL_DIRECT_MAP = 155  # virtual address of physical 0, as probes print pointers; 0 unknown
 CTL_LAST_BOUND = 150  # shadow page found last by the page frame of its table
 CTL_SPLIT_TIME = 28  # ns at which all guest memory is split where VM_SPLIT_DUE
 CTL_ROOM = 31  # events for which rows were found to suffice

@@ -90,6 +90,7 @@ from replay.mmu.window import (
     C_PFN_CHANGES,
     C_UNPLACED,
     count,
+    note_older,
 )
 
 
@@ -226,7 +227,7 @@ def locate_table(m: Mmu, t: int, vm: int, gfn: int, level: int, page: int, index
         return sp
     if sp >= 0:
         forget_page(m, sp, order)
-    count(m, C_ADOPTED, 1)
+    note_older(m, vm, C_ADOPTED)
     return make_page(m, vm, base, role, key_variant(key), FLAG_ADOPTED, order)
 
 

@@ -8,21 +8,27 @@ from replay.jit import by_reference, jit, kernel
 from replay.mmu import control, tdp
 from replay.mmu.dirty_log import next_word
 from replay.mmu.kinds import (
+    COMMIT_REGION,
     FLUSH_MEMSLOT,
     FLUSH_REMOTE_TLBS,
     GET_PAGE,
     LAST_KVMMMU,
     PAGE_FAULT,
     PREPARE_ZAP,
+    RECOVER_HUGE,
     SLOT_TRY_SPLIT,
     SPLIT_HUGE_PAGE,
     SYNC_PAGE,
     TDP_CHANGED,
     TDP_TRY_SPLIT,
     TOPUP_CACHE,
+    TRY_SPLIT,
+    TRY_SPLIT_RET,
     UNMAP_HVA_RANGE,
     V2_FIRST,
     V2_LAST,
+    V2_TRY_SPLIT_BEGIN,
+    ZAP_COLLAPSIBLE,
 )
 from replay.mmu.layout import (
     CTL_LINE,
@@ -46,6 +52,8 @@ from replay.mmu.window import (
     C_TDP_HUGE,
     WIN_ALIGNED,
     WIN_BY_PROBE,
+    WIN_CUT,
+    WIN_OPEN_ENDED,
     WIN_TASK,
     WIN_VM,
     WIN_WORDS,
@@ -77,6 +85,22 @@ def belongs_to_window(kind: int) -> bool:
 
 
 @jit
+def holds_slots_lock(kind: int) -> bool:
+    """Probes of functions that run under slots_lock: a window of another task, under it too, is over.
+
+    set_region is none: some kernels take the lock in the function that has the probe.
+    """
+    return (
+        kind == COMMIT_REGION
+        or kind == ZAP_COLLAPSIBLE
+        or kind == RECOVER_HUGE
+        or kind == SLOT_TRY_SPLIT
+        or (TRY_SPLIT <= kind <= TDP_TRY_SPLIT and kind != TRY_SPLIT_RET)
+        or kind == V2_TRY_SPLIT_BEGIN
+    )
+
+
+@jit
 def run_through(m: Mmu, k: KnobCodes, resched: tuple[int, int]) -> bool:
     """Walk a window that has nothing to be compared with to its end; False if rows run out first."""
     w = m.ctl[CTL_RUN] - 1
@@ -91,7 +115,8 @@ def run_through(m: Mmu, k: KnobCodes, resched: tuple[int, int]) -> bool:
             return False
         if not m.window[w, WIN_WORDS] or not next_word(m, w, k):
             break
-    if not m.window[w, WIN_BY_PROBE] and control.close_window(m, w, k) == NO_ROOM:
+    closed_later = m.window[w, WIN_BY_PROBE] or m.window[w, WIN_OPEN_ENDED]
+    if not closed_later and control.close_window(m, w, k) == NO_ROOM:
         return False
     m.ctl[CTL_RUN] = 0
     return True
@@ -115,6 +140,7 @@ def finish_trace(m: Mmu, k: KnobCodes, resched: tuple[int, int], cause: int) -> 
             if m.window[w, WIN_BY_PROBE]:
                 count(m, C_CUT_SHORT, 1)
                 m.window[w, WIN_BY_PROBE] = 0
+            m.window[w, WIN_CUT] = 1
             if control.close_window(m, w, k) == NO_ROOM:
                 return ROWS_GROW
         if m.vm[vm, VM_SPLIT_DUE]:
@@ -145,7 +171,9 @@ def replay_row(m: Mmu, c: Columns, i: int, k: KnobCodes) -> int:
         settle_limit(m, vm)
     w = m.vm[vm, VM_WINDOW]
     own = w >= 0 and m.window[w, WIN_TASK] == pid
-    if own and not m.window[w, WIN_BY_PROBE] and not belongs_to_window(kind):
+    if (w >= 0 and not own and holds_slots_lock(kind)) or (
+        own and not m.window[w, WIN_BY_PROBE] and not belongs_to_window(kind)
+    ):
         if control.close_window(m, w, k) == NO_ROOM:
             return NO_ROOM
         w = -1

@@ -8,9 +8,20 @@ from __future__ import annotations
 
 from replay.jit import jit
 from replay.mmu.attempt import NO_MEMORY, begin_attempt, end_attempt
-from replay.mmu.layout import CTL_ATTEMPTS_SEEN, CTL_RNG, VM_DESC, VM_HEADERS, VM_PAGES, VM_RESCHED
+from replay.mmu.kinds import V2_ALLOC_FAILED, V2_DROP_FLUSH, V2_LOCK_DROPPED, V2_RESTART, V2_SP_LEAKED
+from replay.mmu.layout import (
+    CTL_ATTEMPTS_SEEN,
+    CTL_RNG,
+    SLOT_BASE,
+    SLOT_NPAGES,
+    VM_DESC,
+    VM_HEADERS,
+    VM_PAGES,
+    VM_RESCHED,
+)
 from replay.mmu.slot_rmap_walk import END_OF_HEAD, restart_head
 from replay.mmu.state import Mmu, mix
+from replay.mmu.truth import ANY, simulated_line
 from replay.mmu.window import (
     ANY_PLACE,
     C_ENV_DROPS,
@@ -18,7 +29,6 @@ from replay.mmu.window import (
     C_RETRIES,
     C_RETRIES_RESCHED,
     CAUSE_LOCK_DROP,
-    WIN_DROP_FLUSHED,
     WIN_DROP_IDLE,
     WIN_DROPPED,
     WIN_END,
@@ -32,6 +42,7 @@ from replay.mmu.window import (
     WIN_OWED,
     WIN_POSITION,
     WIN_RETRIES,
+    WIN_SLOT,
     WIN_SNAP_SPTE,
     WIN_SNAP_SPTEP,
     WIN_SPARE,
@@ -47,12 +58,28 @@ from replay.schema import ENOMEM
 SPARE_LEAK = int(SparePage.LEAK)
 
 
+RESTART_SPLIT, RESTART_DROPPED = 0, 1
+"""Why a head is begun anew, as v2_restart prints it."""
+
+
+@jit
+def simulated_slot_flush(m: Mmu, w: int, kind: int) -> None:
+    """The probe line of a flush of the window's whole memslot (kvm_arch_flush_remote_tlbs_memslot)."""
+    s = m.window[w, WIN_SLOT]
+    if s < 0:
+        simulated_line(m, w, kind, ANY, 0, ANY, 0)
+        return
+    base = m.slot[s, SLOT_BASE]
+    simulated_line(m, w, kind, base, 0, base + m.slot[s, SLOT_NPAGES], 0)
+
+
 @jit
 def take_spare(m: Mmu, w: int, k: KnobCodes) -> None:
     """*spp = alloc(...): a page that was there already is lost under spare_page=leak."""
     win = m.window[w]
     if win[WIN_SPARE] and k.spare_page == SPARE_LEAK:
         win[WIN_LEAKED] += 1
+        simulated_line(m, w, V2_SP_LEAKED, win[WIN_GFN], win[WIN_LEVEL], 0, 0)
         count(m, C_PAGES_LEAKED, 1)
     win[WIN_SPARE] = 1
 
@@ -84,8 +111,9 @@ def need_resched(m: Mmu, w: int, resched_every: int, resched_seed: int) -> bool:
 def drop_lock(m: Mmu, w: int, sptep: int, spte: int) -> None:
     """The drop_lock label of prepare_to_split_huge_page(): the flush owed by this head comes first."""
     win = m.window[w]
-    win[WIN_DROP_FLUSHED] = win[WIN_HEAD_FLUSH]
+    simulated_line(m, w, V2_LOCK_DROPPED, win[WIN_GFN], win[WIN_LEVEL], win[WIN_HEAD_FLUSH], 0)
     if win[WIN_HEAD_FLUSH]:
+        simulated_slot_flush(m, w, V2_DROP_FLUSH)
         record_flush(m, w, CAUSE_LOCK_DROP, win[WIN_START], win[WIN_END])
         win[WIN_HEAD_FLUSH] = 0
         win[WIN_OWED] = 0  # the whole slot was flushed
@@ -108,8 +136,10 @@ def after_lock_drop(m: Mmu, w: int, k: KnobCodes) -> bool:
     win[WIN_DROPPED] = 0
     take_spare(m, w, k)
     if not win[WIN_ENV_FAIL_KERNEL]:
+        simulated_line(m, w, V2_RESTART, win[WIN_GFN], win[WIN_LEVEL], RESTART_DROPPED, 0)
         restart_head(m, w)
         return False
+    simulated_line(m, w, V2_ALLOC_FAILED, win[WIN_GFN], 0, 0, 0)
     win[WIN_ENV_FAIL_KERNEL] = 0
     win[WIN_SPARE] = 0
     o = begin_attempt(m, w, win[WIN_SNAP_SPTEP], win[WIN_SNAP_SPTE])

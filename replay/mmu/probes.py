@@ -10,7 +10,6 @@ import numpy as np
 
 from replay.jit import jit
 from replay.mmu import align, control, memslots, slot_passes
-from replay.mmu.judge import split_done_line, split_nonpresent_line, truth
 from replay.mmu.kinds import (
     CHANGE_MMU_PAGES,
     COMMIT_REGION,
@@ -29,13 +28,13 @@ from replay.mmu.kinds import (
     TDP_TRY_SPLIT,
     TRY_SPLIT,
     TRY_SPLIT_RET,
+    V2_ALIAS_SP,
     V2_ALLOC_FAILED,
+    V2_DROP_FLUSH,
+    V2_FINAL_FLUSH,
     V2_LOCK_DROPPED,
-    V2_PREPARE,
     V2_RANGE_YIELD,
-    V2_SP_FREED_UNUSED,
-    V2_SP_LEAKED,
-    V2_SPLIT_DONE,
+    V2_RESTART,
     V2_SPLIT_NONPRESENT,
     V2_TRY_SPLIT_BEGIN,
     V2_TRY_SPLIT_END,
@@ -58,24 +57,26 @@ from replay.mmu.layout import (
     VM_PROBES,
     VM_RESCHED,
 )
-from replay.mmu.mmu_pages import available_pages, change_mmu_pages
+from replay.mmu.mmu_pages import change_mmu_pages
+from replay.mmu.role import role_of_word
 from replay.mmu.room import NO_ROOM, OK
 from replay.mmu.state import Mmu
+from replay.mmu.truth import compare_lines, recorded_line, simulated_line
 from replay.mmu.window import (
     C_ENV_ALLOC,
     C_UNPLACED,
     PHASE_SHADOW,
     PHASE_SHADOW_DONE,
     PHASE_TDP,
-    WIN_BY_PROBE,
+    WIN_END,
     WIN_ENV_FAIL_KERNEL,
     WIN_ENV_FAIL_NOWAIT,
     WIN_FLUSHES_RECORDED,
-    WIN_FREED_RECORDED,
     WIN_HAS_V2_PROBES,
-    WIN_LEAKED_RECORDED,
+    WIN_OPEN_ENDED,
     WIN_PHASE,
-    WIN_VM,
+    WIN_START,
+    WIN_TARGET,
     count,
 )
 from replay.policy import KnobCodes
@@ -122,13 +123,14 @@ def probe_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool, 
     elif kind == SHADOW_TRY_SPLIT or kind == TDP_TRY_SPLIT:
         # where the callers are inlined, ranges of one KVM_CLEAR_DIRTY_LOG follow each other directly
         begun = PHASE_SHADOW if kind == SHADOW_TRY_SPLIT else PHASE_TDP
-        if own and not m.window[w, WIN_BY_PROBE] and m.window[w, WIN_PHASE] >= begun:
+        if own and m.window[w, WIN_OPEN_ENDED] and m.window[w, WIN_PHASE] >= begun:
             if control.close_window(m, w, k) == NO_ROOM:
                 return NO_ROOM
             w = -1
         if w < 0:
             s = memslots.gfn_to_slot(m, vm, gfn)
             w = control.begin_window(m, vm, pid, control.CLEAR_DIRTY_LOG, s, gfn, end, level, False, k)
+            m.window[w, WIN_OPEN_ENDED] = 1
         if kind == TDP_TRY_SPLIT:
             return control.tdp_part_begins(m, w, k)
         control.shadow_part_begins(m, w, gfn, end)
@@ -153,27 +155,33 @@ def v2_event(m: Mmu, c: Columns, i: int, w: int, k: KnobCodes) -> int:
     if kind == V2_LOCK_DROPPED:
         return align.lock_dropped(m, w, k, gfn, level, c.num[i])
     if kind == V2_RANGE_YIELD:
-        return align.range_yield(m, w, k, gfn, level)
+        return align.range_yield(m, w, k, gfn, level, c.num[i])
+    end, num, code = np.int64(c.end[i]), c.num[i], np.int64(c.code[i])
     if kind == V2_TRY_SPLIT_BEGIN:
-        control.shadow_part_begins(m, w, gfn, np.int64(c.end[i]))
+        simulated_line(m, w, kind, win[WIN_START], win[WIN_TARGET], win[WIN_END], 0)
+        recorded_line(m, w, kind, gfn, level, end, 0)
+        control.shadow_part_begins(m, w, gfn, end)
         win[WIN_HAS_V2_PROBES] = 1
     elif kind == V2_TRY_SPLIT_END:
         if align.finish_shadow(m, w, k) == NO_ROOM:
             return NO_ROOM
+        recorded_line(m, w, kind, gfn, 0, end, num)
+        compare_lines(m, w, True)
         win[WIN_PHASE] = PHASE_SHADOW_DONE
     elif kind == V2_ALLOC_FAILED:
         count(m, C_ENV_ALLOC, 1)
-        win[WIN_ENV_FAIL_NOWAIT if c.num[i] else WIN_ENV_FAIL_KERNEL] = 1
+        win[WIN_ENV_FAIL_NOWAIT if num else WIN_ENV_FAIL_KERNEL] = 1
+        recorded_line(m, w, kind, gfn, 0, num, 0)
     elif kind == V2_SPLIT_NONPRESENT:
-        split_nonpresent_line(m, w, gfn, level)
-    elif kind == V2_SPLIT_DONE:
-        split_done_line(m, w, gfn, c.num[i], np.int64(c.code[i]))
-    elif kind == V2_SP_LEAKED:
-        win[WIN_LEAKED_RECORDED] += 1
-    elif kind == V2_SP_FREED_UNUSED:
-        win[WIN_FREED_RECORDED] += 1
-    elif kind == V2_PREPARE:
-        truth(m, available_pages(m, win[WIN_VM]) == c.num[i])
+        recorded_line(m, w, kind, gfn, level, np.int64(c.addr[i]), 0)
+    elif kind == V2_ALIAS_SP:
+        recorded_line(m, w, kind, gfn, level, role_of_word(code), np.int64(c.sptep[i]))
+    elif kind == V2_DROP_FLUSH or kind == V2_FINAL_FLUSH:
+        recorded_line(m, w, kind, gfn, 0, end, 0)
+    elif kind == V2_RESTART:
+        recorded_line(m, w, kind, gfn, level, code, 0)
+    else:  # split_done, sp_leaked, sp_freed_unused, prepare, level_begin
+        recorded_line(m, w, kind, gfn, level, num, code)
     return OK
 
 

@@ -20,6 +20,7 @@ GUEST_MODE = int(Role.GUEST_MODE)
 PASSTHROUGH = int(Role.PASSTHROUGH)
 GEN = int(Role.GEN)
 EFER_NX = int(Role.EFER_NX)
+AD_DISABLED = int(Role.AD_DISABLED)
 ACCESS_SHIFT = ROLE_ACCESS_SHIFT
 QUADRANT_SHIFT = ROLE_QUADRANT_SHIFT
 ACC_READ = int(Role.ACC_READ) >> ROLE_ACCESS_SHIFT
@@ -29,6 +30,16 @@ ACC_EXEC = int(Role.ACC_EXEC) >> ROLE_ACCESS_SHIFT
 ACC_ALL = ACC_READ | ACC_WRITE | ACC_USER | ACC_EXEC
 
 ROLE_MASK = (1 << KEY_VARIANT_SHIFT) - 1
+UNPRINTED = int(
+    Role.CR0_WP
+    | Role.SMAP_ANDNOT_WP
+    | Role.GUEST_MODE
+    | Role.PASSTHROUGH
+    | Role.IS_MIRROR
+    | Role.SMEP
+    | Role.SMM
+)
+"""Bits that the text of a PAGE line does not show."""
 DIRECT_FAMILY = 0x80
 """Variant bit of pages below a direct root, which differs from an indirect one in unprinted bits."""
 
@@ -68,3 +79,15 @@ def child_key(parent_key: int, index: int, direct: bool, access: int) -> int:
     if key & HAS_4_BYTE_GPTE:
         key |= (index & 1) << QUADRANT_SHIFT
     return key
+
+
+@jit
+def role_of_word(word: int) -> int:
+    """The printed bits of a role word of the v2 kernel, 5.18 to 7.1: three access bits from bit 8 on."""
+    role = word & (LEVEL | HAS_4_BYTE_GPTE | QUADRANT | DIRECT | AD_DISABLED)
+    role |= ACC_READ << ACCESS_SHIFT
+    role |= ACC_EXEC << ACCESS_SHIFT if word & 0x100 else 0
+    role |= ACC_WRITE << ACCESS_SHIFT if word & 0x200 else 0
+    role |= ACC_USER << ACCESS_SHIFT if word & 0x400 else 0
+    role |= INVALID if word & 0x800 else 0
+    return role | (EFER_NX if word & 0x1000 else 0)

@@ -25,6 +25,7 @@ from replay.mmu.layout import (
     CTL_SP_TOP,
     CTL_SPT_TOP,
     CTL_TASKS,
+    CTL_TRUTH_TOP,
     CTL_WINDOW_TOP,
     GIB_COLUMNS,
     SP32_FLAGS,
@@ -50,6 +51,7 @@ _ROOM_REGION = 4 * 512
 _ROOM_OUT = 4
 _ROOM_SOURCE = 8
 _ROOM_FLUSH = 4
+_ROOM_TRUTH = 528  # a line for each SPTE that a split leaves non-present, and those around it
 _ROOM_GIB = _ROOM_REGION // 512
 _ROOM_TASK = 2
 _ROOM_WINDOW = 2
@@ -96,6 +98,7 @@ def has_rows(m: Mmu, n: int) -> bool:
         and ctl[CTL_OUT_TOP] + n * _ROOM_OUT < m.out16.shape[0]
         and ctl[CTL_SOURCE_TOP] + n * _ROOM_SOURCE < m.source.shape[0]
         and ctl[CTL_FLUSH_TOP] + n * _ROOM_FLUSH < m.flush.shape[0]
+        and ctl[CTL_TRUTH_TOP] + n * _ROOM_TRUTH < m.truth.shape[0]
         and ctl[CTL_WINDOW_TOP] + n * _ROOM_WINDOW < m.window.shape[0]
         and ctl[CTL_SLOT_TOP] + n * _ROOM_SLOT < m.slot.shape[0]
         and ctl[CTL_BITMAP_TOP] + ctl[CTL_BITMAP_WANT] <= m.bitmap.shape[0]
@@ -137,6 +140,7 @@ def grow(m: Mmu) -> Mmu:
         ("out16", CTL_OUT_TOP, _ROOM_OUT),
         ("source", CTL_SOURCE_TOP, _ROOM_SOURCE),
         ("flush", CTL_FLUSH_TOP, _ROOM_FLUSH),
+        ("truth", CTL_TRUTH_TOP, _ROOM_TRUTH),
         ("window", CTL_WINDOW_TOP, _ROOM_WINDOW),
         ("slot", CTL_SLOT_TOP, _ROOM_SLOT),
     ):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from replay.jit import jit
 from replay.mmu.census import census_head
+from replay.mmu.kinds import V2_LEVEL_BEGIN, V2_RANGE_YIELD, V2_SP_FREED_UNUSED
 from replay.mmu.layout import GIB_HEAD, GIB_REGION, REGION_HEAD, VM_END
 from replay.mmu.state import Mmu, find_gib
+from replay.mmu.truth import simulated_line
 from replay.mmu.window import (
     C_ENV_YIELDS,
     CAUSE_YIELD,
@@ -13,7 +15,6 @@ from replay.mmu.window import (
     WIN_END,
     WIN_ENV_YIELD,
     WIN_FLUSH,
-    WIN_FREED,
     WIN_GFN,
     WIN_HEAD_FLUSH,
     WIN_IN_HEAD,
@@ -74,6 +75,7 @@ def enter_next_head(m: Mmu, w: int) -> bool:
         shift = 9 * (win[WIN_LEVEL] - 1)
         if win[WIN_GFN] < 0:
             gfn = win[WIN_START] >> shift << shift
+            simulated_line(m, w, V2_LEVEL_BEGIN, 0, win[WIN_LEVEL], win[WIN_FLUSH], 0)
         else:
             gfn = next_head(
                 m, vm, win[WIN_LEVEL], win[WIN_GFN] + (1 << shift), (win[WIN_END] - 1) >> shift << shift
@@ -111,7 +113,7 @@ def leave_head(m: Mmu, w: int) -> bool:
     win[WIN_SKIPPED + SKIP_NOT_NESTED] += win[WIN_SKIP_NOT_NESTED]
     restart_head(m, w)
     if win[WIN_SPARE]:
-        win[WIN_FREED] += 1
+        simulated_line(m, w, V2_SP_FREED_UNUSED, 0, 0, 0, 0)
         win[WIN_SPARE] = 0
     win[WIN_FLUSH] |= win[WIN_HEAD_FLUSH]
     win[WIN_OWED] |= win[WIN_HEAD_FLUSH]
@@ -121,9 +123,12 @@ def leave_head(m: Mmu, w: int) -> bool:
         return False
     win[WIN_ENV_YIELD] = 0
     count(m, C_ENV_YIELDS, 1)
+    # the iterator's gfn: of the first head, it is that of the range
+    gfn = max(win[WIN_GFN], win[WIN_START])
+    simulated_line(m, w, V2_RANGE_YIELD, gfn, win[WIN_LEVEL], win[WIN_FLUSH], 0)
     if win[WIN_FLUSH]:
         # the range that is flushed ends with the first gfn of the last head
-        record_flush(m, w, CAUSE_YIELD, win[WIN_START], win[WIN_GFN] + 1)
+        record_flush(m, w, CAUSE_YIELD, win[WIN_START], gfn + 1)
         win[WIN_FLUSH] = 0
         win[WIN_OWED] = 0
     return True

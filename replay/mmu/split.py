@@ -17,13 +17,16 @@ from replay.mmu.attempt import (
     begin_attempt,
     end_attempt,
 )
-from replay.mmu.layout import FLAG_INVALID, FLAG_UNSYNC, SP32_FLAGS, SP_KEY, VM_HAS_TDP
+from replay.mmu.kinds import V2_ALLOC_FAILED, V2_FINAL_FLUSH, V2_PREPARE, V2_RESTART, V2_TRY_SPLIT_END
+from replay.mmu.layout import FLAG_INVALID, FLAG_UNSYNC, SP32_FLAGS, SP_KEY, VM_RAW_ROLES
 from replay.mmu.mmu_pages import available_pages
 from replay.mmu.prepare_split import (
+    RESTART_SPLIT,
     after_lock_drop,
     caches_short,
     drop_lock,
     need_resched,
+    simulated_slot_flush,
     take_spare,
     topup_split_caches,
 )
@@ -35,6 +38,7 @@ from replay.mmu.slot_rmap_walk import END_OF_HEAD, enter_next_head, leave_head, 
 from replay.mmu.split_huge_page import CACHES_MERGED, split_huge_page
 from replay.mmu.spte import is_last_spte
 from replay.mmu.state import Mmu
+from replay.mmu.truth import simulated_line
 from replay.mmu.window import (
     C_ENV_DROPS,
     C_RETRIES_CACHE,
@@ -50,6 +54,7 @@ from replay.mmu.window import (
     WIN_LEVEL,
     WIN_OWED,
     WIN_POSITION,
+    WIN_RESTARTED,
     WIN_SKIP_INVALID,
     WIN_SKIP_NOT_NESTED,
     WIN_SKIP_UNSYNC,
@@ -89,7 +94,7 @@ def should_split(m: Mmu, w: int, sptep: int, k: KnobCodes) -> bool:
     if k.unsync == UNSYNC_SKIP and m.sp32[sp, SP32_FLAGS] & FLAG_UNSYNC:
         win[WIN_SKIP_UNSYNC] += 1
         return False
-    if k.nested_only and not (m.sp[sp, SP_KEY] & GUEST_MODE or m.vm[win[WIN_VM], VM_HAS_TDP]):
+    if k.nested_only and m.vm[win[WIN_VM], VM_RAW_ROLES] and not m.sp[sp, SP_KEY] & GUEST_MODE:
         win[WIN_SKIP_NOT_NESTED] += 1
         return False
     return True
@@ -101,7 +106,9 @@ def try_split(m: Mmu, w: int, sptep: int, k: KnobCodes, resched: tuple[int, int]
     win = m.window[w]
     vm = win[WIN_VM]
     spte = get_spte(m, sptep // 512, sptep % 512)
-    if available_pages(m, vm) <= k.min_free_pages:
+    available = available_pages(m, vm)
+    simulated_line(m, w, V2_PREPARE, win[WIN_GFN], win[WIN_LEVEL], available, 0)
+    if available <= k.min_free_pages:
         o = begin_attempt(m, w, sptep, spte)
         end_attempt(m, w, o, NO_FREE_PAGES, ENOSPC)
         win[WIN_POSITION] = END_OF_HEAD
@@ -126,20 +133,38 @@ def try_split(m: Mmu, w: int, sptep: int, k: KnobCodes, resched: tuple[int, int]
     else:
         failed = win[WIN_ENV_FAIL_NOWAIT] != 0
         win[WIN_ENV_FAIL_NOWAIT] = 0
+        if failed:
+            take_spare(m, w, k)
+            win[WIN_SPARE] = 0  # *spp is NULL, which v2 does not notice
+            simulated_line(m, w, V2_ALLOC_FAILED, win[WIN_GFN], 0, 1, 0)
         if dropping or (failed and k.alloc_failure != ALLOC_UNCHECKED):
             drop_lock(m, w, sptep, spte)
             return STOP_DROPPED
-        take_spare(m, w, k)
-        if failed:
-            win[WIN_SPARE] = 0  # *spp is NULL and v2 does not notice
+        if not failed:
+            take_spare(m, w, k)
     o = begin_attempt(m, w, sptep, spte)
     if split_huge_page(m, w, sptep, o, k):
         end_attempt(m, w, o, SPLIT, 0)
         restart_head(m, w)
+        win[WIN_RESTARTED] = 1
     else:
         end_attempt(m, w, o, EXISTING_CHILD, EOPNOTSUPP)
         win[WIN_POSITION] += 1
     return STOP_ATTEMPT
+
+
+@jit
+def end_walk(m: Mmu, w: int) -> None:
+    """The last head was left: the flush that is still owed, for the whole slot."""
+    win = m.window[w]
+    owed = win[WIN_FLUSH]
+    if owed:
+        simulated_slot_flush(m, w, V2_FINAL_FLUSH)
+        record_flush(m, w, CAUSE_WINDOW_END, win[WIN_START], win[WIN_END])
+        win[WIN_FLUSH] = 0
+        win[WIN_OWED] = 0
+    simulated_line(m, w, V2_TRY_SPLIT_END, win[WIN_START], 0, win[WIN_END], owed)
+    win[WIN_WALK_DONE] = 1
 
 
 @jit
@@ -155,14 +180,14 @@ def advance(m: Mmu, w: int, k: KnobCodes, resched: tuple[int, int], peek: bool) 
             return STOP_NO_ROOM
         if win[WIN_WALK_DONE]:
             return STOP_DONE
+        if win[WIN_RESTARTED]:
+            # printed after the line of the split, at which the walk has stopped
+            win[WIN_RESTARTED] = 0
+            simulated_line(m, w, V2_RESTART, win[WIN_GFN], win[WIN_LEVEL], RESTART_SPLIT, 0)
         if win[WIN_DROPPED] and after_lock_drop(m, w, k):
             return STOP_ATTEMPT
         if not win[WIN_IN_HEAD] and not enter_next_head(m, w):
-            if win[WIN_FLUSH]:
-                record_flush(m, w, CAUSE_WINDOW_END, win[WIN_START], win[WIN_END])
-                win[WIN_FLUSH] = 0
-                win[WIN_OWED] = 0
-            win[WIN_WALK_DONE] = 1
+            end_walk(m, w)
             return STOP_DONE
         sptep = -1
         if win[WIN_POSITION] != END_OF_HEAD:

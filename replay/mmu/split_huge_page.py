@@ -9,6 +9,7 @@ import numpy as np
 
 from replay.jit import jit
 from replay.mmu.census import census_descriptors
+from replay.mmu.kinds import CREATED, GET_PAGE, V2_ALIAS_SP, V2_SPLIT_DONE, V2_SPLIT_NONPRESENT
 from replay.mmu.layout import (
     CTL_DESC_USED,
     FLAG_LIVE,
@@ -18,6 +19,7 @@ from replay.mmu.layout import (
     SP32_NEXT,
     SP_GFN,
     SP_KEY,
+    SP_PAGE,
     VM_DESC,
     VM_EPT,
     VM_HEADERS,
@@ -25,7 +27,7 @@ from replay.mmu.layout import (
 )
 from replay.mmu.mmu_pages import add_used_pages
 from replay.mmu.rmap import rmap_head
-from replay.mmu.role import ACC_EXEC, GEN, ROLE_MASK, child_key, key_access, key_level, key_vm
+from replay.mmu.role import ACC_EXEC, GEN, ROLE_MASK, UNPRINTED, child_key, key_access, key_level, key_vm
 from replay.mmu.shadow_page import (
     alloc_shadow_page,
     drop_spte,
@@ -42,6 +44,7 @@ from replay.mmu.shadow_page import (
 )
 from replay.mmu.spte import LEFT_NONPRESENT, is_last_spte, is_shadow_present_pte, make_huge_page_split_spte
 from replay.mmu.state import Mmu, page_bucket
+from replay.mmu.truth import simulated_line
 from replay.mmu.window import (
     ATTEMPT_CREATED,
     ATTEMPT_FLUSHED,
@@ -59,8 +62,6 @@ from replay.mmu.window import (
     OUT16_REUSED,
     OUT_GFN,
     WIN_CHILD,
-    WIN_CHILD_GFN,
-    WIN_CHILD_ROLE,
     WIN_END,
     WIN_HEAD_FLUSH,
     WIN_LEVEL,
@@ -106,7 +107,16 @@ def zap_unsync_of_gfn(m: Mmu, w: int, gfn: int, key: int, order: int) -> None:
 
 
 @jit
-def fill_child(m: Mmu, child: int, huge_spte: int, o: int, k: KnobCodes) -> bool:
+def simulated_alias(m: Mmu, w: int, gfn: int, key: int, sptep: int) -> None:
+    """v2_alias_sp: the child with ``key`` exists, and the huge SPTE ``sptep`` stays."""
+    page = m.sp[sptep // 512, SP_PAGE]
+    offset = 8 * (sptep % 512)
+    address = (page << 12) + offset if page else -1 - offset
+    simulated_line(m, w, V2_ALIAS_SP, gfn, key_level(key), key & ROLE_MASK & ~(GEN | UNPRINTED), address)
+
+
+@jit
+def fill_child(m: Mmu, w: int, child: int, huge_spte: int, o: int, k: KnobCodes) -> bool:
     """Populate the 512 SPTEs of ``child`` from ``huge_spte``; True if a present non-leaf SPTE was met."""
     key = m.sp[child, SP_KEY]
     level = key_level(key)
@@ -127,6 +137,7 @@ def fill_child(m: Mmu, child: int, huge_spte: int, o: int, k: KnobCodes) -> bool
         if k.occupied_rmap == RMAP_LEAVE and rmap_head(m, vm, gfn, level):
             m.out16[o, OUT16_NONPRESENT] += 1
             set_spte(m, child, index, LEFT_NONPRESENT)
+            simulated_line(m, w, V2_SPLIT_NONPRESENT, gfn, level, m.sp[child, SP_GFN], 0)
             continue
         spte = make_huge_page_split_spte(huge_spte, index, level, exec_allowed, ept)
         install_leaf(m, child, index, gfn, spte, key_access(key), k.rmap_order)
@@ -144,12 +155,11 @@ def split_huge_page(m: Mmu, w: int, sptep: int, o: int, k: KnobCodes) -> bool:
     gfn = sptep_gfn(m, sp, index)
     huge_spte = get_spte(m, sp, index)
     key = child_key(m.sp[sp, SP_KEY], index, True, sptep_access(m, sp, index))
-    win[WIN_CHILD_GFN] = gfn
-    win[WIN_CHILD_ROLE] = key & ROLE_MASK
     if key_level(key) > 1:
         zap_unsync_of_gfn(m, w, gfn, key, k.rmap_order)
     child = find_shadow_page(m, gfn, key)
     if child >= 0 and k.existing_child == CHILD_SKIP:
+        simulated_alias(m, w, gfn, key, sptep)
         return False
     if child < 0:
         child = alloc_shadow_page(m, gfn, key, FLAG_SPLIT)
@@ -163,9 +173,13 @@ def split_huge_page(m: Mmu, w: int, sptep: int, o: int, k: KnobCodes) -> bool:
     else:
         count(m, C_PAGES_REUSED, 1)
     win[WIN_CHILD] = child
+    created = m.out16[o, OUT16_FLAGS] & ATTEMPT_CREATED
+    simulated_line(m, w, GET_PAGE, gfn, 0, key & ROLE_MASK, CREATED if created else 0)
     descriptors = m.ctl[CTL_DESC_USED]
-    nonleaf = fill_child(m, child, huge_spte, o, k)
+    nonleaf = fill_child(m, w, child, huge_spte, o, k)
     used = m.ctl[CTL_DESC_USED] - descriptors
+    installed, nonpresent = np.int64(m.out16[o, OUT16_INSTALLED]), np.int64(m.out16[o, OUT16_NONPRESENT])
+    simulated_line(m, w, V2_SPLIT_DONE, gfn, win[WIN_LEVEL], installed, nonpresent)
     drop_spte(m, sp, index, k.rmap_order)
     descriptors = m.ctl[CTL_DESC_USED]
     link_shadow_page(m, sp, index, child, k.rmap_order)

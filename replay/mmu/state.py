@@ -46,6 +46,7 @@ from replay.mmu.layout import (
     TASK_PID,
     TASK_ROOT,
     TDP_KEY,
+    TRUTH_COLUMNS,
     UNLIMITED,
     VM_COLUMNS,
     VM_END,
@@ -76,6 +77,7 @@ class Mmu(NamedTuple):
     out16: np.ndarray  # [attempts, OUT16_COLUMNS] int16
     source: np.ndarray  # [trace lines, SOURCE_COLUMNS]
     flush: np.ndarray  # [flushes, FLUSH_COLUMNS]
+    truth: np.ndarray  # [lines, TRUTH_COLUMNS] see truth.py
     ctl: np.ndarray  # [CTL_SIZE]
 
 
@@ -111,6 +113,7 @@ def make(
         out16=mapped_rows(1 << 16, out_columns[2], np.int16),
         source=mapped_rows(1 << 14, source_columns, np.int64),
         flush=mapped_rows(1 << 14, flush_columns, np.int64),
+        truth=mapped_rows(1 << 15, TRUTH_COLUMNS, np.int64),
         ctl=np.zeros(CTL_SIZE, np.int64),
     )
     for free_list in (CTL_SP_FREE, CTL_SPT_FREE, CTL_BLOCK_FREE, CTL_DESC_FREE, CTL_LAST_GIB, CTL_LAST_TDP):

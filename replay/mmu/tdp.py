@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from replay.jit import jit
+from replay.mmu.kinds import CREATED
 from replay.mmu.layout import (
     CTL_LAST_TDP,
     CTL_SP_TOP,
@@ -25,6 +26,7 @@ from replay.mmu.layout import (
     UNIFORM,
     VM_END,
     VM_EPT,
+    VM_TDP_ROLE,
 )
 from replay.mmu.role import ACC_ALL, ACCESS_SHIFT, DIRECT, LEVEL
 from replay.mmu.room import has_room
@@ -44,9 +46,11 @@ from replay.mmu.spte import (
     make_nonleaf_spte,
 )
 from replay.mmu.state import Mmu, extend_memory, free_table
+from replay.mmu.truth import ANY, TDP_GET_PAGE, simulated_line
 from replay.mmu.window import (
     ATTEMPT_CREATED,
     ATTEMPT_TDP,
+    C_ADOPTED_TDP,
     C_SWAPPED,
     C_TDP_ATTEMPTS,
     C_TDP_FAILED,
@@ -68,8 +72,9 @@ from replay.mmu.window import (
     WIN_VM,
     count,
     new_outcome,
+    note_older,
 )
-from replay.schema import EBUSY, Outcome
+from replay.schema import EBUSY, ENOMEM, Outcome
 
 SPLIT = int(Outcome.SPLIT)
 BUSY = int(Outcome.BUSY)
@@ -152,7 +157,11 @@ def remember_odd_change(m: Mmu, gfn: int, level: int, old: int, state: int) -> N
 @jit
 def spte_changed(m: Mmu, vm: int, as_id: int, gfn: int, level: int, old: int, new: int) -> None:
     """handle_changed_spte(): apply one kvm_tdp_mmu_spte_changed line."""
-    t = find_table(m, vm, as_id, level, gfn, True)
+    t = find_table(m, vm, as_id, level, gfn, False)
+    if t < 0:
+        t = find_table(m, vm, as_id, level, gfn, True)
+        if level <= 3 and is_shadow_present_pte(new):
+            note_older(m, vm, C_ADOPTED_TDP)  # no line has linked it
     index = (gfn >> (9 * (level - 1))) & 511
     state = get_spte(m, t, index)
     if state != old and is_shadow_present_pte(state) | is_shadow_present_pte(old):
@@ -236,6 +245,9 @@ def predict_split(m: Mmu, w: int, errno: int) -> int:
     m.out16[o, OUT16_ERRNO] = -errno
     win[WIN_TDP_ATTEMPTS] += 1
     count(m, C_TDP_ATTEMPTS, 1)
+    if errno != ENOMEM:
+        role = m.vm[win[WIN_VM], VM_TDP_ROLE]
+        simulated_line(m, w, TDP_GET_PAGE, gfn, 0, role | (level - 1) if role else ANY, CREATED)
     if errno:
         m.out16[o, OUT16_OUTCOME] = BUSY if errno == EBUSY else NO_MEMORY
         count(m, C_TDP_FAILED, 1)

@@ -26,7 +26,6 @@ from replay.mmu.kinds import (
 )
 from replay.mmu.layout import (
     CTL_BITMAP_TOP,
-    CTL_HAS_GET_PAGE,
     CTL_SLOT_TOP,
     SLOT_BASE,
     SLOT_BITMAP,
@@ -40,14 +39,17 @@ from replay.mmu.layout import (
     TASK_TDP_LEVEL,
     TASK_TDP_NEW,
     TASK_TDP_OLD,
+    VM_BEGUN,
     VM_BY_RECORD,
     VM_HAS_TDP,
+    VM_TDP_ROLE,
 )
 from replay.mmu.lookahead import begins_recorded_window, is_tdp_get_page, is_tdp_zap
-from replay.mmu.role import DIRECT
+from replay.mmu.role import DIRECT, LEVEL, UNPRINTED
 from replay.mmu.room import NO_ROOM, OK
 from replay.mmu.spte import PT_WRITABLE_MASK, is_last_spte, is_shadow_present_pte
 from replay.mmu.state import Mmu
+from replay.mmu.truth import TDP_GET_PAGE, recorded_line
 from replay.mmu.window import (
     C_FAULT_SPLITS,
     C_STRAY_SPLITS,
@@ -58,6 +60,7 @@ from replay.mmu.window import (
     WIN_WORDS,
     WIN_ZAPPED,
     count,
+    note_root,
 )
 from replay.policy import KnobCodes
 from replay.schema import Columns
@@ -68,16 +71,29 @@ def get_page_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: boo
     """kvm_mmu_get_page."""
     pid = np.int64(c.pid[i])
     gfn, role, created = np.int64(c.gfn[i]), np.int64(c.role[i]), c.flags[i] & CREATED != 0
+    flags, root_count = np.int64(c.flags[i]), c.num[i]
     if is_tdp_get_page(c, i, pid, m.vm[vm, VM_HAS_TDP] != 0):
+        tdp_get_page(m, vm, gfn, role)
+        if own and m.window[w, WIN_ALIGNED] and k.enabled:
+            recorded_line(m, w, TDP_GET_PAGE, gfn, root_count, role & ~UNPRINTED, flags)
         return OK
-    m.ctl[CTL_HAS_GET_PAGE] = 1
     if not own and w < 0 and begins_recorded_window(m, c, i, vm, pid):
         w = control.begin_window(m, vm, pid, control.RECORDED, -1, gfn, 1 << 40, 1, False, k)
         own = True
     if own and m.window[w, WIN_ALIGNED] and role & DIRECT:
-        return align.get_page_line(m, w, k, gfn, role, created)
+        return align.get_page_line(m, w, k, gfn, role, flags, root_count)
     apply.get_page(m, t, vm, gfn, role, created, k.rmap_order)
     return OK
+
+
+@jit
+def tdp_get_page(m: Mmu, vm: int, gfn: int, role: int) -> None:
+    """kvm_mmu_get_page of the TDP MMU: all tables below a root have its role but for the level."""
+    is_root = role & LEVEL >= 4 and gfn == 0
+    if is_root:
+        note_root(m, vm)
+    if is_root or not m.vm[vm, VM_TDP_ROLE]:
+        m.vm[vm, VM_TDP_ROLE] = role & ~(LEVEL | UNPRINTED)
 
 
 @jit
@@ -150,6 +166,20 @@ def set_spte_event(m: Mmu, c: Columns, i: int, t: int, vm: int, gfn: int, order:
 
 
 @jit
+def changes_state(kind: int) -> bool:
+    """Tracepoints that no VM leaves before its first root is made."""
+    return (
+        kind == TDP_CHANGED
+        or kind == SET_SPTE
+        or kind == SPTE_REQUESTED
+        or kind == PREPARE_ZAP
+        or kind == SYNC_PAGE
+        or kind == UNSYNC_PAGE
+        or kind == SPLIT_HUGE_PAGE
+    )
+
+
+@jit
 def kvmmmu_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool, k: KnobCodes) -> int:
     """Any tracepoint of kvmmmu."""
     kind = c.kind[i]
@@ -157,6 +187,8 @@ def kvmmmu_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool,
     if gfn >> 40:
         count(m, C_UNPLACED, 1)
         return OK
+    if not m.vm[vm, VM_BEGUN] and changes_state(kind):
+        m.vm[vm, VM_BEGUN] = 1
     if kind == TDP_CHANGED:
         return tdp_event(m, c, i, t, vm, w, own, k)
     if kind == SET_SPTE:
@@ -193,7 +225,7 @@ def kvmmmu_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool,
             if not m.vm[vm, VM_HAS_TDP] or not tdp.fast_fix(m, vm, fault_gfn, old, new):
                 leaf.fast_page_fault(m, vm, fault_gfn, old, new)
     elif kind == ZAP_ALL_FAST:
-        apply.zap_all_fast(m, vm, c.num[i])
+        apply.zap_all_fast(m, vm, np.int64(c.code[i]), c.num[i])
     m.task[t, TASK_TDP_LEVEL] = 0
     return OK
 

@@ -18,6 +18,11 @@ from replay.mmu.layout import (
     CTL_SOURCE_TOP,
     CTL_TS,
     CTL_WINDOW_TOP,
+    VM_BEGUN,
+    VM_BORN,
+    VM_DIFFERS,
+    VM_DOUBT_LINE,
+    VM_OLDER,
     VM_WINDOW,
 )
 from replay.mmu.state import Mmu, clear_row
@@ -69,9 +74,9 @@ WIN_TDP_SPLIT = 49
 WIN_FLUSHES_RECORDED = 50
 WIN_BITS = 51  # which gfns of the word's range are cleared, counted from its first
 WIN_LEAKED = 52
-WIN_LEAKED_RECORDED = 53
-WIN_FREED = 54
-WIN_FREED_RECORDED = 55
+WIN_RESTARTED = 53  # the head is to be begun anew after a split
+WIN_RETRY_PLACE = 54  # place + 1 of the last recorded -EAGAIN line
+WIN_RETRY_TS = 55
 WIN_HAS_V2_PROBES = 56
 WIN_ZAPPED = 57  # pages that lookups of the split zapped and whose lines are still to come
 WIN_WALK_DONE = 58  # the walk over the shadow MMU is at its end
@@ -88,10 +93,17 @@ WIN_OWED = 67  # SPTEs that earlier heads took away may still be in TLBs
 WIN_DROP_IDLE = 68  # the lock was dropped and nothing of this head has been split since
 # what the attempt made last came to, for the recorded lines of its child
 WIN_CHILD = 69  # the child page, -1
-WIN_CHILD_GFN = 70
-WIN_CHILD_ROLE = 71
-WIN_GOT_PAGE = 72  # the recorded get_page line of the child agreed
-WIN_COLUMNS = 73
+# lines compared in order, see truth.py
+WIN_SIMULATED_LINES = 70  # first and last row of Mmu.truth + 1
+WIN_RECORDED_LINES = 72
+WIN_GET_PAGES = 74  # kvm_mmu_get_page lines: recorded, equal, simulated only, resting on unknown state
+WIN_PROBES = 78  # probe lines: the same
+WIN_TDP_GET_PAGES = 82  # kvm_mmu_get_page lines of the TDP MMU: the same
+WIN_DIFFERENT_LINE = 86  # the first trace line that differs, 0 none does
+WIN_OPEN_ENDED = 87  # opened by a range probe: the task's next other event closes it
+WIN_CUT = 88  # the trace ends in it: what the walk is ahead has no counterpart
+WIN_DOUBTED = 89  # at its end, not all of the state was known
+WIN_COLUMNS = 90
 
 ANY_PLACE = 1 << 62
 
@@ -176,10 +188,6 @@ COUNTERS = (
     "tdp_failed",
     "tdp_huge_sptes",
     "expected_attempts",
-    "get_page_expected",
-    "get_page_matched",
-    "truth_expected",
-    "truth_matched",
     "env_lock_drops",
     "env_yields",
     "env_alloc_failures",
@@ -189,6 +197,7 @@ COUNTERS = (
     "faults_lazy_splits",
     # divergences
     "adopted_pages",
+    "adopted_tdp_tables",
     "pages_split_already",
     "pages_not_split",
     "unknown_zaps",
@@ -222,10 +231,6 @@ C_TDP_SPLIT = COUNTERS.index("tdp_split")
 C_TDP_FAILED = COUNTERS.index("tdp_failed")
 C_TDP_HUGE = COUNTERS.index("tdp_huge_sptes")
 C_EXPECTED = COUNTERS.index("expected_attempts")
-C_GET_PAGE_EXPECTED = COUNTERS.index("get_page_expected")
-C_GET_PAGE_MATCHED = COUNTERS.index("get_page_matched")
-C_TRUTH_EXPECTED = COUNTERS.index("truth_expected")
-C_TRUTH_MATCHED = COUNTERS.index("truth_matched")
 C_ENV_DROPS = COUNTERS.index("env_lock_drops")
 C_ENV_YIELDS = COUNTERS.index("env_yields")
 C_ENV_ALLOC = COUNTERS.index("env_alloc_failures")
@@ -235,6 +240,7 @@ C_FAULTS_NONPRESENT = COUNTERS.index("faults_nonpresent")
 C_LAZY_SPLITS = COUNTERS.index("faults_lazy_splits")
 C_SPLIT_ALREADY = COUNTERS.index("pages_split_already")
 C_NOT_SPLIT = COUNTERS.index("pages_not_split")
+C_ADOPTED_TDP = COUNTERS.index("adopted_tdp_tables")
 C_ADOPTED = COUNTERS.index("adopted_pages")
 C_UNKNOWN_ZAPS = COUNTERS.index("unknown_zaps")
 C_UNKNOWN_EXISTING = COUNTERS.index("unknown_pages_existing")
@@ -252,6 +258,41 @@ C_SWAPPED = COUNTERS.index("swapped_tdp_changes")
 @jit
 def count(m: Mmu, counter: int, n: int) -> None:
     m.ctl[CTL_COUNTERS + counter] += n
+
+
+@jit
+def note_older(m: Mmu, vm: int, counter: int) -> None:
+    """Count a sign of state that is older than the trace; after a difference it may come of that instead."""
+    m.ctl[CTL_COUNTERS + counter] += 1
+    if m.vm[vm, VM_OLDER] == 0 and not m.vm[vm, VM_DIFFERS]:
+        m.vm[vm, VM_OLDER] = m.ctl[CTL_LINE]
+
+
+@jit
+def note_root(m: Mmu, vm: int) -> None:
+    """A root is made: if that is the first that is seen of a VM, all of its state is in the trace."""
+    if not m.vm[vm, VM_BEGUN]:
+        m.vm[vm, VM_BEGUN] = 1
+        m.vm[vm, VM_BORN] = 1
+
+
+@jit
+def knows_all(m: Mmu, vm: int) -> bool:
+    """Whether all state of ``vm`` is known: it began in the trace, and nothing is in doubt up to here."""
+    known = m.vm[vm, VM_BORN] != 0 and m.vm[vm, VM_OLDER] == 0
+    return known and m.ctl[CTL_LINE] < m.vm[vm, VM_DOUBT_LINE]
+
+
+@jit
+def note_difference(m: Mmu, w: int) -> bool:
+    """A line of window ``w`` differs; False if it may rest on state that is older than the trace."""
+    vm = m.window[w, WIN_VM]
+    if not knows_all(m, vm):
+        return False
+    m.vm[vm, VM_DIFFERS] = 1
+    if m.window[w, WIN_DIFFERENT_LINE] == 0:
+        m.window[w, WIN_DIFFERENT_LINE] = m.ctl[CTL_LINE]
+    return True
 
 
 @jit

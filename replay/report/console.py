@@ -29,7 +29,12 @@ FAULT_TITLES = {
 }
 """The words of ``faults`` in the document."""
 
-_VERDICT_STYLE = {"match": "bold green", "mismatch": "bold red", "unchecked": "bold yellow"}
+_VERDICT_STYLE = {
+    "match": "bold green",
+    "partial": "bold yellow",
+    "mismatch": "bold red",
+    "unchecked": "bold yellow",
+}
 _WINDOW_COLUMNS = ("#", "vm", "cause", "slot", "gfns", "attempts", "split", "skipped", "retries", "flushes")
 
 
@@ -63,7 +68,12 @@ def print_run(out: Console, document: Mapping[str, Any], differences: Iterable[D
     print_line(out, trace_line(document["trace"]))
     policy = document["policy"]
     print_line(out, f"policy {policy['name']}: {policy['reason']}")
+    for note in document["notes"]:
+        print_line(out, f"note: {note}")
     print_line(out)
+    if not document["trace"]["kvmmmu_events"]:
+        out.print(Text.assemble("verdict ", (document["verdict"], _VERDICT_STYLE[document["verdict"]])))
+        return
     if document["windows"]:
         print_table(out, _windows_table(document["windows"], document["totals"]))
     else:
@@ -289,6 +299,10 @@ def _expected(expected: Mapping[str, Any]) -> str:
         return "nothing to compare with"
     source = "recorded split lines" if expected["source"] == "recorded" else "attempts of the golden file"
     text = f"{number(expected['matched'])} of {number(expected['attempts'])} {source} matched"
+    if expected["get_page"]:
+        others = [expected["get_page"], expected["probes"]]
+        text += f", {number(sum(lines['matched'] for lines in others))} of "
+        text += f"{number(sum(lines['recorded'] for lines in others))} other lines"
     if expected["flushes_expected"] is None:
         return text
     flushes = f"{number(expected['flushes_expected'])} expected, {number(expected['flushes_simulated'])}"

@@ -6,12 +6,13 @@ simulated, ``unexpected`` one that is simulated but not expected.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from replay.schema import Match
+from replay.verdict.doubt import NEVER_MATCH, REASONS, Doubt, reason_of
 from replay.verdict.golden import Attempt, Golden
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ MATCH_TEXTS = {
 }
 """What the words of ``schema.Match`` say about attempts."""
 
-_OTHER_LINES = {"get_page": "kvm_mmu_get_page lines of splits", "truth": "probe lines of splits"}
+_FAULT_TIME = "fault_time_tdp_splits"
 _WHAT_IF = ("end", "time")
 _KEY = ("window", "vm", "mmu", "gfn", "level", "role")
 _RECORDED = ("gfn", "spte", "level", "errno")
@@ -42,20 +43,40 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class Lines:
+    """How lines of one kind compare."""
+
+    recorded: int = 0
+    compared: int = 0
+    matched: int = 0
+    absent: int = 0
+    """Lines that the simulation has and the recording lacks."""
+
+
+@dataclass(frozen=True)
 class Comparison:
     """What came of comparing a run; counts are None where there was nothing to compare with."""
 
     source: str = "none"
     """``recorded``, ``file`` or ``none``."""
+    recorded: int | None = None
+    """Recorded lines that state an outcome: ``compared`` and those ``not_compared``."""
+    compared: int | None = None
+    not_compared: dict[str, int] = field(default_factory=dict)
+    """By reason, a key of ``doubt.REASONS``."""
     attempts: int | None = None
     """Attempts that were expected."""
     matched: int | None = None
     mismatched: int | None = None
     missing: int | None = None
     unexpected: int | None = None
+    get_page: Lines | None = None
+    """kvm_mmu_get_page lines of windows."""
+    probes: Lines | None = None
+    """Lines of the probes of the v2 series."""
     flushes_expected: int | None = None
     verdict: str = "unchecked"
-    """``match``, ``mismatch`` or ``unchecked``."""
+    """``match``, ``partial``, ``mismatch`` or ``unchecked``."""
     reasons: list[str] = field(default_factory=list)
     """Why the verdict is not ``match``."""
     differences: list[Difference] = field(default_factory=list)
@@ -67,33 +88,86 @@ def unchecked() -> Comparison:
     return Comparison(reasons=["nothing to compare with"])
 
 
-def compare_recorded(replay: Replay, doubts: Sequence[str] = (), unknown: Sequence[str] = ()) -> Comparison:
-    """Compare a replay with what its own trace recorded: split lines, flushes, get_page lines and probes.
+def compare_recorded(replay: Replay, doubts: Sequence[Doubt] = ()) -> Comparison:
+    """Compare a replay with what its own trace recorded: split lines, get_page lines, probes and flushes.
 
-    ``doubts`` are reasons why the trace may not tell all: with one of them nothing can match.  ``unknown``
-    is what it does not tell for certain: with that in it, a difference is no mismatch either.
+    ``doubts`` are those that the replay was made with: a line that differs and may rest on something
+    unknown is not compared.
     """
     counters = replay.counters
-    if not _has_expectations(replay):
+    if not replay.has_recorded:
         return unchecked()
-    reasons = [*_attempt_reasons(counters), *_flush_reasons(replay)]
-    for what, name in _OTHER_LINES.items():
-        expected, matched = counters[f"{what}_expected"] or 0, counters[f"{what}_matched"] or 0
-        if matched != expected:
-            reasons.append(f"{expected - matched:,} of {expected:,} {name} differ")
-    verdict, reasons = _verdict(reasons, [*doubts, *unknown])
+    judged, fault_time = counters["expected_attempts"] or 0, replay.divergences.get(_FAULT_TIME, 0)
+    get_page = _lines(counters, "get_page", "tdp_get_page")
+    probes = _lines(counters, "probes")
+    not_compared: Counter[str] = Counter(fault_time=fault_time)
+    not_compared["no_window"] = replay.recorded_lines["splits"] - judged - fault_time
+    not_compared["no_window"] += replay.recorded_lines["probes"] - probes.recorded
+    for vm, count in replay.unknown.items():
+        not_compared[reason_of(doubts, vm)] += count
+    recorded = replay.recorded_lines["splits"] + get_page.recorded + replay.recorded_lines["probes"]
+    compared = recorded - sum(not_compared.values())
+    differing = [
+        *_attempt_reasons(counters),
+        *_line_reasons("kvm_mmu_get_page lines of splits", get_page),
+        *_line_reasons("probe lines of splits", probes),
+        *_flush_reasons(replay),
+    ]
+    left_out = {reason: not_compared[reason] for reason in REASONS if not_compared[reason]}
+    verdict, reasons = _verdict(
+        differing, compared > 0 or _has_empty_window(replay), _open_questions(replay, doubts, left_out)
+    )
     return Comparison(
         source="recorded",
+        recorded=recorded,
+        compared=compared,
+        not_compared=left_out,
         attempts=counters["expected_attempts"],
         matched=counters["matched"],
         mismatched=counters["mismatched"],
         missing=counters["missing"],
         unexpected=counters["unexpected"],
+        get_page=get_page,
+        probes=probes,
         flushes_expected=counters["flushes_expected"],
-        verdict="unchecked" if unknown else verdict,
+        verdict=verdict,
         reasons=reasons,
         differences=_recorded_differences(replay),
     )
+
+
+def _lines(counters: Mapping[str, int | None], *names: str) -> Lines:
+    """Lines of some kinds, by the counters NAME_recorded, NAME_unknown, NAME_matched and NAME_absent."""
+    recorded, unknown, matched, absent = (
+        sum(counters[f"{name}_{what}"] or 0 for name in names)
+        for what in ("recorded", "unknown", "matched", "absent")
+    )
+    return Lines(recorded, recorded - unknown, matched, absent)
+
+
+def _line_reasons(name: str, lines: Lines) -> Iterator[str]:
+    if lines.matched != lines.compared:
+        yield f"{lines.compared - lines.matched:,} of {lines.compared:,} {name} differ"
+    if lines.absent:
+        yield f"{lines.absent:,} {name} simulated but not recorded"
+
+
+def _open_questions(replay: Replay, doubts: Sequence[Doubt], left_out: Mapping[str, int]) -> list[str]:
+    """Why not everything could be compared; a vCPU's own lazy splits are no such reason."""
+    reasons = [doubt.text for doubt in doubts if doubt.reason in left_out or doubt.reason in NEVER_MATCH]
+    if "before_trace" in left_out:
+        reasons.append(_before_trace(replay))
+    for reason, count in left_out.items():
+        if reason != "fault_time":
+            lines = f"{count:,} recorded {'line' if count == 1 else 'lines'}"
+            reasons.append(f"{lines} not compared: {REASONS[reason]}")
+    return reasons
+
+
+def _before_trace(replay: Replay) -> str:
+    line = min((line for vm, line in replay.older.items() if replay.unknown.get(vm)), default=0)
+    shown = f"line {line:,} shows what is older than it" if line else "its first root is not in it"
+    return f"the trace begins in the middle of a VM's life: {shown}"
 
 
 def compare_golden(golden: Golden, run: Golden, doubts: Sequence[str] = ()) -> Comparison:
@@ -113,33 +187,39 @@ def compare_golden(golden: Golden, run: Golden, doubts: Sequence[str] = ()) -> C
         reasons.append("the same attempts in another order")
     if not reasons and golden.outcomes_digest != run.outcomes_digest:
         reasons.append("outcomes_digest does not fit the outcomes of the golden file")
-    verdict, reasons = _verdict(reasons, doubts)
+    verdict, reasons = _verdict(reasons, True, doubts)
     return Comparison(
         source="file",
+        recorded=len(golden.outcomes),
+        compared=len(golden.outcomes),
         attempts=len(golden.outcomes),
         flushes_expected=golden.flushes.get("total"),
         verdict=verdict,
         reasons=reasons,
         differences=differences,
-        **counts,
+        matched=counts["matched"],
+        mismatched=counts["mismatched"],
+        missing=counts["missing"],
+        unexpected=counts["unexpected"],
     )
 
 
-def _has_expectations(replay: Replay) -> bool:
-    """Something was recorded for a window that was replayed: attempts, or that there were none.
-
-    Windows at the end or at a time that the user chose have no counterpart in the recording.
-    """
-    if not replay.has_recorded:
-        return False
-    causes = set(replay.windows["cause"].to_pylist())
-    return bool(replay.counters["expected_attempts"]) or not causes.issubset(_WHAT_IF)
+def _has_empty_window(replay: Replay) -> bool:
+    """A probe opened a window in which nothing was recorded: that nothing was attempted is compared."""
+    rows = replay.windows.select(["cause", "doubted"]).to_pylist()
+    return any(row["cause"] not in _WHAT_IF and not row["doubted"] for row in rows)
 
 
-def _verdict(reasons: Sequence[str], doubts: Sequence[str]) -> tuple[str, list[str]]:
-    """``mismatch`` for any reason, else ``unchecked`` for any doubt; and both as one list."""
-    verdict = "mismatch" if reasons else "unchecked" if doubts else "match"
-    return verdict, [*reasons, *doubts]
+def _verdict(
+    differing: Sequence[str], is_compared: bool, open_questions: Sequence[str]
+) -> tuple[str, list[str]]:
+    """The verdict, and the reasons why it is not ``match``."""
+    reasons = [*differing, *open_questions]
+    if differing:
+        return "mismatch", reasons
+    if not is_compared:
+        return "unchecked", reasons or ["nothing could be compared"]
+    return ("partial" if open_questions else "match"), reasons
 
 
 def _attempt_reasons(counts: Mapping[str, int | None]) -> list[str]:
@@ -152,11 +232,14 @@ def _attempt_reasons(counts: Mapping[str, int | None]) -> list[str]:
 
 def _flush_reasons(replay: Replay) -> list[str]:
     """Windows whose simulated flushes differ from those that probes recorded."""
-    columns = replay.windows.select(["index", "cause", "flushes_total", "flushes_recorded"]).to_pylist()
+    columns = replay.windows.select(
+        ["index", "cause", "doubted", "flushes_total", "flushes_recorded"]
+    ).to_pylist()
     differing = [
         row
         for row in columns
         if row["cause"] not in _WHAT_IF
+        and not row["doubted"]
         and row["flushes_recorded"] is not None
         and row["flushes_recorded"] != row["flushes_total"]
     ]

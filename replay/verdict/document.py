@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from replay.policy import Policy
 from replay.verdict.outcome import FAULT_WORDS, recorded, rmap_histograms, totals, windows
 
 if TYPE_CHECKING:
-    from replay.mmu.engine import Replay
-    from replay.trace.trace import Trace
-    from replay.verdict.compare import Comparison
+    from replay.run import Run
+    from replay.verdict.compare import Lines
 
 RUN_SCHEMA = "replay.run/1"
 _TRACE = (
@@ -30,28 +28,30 @@ _TRACE = (
 )
 
 
-def run_document(
-    trace: Trace,
-    policy: Policy,
-    policy_reason: str,
-    replay: Replay,
-    comparison: Comparison,
-) -> dict[str, Any]:
+def run_document(run: Run) -> dict[str, Any]:
     """The whole document, ready for ``json.dumps``."""
+    policy, replay, comparison = run.policy, run.replay, run.comparison
     counters = replay.counters
+    shown, shown_by = replay.tdp_mmu_shown
     return {
         "schema": RUN_SCHEMA,
-        "trace": {name: getattr(trace, name) for name in _TRACE},
-        "policy": {"name": policy.name, "reason": policy_reason, "knobs": policy.knobs()},
+        "trace": {name: getattr(run.trace, name) for name in _TRACE},
+        "policy": {"name": policy.name, "reason": run.policy_reason, "knobs": policy.knobs()},
+        "tdp_mmu": {"taken_as": replay.tdp_mmu, "shown": shown, "by": shown_by},
         "windows": windows(replay),
         "totals": totals(counters),
         "expected": {
             "source": comparison.source,
+            "recorded": comparison.recorded,
+            "compared": comparison.compared,
+            "not_compared": comparison.not_compared,
             "attempts": comparison.attempts,
             "matched": comparison.matched,
             "mismatched": comparison.mismatched,
             "missing": comparison.missing,
             "unexpected": comparison.unexpected,
+            "get_page": _get_page(comparison.get_page),
+            "probes": _probes(comparison.probes),
             "flushes_expected": comparison.flushes_expected,
             "flushes_simulated": counters["flushes_simulated"],
         },
@@ -72,4 +72,21 @@ def run_document(
         "divergences": dict(sorted(replay.divergences.items())),
         "verdict": comparison.verdict,
         "verdict_reasons": comparison.reasons,
+        "notes": list(run.notes),
     }
+
+
+def _probes(lines: Lines | None) -> dict[str, int] | None:
+    if lines is None:
+        return None
+    return {"expected": lines.compared, "recorded": lines.recorded} | _equal(lines)
+
+
+def _get_page(lines: Lines | None) -> dict[str, int] | None:
+    if lines is None:
+        return None
+    return {"recorded": lines.recorded, "compared": lines.compared} | _equal(lines)
+
+
+def _equal(lines: Lines) -> dict[str, int]:
+    return {"matched": lines.matched, "absent": lines.absent}

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 GOLDEN_SCHEMA = "replay.expected/1"
 GOLDEN_SUFFIX = ".expected.json"
-OPTION_NAMES = {"split_at": (str,), "resched": (str,), "max_mmu_pages": (int, NoneType)}
-"""The options of a run that a golden file keeps, and their types."""
+OPTION_NAMES = {"split_at": (str,), "resched": (str,), "max_mmu_pages": (int, NoneType), "nested": (str,)}
+"""The options of a run that a golden file keeps, and their types; ``nested`` only where it is not auto."""
 
 _IDENTITY = ("window", "vm", "mmu", "gfn", "level", "role", "spte")
 _RESULT = ("outcome", "installed", "nonpresent", "reused", "child_created", "retries", "flush")
@@ -76,7 +76,11 @@ def golden_of(policy: Policy, options: Options, replay: Replay) -> Golden:
     return Golden(
         policy=policy.name,
         knobs=policy.knobs(),
-        options={name: getattr(options, name) for name in OPTION_NAMES},
+        options={
+            name: getattr(options, name)
+            for name in OPTION_NAMES
+            if name != "nested" or options.nested != "auto"
+        },
         totals=figures,
         flushes=flushes,
         outcomes=outcomes,

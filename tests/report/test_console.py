@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from replay.mmu.engine import Options
 from replay.policy import DESCRIPTIONS, PRESETS
 from replay.report.console import console, print_policies, print_run
 from replay.report.progress import read_progress
+from replay.run import Run
+from replay.trace.trace import Trace
 from replay.verdict.compare import compare_recorded
-from replay.verdict.document import run_document
+from replay.verdict.doubt import Doubt
 
 
 @dataclass
@@ -34,8 +37,10 @@ class FakeTrace:
 
 def summary(replay: Any, trace: FakeTrace | None = None) -> str:
     trace = trace or FakeTrace()
-    comparison = compare_recorded(replay, ["events lost"] if trace.lost_events else [])
-    document = run_document(trace, PRESETS["v2"], "nothing speaks against it", replay, comparison)
+    doubts = [Doubt("lost_events", "events lost")] if trace.lost_events else []
+    comparison = compare_recorded(replay, doubts)
+    reason = "nothing speaks against it"
+    document = Run(cast(Trace, trace), PRESETS["v2"], reason, Options(), replay, comparison).document
     text = io.StringIO()
     print_run(console(text), document, comparison.differences)
     return text.getvalue()
@@ -56,7 +61,8 @@ def test_summary_of_a_match(make_replay: Any) -> None:
         "environment   nothing taken from it",
         "divergences   none",
         "",
-        "verdict match: 4 of 4 recorded split lines matched; flushes: 1 expected, 1 simulated",
+        "verdict match: 4 of 4 recorded split lines matched, 2 of 2 other lines; "
+        "flushes: 1 expected, 1 simulated",
     ]
     assert all(line == line.rstrip() for line in lines)
 
@@ -92,7 +98,7 @@ def test_hundreds_of_windows_are_grouped(make_replay: Any) -> None:
 @pytest.mark.parametrize(
     ("trace", "words"),
     [
-        (FakeTrace(lost_events=6), ["6 EVENTS LOST", "verdict unchecked"]),
+        (FakeTrace(lost_events=6), ["6 EVENTS LOST", "verdict partial"]),
         (FakeTrace(malformed_lines=3), ["3 MALFORMED LINES"]),
         (FakeTrace(vms=["1", "2"]), ["2 VMs"]),
     ],

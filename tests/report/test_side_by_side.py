@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+from typing import Any, cast
 
+from replay.mmu.engine import Options
 from replay.policy import PRESETS
 from replay.report.console import console
 from replay.report.side_by_side import print_side_by_side
+from replay.run import Run
+from replay.trace.trace import Trace
 from replay.verdict.compare import compare_recorded
-from replay.verdict.document import run_document
 from tests.report.test_console import FakeTrace
 
 
 def rows(*replays: Any) -> dict[str, list[str]]:
     documents = [
-        run_document(FakeTrace(), PRESETS["v2"], "", replay, compare_recorded(replay)) for replay in replays
+        Run(cast(Trace, FakeTrace()), PRESETS["v2"], "", Options(), each, compare_recorded(each)).document
+        for each in replays
     ]
     text = io.StringIO()
     print_side_by_side(console(text), documents)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ import pytest
 from replay.errors import UsageError
 from replay.mmu.engine import Options
 from replay.policy import PRESETS
-from replay.verdict.compare import Comparison, compare_golden, compare_recorded
+from replay.verdict.compare import Comparison, Lines, compare_golden, compare_recorded
+from replay.verdict.doubt import Doubt
 from replay.verdict.golden import Golden, golden_of
 
 V2 = PRESETS["v2"]
@@ -17,7 +19,9 @@ V2 = PRESETS["v2"]
 
 def test_recorded_match(make_replay: Any) -> None:
     comparison = compare_recorded(make_replay())
-    assert comparison == Comparison("recorded", 4, 4, 0, 0, 0, flushes_expected=1, verdict="match")
+    assert comparison == Comparison(
+        "recorded", 6, 6, {}, 4, 4, 0, 0, 0, Lines(2, 2, 2), Lines(), flushes_expected=1, verdict="match"
+    )
 
 
 def test_nothing_recorded_is_unchecked_and_counts_are_unknown(make_replay: Any) -> None:
@@ -33,7 +37,13 @@ def test_nothing_recorded_is_unchecked_and_counts_are_unknown(make_replay: Any) 
         ({"missing": 1}, "1 attempt expected but not simulated"),
         ({"unexpected": 3}, "3 attempts simulated but not expected"),
         ({"get_page_matched": 1}, "1 of 2 kvm_mmu_get_page lines of splits differ"),
-        ({"truth_expected": 9, "truth_matched": 5}, "4 of 9 probe lines of splits differ"),
+        ({"get_page_absent": 3}, "3 kvm_mmu_get_page lines of splits simulated but not recorded"),
+        ({"tdp_get_page_recorded": 3}, "3 of 5 kvm_mmu_get_page lines of splits differ"),
+        (
+            {"recorded_probes": 9, "probes_recorded": 9, "probes_matched": 5},
+            "4 of 9 probe lines of splits differ",
+        ),
+        ({"probes_absent": 1}, "1 probe lines of splits simulated but not recorded"),
     ],
 )
 def test_each_difference_is_a_mismatch(make_replay: Any, changes: dict[str, int], reason: str) -> None:
@@ -43,14 +53,16 @@ def test_each_difference_is_a_mismatch(make_replay: Any, changes: dict[str, int]
 
 
 def test_truth_that_was_not_recorded_is_no_difference(make_replay: Any) -> None:
-    replay = make_replay(truth_expected=None, truth_matched=None, flushes_expected=None)
+    replay = make_replay(flushes_expected=None)
     assert compare_recorded(replay).verdict == "match"
 
 
 def test_windows_that_the_user_placed_are_compared_with_nothing(make_replay: Any) -> None:
     rows = [row | {"cause": "end", "flushes_recorded": 5} for row in make_replay().windows.to_pylist()]
-    what_if = make_replay(windows=rows, expected_attempts=0, matched=0)
-    assert compare_recorded(what_if).verdict == "unchecked"
+    what_if = make_replay(windows=rows, expected_attempts=0, matched=0, get_page_recorded=0)
+    what_if.recorded_lines["splits"] = 4
+    comparison = compare_recorded(what_if)
+    assert (comparison.verdict, comparison.not_compared) == ("unchecked", {"no_window": 4})
 
 
 def test_window_in_which_nothing_was_recorded_is_an_expectation(make_replay: Any) -> None:
@@ -69,13 +81,62 @@ def test_flushes_are_compared_window_by_window(make_replay: Any) -> None:
     ]
 
 
-@pytest.mark.parametrize(("mismatched", "verdict"), [(0, "unchecked"), (1, "mismatch")])
-def test_what_is_in_doubt_cannot_match(make_replay: Any, mismatched: int, verdict: str) -> None:
-    comparison = compare_recorded(make_replay(mismatched=mismatched), ["events lost: 6"])
+@pytest.mark.parametrize("reason", ["lost_events", "malformed_lines"])
+@pytest.mark.parametrize(("mismatched", "verdict"), [(0, "partial"), (1, "mismatch")])
+def test_what_is_lost_may_have_been_an_outcome(
+    make_replay: Any, reason: str, mismatched: int, verdict: str
+) -> None:
+    comparison = compare_recorded(make_replay(mismatched=mismatched), [Doubt(reason, "six of them")])
     assert comparison.verdict == verdict
-    assert comparison.reasons[-1] == "events lost: 6"
+    assert comparison.reasons[-1] == "six of them"
     same = golden(make_replay())
-    assert compare_golden(same, same, ["events lost: 6"]).verdict == "unchecked"
+    assert compare_golden(same, same, ["events lost: 6"]).verdict == "partial"
+
+
+def test_each_line_that_is_not_compared_has_its_reason(make_replay: Any) -> None:
+    replay = make_replay(
+        expected_attempts=8,
+        matched=7,
+        get_page_unknown=1,
+        unknown={0: 2},
+        divergences={"fault_time_tdp_splits": 0, "splits_outside_windows": 3},
+    )
+    replay.recorded_lines["splits"] += 3
+    doubts = [Doubt("missing_kind", "no walk", vm=1), Doubt("form", "no gfn", vm=0)]
+    comparison = compare_recorded(replay, doubts)
+    assert comparison.not_compared == {"form": 2, "no_window": 3}
+    assert (comparison.recorded, comparison.compared) == (13, 8)
+    assert comparison.get_page == Lines(recorded=2, compared=1, matched=2)
+    assert comparison.reasons[-2:] == [
+        "2 recorded lines not compared: the form of the text drops fields",
+        "3 recorded lines not compared: no line shows which window they are of",
+    ]
+
+
+def test_lines_that_rest_on_older_state_leave_a_part(make_replay: Any) -> None:
+    replay = replace(make_replay(matched=3, unknown={0: 1}), older={0: 7})
+    comparison = compare_recorded(replay)
+    assert (comparison.verdict, comparison.not_compared) == ("partial", {"before_trace": 1})
+    assert comparison.reasons[0] == (
+        "the trace begins in the middle of a VM's life: line 7 shows what is older than it"
+    )
+
+
+def test_a_lazy_split_of_a_vcpu_leaves_nothing_open(make_replay: Any) -> None:
+    replay = make_replay(divergences={"fault_time_tdp_splits": 2})
+    replay.recorded_lines["splits"] += 2
+    comparison = compare_recorded(replay)
+    assert (comparison.verdict, comparison.not_compared) == ("match", {"fault_time": 2})
+
+
+def test_nothing_compared_is_unchecked(make_replay: Any) -> None:
+    windows = [row | {"doubted": True} for row in make_replay().windows.to_pylist()]
+    replay = replace(
+        make_replay(windows=windows, matched=0, get_page_unknown=2, get_page_matched=0, unknown={0: 6}),
+        older={0: 0},
+    )
+    comparison = compare_recorded(replay)
+    assert (comparison.verdict, comparison.compared, comparison.recorded) == ("unchecked", 0, 6)
 
 
 def test_recorded_differences_name_the_line_and_both_sides(make_replay: Any) -> None:
@@ -104,7 +165,7 @@ def golden(replay: Any, policy: str = "v2", options: Options | None = None) -> G
 
 def test_golden_match(make_replay: Any) -> None:
     comparison = compare_golden(golden(make_replay()), golden(make_replay()))
-    assert comparison == Comparison("file", 4, 4, 0, 0, 0, flushes_expected=1, verdict="match")
+    assert comparison == Comparison("file", 4, 4, {}, 4, 4, 0, 0, 0, flushes_expected=1, verdict="match")
 
 
 def test_golden_difference_names_the_attempt_and_what_differs(make_replay: Any) -> None:

@@ -1,0 +1,83 @@
+"""Doubts: what a trace does not tell, so that a difference from it proves nothing.
+
+``replay run`` and ``replay info`` ask the same function, :func:`doubts_of`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from replay.schema import EVENT_NAMES
+
+if TYPE_CHECKING:
+    from replay.mmu.facts import TraceFacts
+    from replay.trace.trace import Trace
+
+REASONS = {
+    "missing_kind": "the trace lacks events that the model needs",
+    "form": "the form of the text drops fields",
+    "lost_events": "events were lost",
+    "malformed_lines": "lines cannot be read",
+    "before_trace": "they rest on state that is older than the trace",
+    "fault_time": "splits by a vCPU's fault",
+    "no_window": "no line shows which window they are of",
+}
+"""The keys of ``expected.not_compared`` in the document, and what they mean."""
+
+NEVER_MATCH = ("lost_events", "malformed_lines")
+"""What is lost may have been an outcome: nothing can match then."""
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """One thing that a trace does not tell."""
+
+    reason: str
+    """A key of ``REASONS``."""
+    text: str
+    vm: int | None = None
+    """The VM that it is about; None for all."""
+    line: int = 0
+    """The first line from which on it counts."""
+
+
+def doubts_of(trace: Trace, facts: TraceFacts, allow_lost: bool = False) -> list[Doubt]:
+    """What ``trace`` leaves open, the gravest first.  State older than a trace is found by replaying it."""
+    doubts = list(_missing_kinds(facts))
+    if trace.losses:
+        from replay.trace.formats import better_form
+
+        lines = ", ".join(f"{what}: {count:,} lines" for what, count in trace.losses.items())
+        doubts.append(Doubt("form", f"{lines}; {better_form(trace.format)}"))
+    if trace.lost_events and not allow_lost:
+        text = f"events lost: {trace.lost_events:,}, so that a match proves nothing (--allow-lost)"
+        doubts.append(Doubt("lost_events", text, line=facts.first_lost_line))
+    if trace.malformed_lines:
+        first, _ = trace.malformed[0]
+        text = f"malformed lines: {trace.malformed_lines:,}, first line {first}: what they said is unknown"
+        doubts.append(Doubt("malformed_lines", text, line=first))
+    return doubts
+
+
+def _missing_kinds(facts: TraceFacts) -> Iterator[Doubt]:
+    """Kinds of events that were not recorded although the VM has others that never come without them."""
+    for vm in range(facts.vms):
+        names = [EVENT_NAMES[kind] for kind in facts.lacking(vm)]
+        if names:
+            last = names.pop()
+            listed = f"{', '.join(names)} or {last}" if names else last
+            text = f"no {listed} line was recorded, which the model needs"
+            yield Doubt("missing_kind", text, vm)
+
+
+def reason_of(doubts: Sequence[Doubt], vm: int) -> str:
+    """The reason why lines of ``vm`` that rest on something unknown are not compared."""
+    return next((doubt.reason for doubt in doubts if doubt.vm in (None, vm)), "before_trace")
+
+
+def doubtful_from(doubts: Sequence[Doubt], vms: int) -> dict[int, int]:
+    """The first line by VM from which on a difference proves nothing."""
+    lines = {vm: [doubt.line for doubt in doubts if doubt.vm in (None, vm)] for vm in range(vms)}
+    return {vm: min(of_vm) for vm, of_vm in lines.items() if of_vm}
