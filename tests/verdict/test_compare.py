@@ -59,7 +59,9 @@ def test_truth_that_was_not_recorded_is_no_difference(make_replay: Any) -> None:
 
 def test_windows_that_the_user_placed_are_compared_with_nothing(make_replay: Any) -> None:
     rows = [row | {"cause": "end", "flushes_recorded": 5} for row in make_replay().windows.to_pylist()]
-    what_if = make_replay(windows=rows, expected_attempts=0, matched=0, get_page_recorded=0)
+    what_if = make_replay(
+        windows=rows, expected_attempts=0, matched=0, get_page_recorded=0, get_page_matched=0
+    )
     what_if.recorded_lines["splits"] = 4
     comparison = compare_recorded(what_if)
     assert (comparison.verdict, comparison.not_compared) == ("unchecked", {"no_window": 4})
