@@ -5,19 +5,22 @@ from __future__ import annotations
 from replay.jit import jit
 from replay.mmu.align import finish, finish_shadow
 from replay.mmu.dirty_log import need_bitmap, protect_cleared, walks_shadow_mmu
+from replay.mmu.kinds import V2_TRY_SPLIT_BEGIN
 from replay.mmu.layout import (
     CTL_HAS_RECORDED,
     CTL_RUN,
     PROBES_PROTECT,
     SLOT_BASE,
     SLOT_NPAGES,
+    VM_HAS_TDP,
+    VM_PEAK,
     VM_PROBES,
     VM_WINDOW,
 )
 from replay.mmu.room import NO_ROOM, OK
 from replay.mmu.slot_passes import write_protect_slot
 from replay.mmu.state import Mmu
-from replay.mmu.truth import compare_lines, drop_simulated
+from replay.mmu.truth import compare_lines, drop_simulated, simulated_line
 from replay.mmu.window import (
     PHASE_CLOSED,
     PHASE_SHADOW,
@@ -53,6 +56,12 @@ AT_TIME = int(WindowCause.TIME)
 
 
 @jit
+def has_rmaps(m: Mmu, vm: int) -> bool:
+    """kvm_memslots_have_rmaps(): a shadow root was made, or there is no TDP MMU."""
+    return not m.vm[vm, VM_HAS_TDP] or m.vm[vm, VM_PEAK] > 0
+
+
+@jit
 def begin_window(
     m: Mmu,
     vm: int,
@@ -74,6 +83,8 @@ def begin_window(
     m.window[w, WIN_ALIGNED] = m.ctl[CTL_HAS_RECORDED] if cause < END_OF_TRACE else 0
     if not walks_shadow_mmu(m, k):
         m.window[w, WIN_WALK_DONE] = 1
+    if by_probe and has_rmaps(m, vm):
+        simulated_line(m, w, V2_TRY_SPLIT_BEGIN, start, target, end, 0)
     if not m.window[w, WIN_ALIGNED]:
         m.ctl[CTL_RUN] = w + 1
     return w

@@ -61,28 +61,26 @@ from replay.mmu.mmu_pages import change_mmu_pages
 from replay.mmu.role import role_of_word
 from replay.mmu.room import NO_ROOM, OK
 from replay.mmu.state import Mmu
-from replay.mmu.truth import compare_lines, recorded_line, simulated_line
+from replay.mmu.truth import compare_lines, recorded_line
 from replay.mmu.window import (
     C_ENV_ALLOC,
     C_UNPLACED,
     PHASE_SHADOW,
     PHASE_SHADOW_DONE,
     PHASE_TDP,
-    WIN_END,
     WIN_ENV_FAIL_KERNEL,
     WIN_ENV_FAIL_NOWAIT,
     WIN_FLUSHES_RECORDED,
     WIN_HAS_V2_PROBES,
     WIN_OPEN_ENDED,
     WIN_PHASE,
-    WIN_START,
-    WIN_TARGET,
     count,
 )
 from replay.policy import KnobCodes
 from replay.schema import Columns
 
 INITIALLY_SET = 2  # KVM_DIRTY_LOG_INITIALLY_SET
+NOWAIT_FAILED = 3  # reason of v2_lock_dropped: no page without waiting
 
 
 @jit
@@ -153,12 +151,13 @@ def v2_event(m: Mmu, c: Columns, i: int, w: int, k: KnobCodes) -> int:
     gfn, level = np.int64(c.gfn[i]), np.int64(c.level[i])
     win = m.window[w]
     if kind == V2_LOCK_DROPPED:
+        if np.int64(c.code[i]) == NOWAIT_FAILED:
+            win[WIN_ENV_FAIL_NOWAIT] = 1  # the line of the failure came before, if it was recorded
         return align.lock_dropped(m, w, k, gfn, level, c.num[i])
     if kind == V2_RANGE_YIELD:
         return align.range_yield(m, w, k, gfn, level, c.num[i])
     end, num, code = np.int64(c.end[i]), c.num[i], np.int64(c.code[i])
     if kind == V2_TRY_SPLIT_BEGIN:
-        simulated_line(m, w, kind, win[WIN_START], win[WIN_TARGET], win[WIN_END], 0)
         recorded_line(m, w, kind, gfn, level, end, 0)
         control.shadow_part_begins(m, w, gfn, end)
         win[WIN_HAS_V2_PROBES] = 1
