@@ -11,7 +11,7 @@ import numpy as np
 from replay.jit import compile_meanwhile
 from replay.mmu import layout, room, state, tables, window
 from replay.mmu.census import OUT_CENSUS_COLUMNS, WIN_CENSUS_COLUMNS, Census, collect
-from replay.mmu.facts import FACT_COLUMNS, RAW_ROLES, TraceFacts, scan_facts, scan_rows
+from replay.mmu.facts import FACT_COLUMNS, TraceFacts, scan_facts, scan_rows
 from replay.mmu.histogram import COLUMNS_BY, RmapHistogram, rmap_counts
 from replay.mmu.kinds import V2_FIRST
 from replay.mmu.lookahead import LOOKAHEAD
@@ -96,7 +96,7 @@ def compile_in_other_process() -> None:
 
 def trace_facts(trace: Trace) -> TraceFacts:
     """What ``trace`` holds, in one pass over its events."""
-    return scan_facts(trace.batches(FACT_COLUMNS), len(trace.vms))
+    return scan_facts(trace.batches(FACT_COLUMNS), len(trace.vms), trace.role_words)
 
 
 def replay_trace(
@@ -213,7 +213,7 @@ def _new_state(facts: TraceFacts, options: Options, doubtful_from: Mapping[int, 
             + layout.PROBES_COLLAPSE * facts.has(vm, Kind.ZAP_COLLAPSIBLE, Kind.RECOVER_HUGE)
         )
         m.vm[vm, layout.VM_TRUTHS] = _compared_kinds(facts, vm)
-        m.vm[vm, layout.VM_RAW_ROLES] = facts.facts[vm, RAW_ROLES] > 0
+        m.vm[vm, layout.VM_RAW_ROLES] = facts.role_words
         m.vm[vm, layout.VM_DOUBT_LINE] = doubtful_from.get(vm, NEVER)
         if options.max_mmu_pages is not None:
             m.vm[vm, layout.VM_MAX] = options.max_mmu_pages
@@ -289,9 +289,7 @@ def _result(m: state.Mmu, facts: TraceFacts) -> Replay:
             counters[f"{name}_{what}"] = int(aligned[:, first + i].sum())
     flush_probes = facts.total(Kind.FLUSH_REMOTE_TLBS) > 0
     counters["flushes_expected"] = (
-        int(aligned[aligned[:, window.WIN_DOUBTED] == 0, window.WIN_FLUSHES_RECORDED].sum())
-        if flush_probes
-        else None
+        int(aligned[:, window.WIN_FLUSHES_RECORDED].sum()) if flush_probes else None
     )
     counters["flushes_simulated"] = total
     if facts.total(Kind.SET_SPTE) == 0:

@@ -25,7 +25,7 @@ from replay.mmu.kinds import (
     TDP_TRY_SPLIT,
     TRY_SPLIT_RET,
 )
-from replay.mmu.role import DIRECT, UNPRINTED
+from replay.mmu.role import DIRECT
 from replay.schema import EAGAIN, EINVAL, EOPNOTSUPP, Columns, Kind
 
 SHADOW_SPLITS = 0
@@ -39,9 +39,8 @@ IN_SHADOW_PART = 7
 HUGE_SPTES = 8
 NONPRESENT_SPTES = 9  # TDP SPTEs that are non-present by bit 63, as 6.10 and later print them
 INDIRECT_PAGES = 10  # kvm_mmu_get_page lines of pages that shadow a guest's table
-RAW_ROLES = 11  # roles with bits that the kernel's text does not print
-FIRST_LOST = 12  # line of the first loss that the trace marks, in row 0 whatever the VM
-FACTS = 13
+FIRST_LOST = 11  # line of the first loss that the trace marks, in row 0 whatever the VM
+FACTS = 12
 KINDS = 128
 SHADOW_NONPRESENT_VALUE = np.uint64(1 << 63)
 _TASKS = 1024
@@ -81,7 +80,6 @@ def scan_rows(c: Columns, kinds: np.ndarray, facts: np.ndarray, last: np.ndarray
                 facts[vm, SHADOW_PART_SPLITS] += 1
         elif kind == GET_PAGE:
             facts[vm, INDIRECT_PAGES] += c.role[i] & np.uint32(DIRECT) == 0
-            facts[vm, RAW_ROLES] += c.role[i] & np.uint32(UNPRINTED) != 0
         elif kind == TDP_CHANGED:
             facts[vm, NONPRESENT_SPTES] += c.old_spte[i] == SHADOW_NONPRESENT_VALUE
         elif kind == SET_SPTE:
@@ -109,6 +107,8 @@ class TraceFacts:
 
     kinds: np.ndarray
     facts: np.ndarray
+    role_words: bool = False
+    """Roles have all bits of the kernel's, guest_mode too."""
 
     def has(self, vm: int, *kinds: Kind) -> bool:
         return any(self.kinds[vm, kind] for kind in kinds)
@@ -236,11 +236,11 @@ class TraceFacts:
         return (names[0] if names else "v2"), reason
 
 
-def scan_facts(batches: Iterable[Columns], vms: int) -> TraceFacts:
+def scan_facts(batches: Iterable[Columns], vms: int, role_words: bool = False) -> TraceFacts:
     """One pass over all batches of a trace with ``vms`` virtual machines."""
     kinds = np.zeros((max(vms, 1) + 1, KINDS), np.int64)
     facts = np.zeros((max(vms, 1), FACTS), np.int64)
     last = np.zeros((_TASKS, 2), np.int64)
     for batch in batches:
         scan_rows(batch, kinds, facts, last)
-    return TraceFacts(kinds, facts)
+    return TraceFacts(kinds, facts, role_words)

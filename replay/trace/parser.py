@@ -144,6 +144,7 @@ class Parser(ABC):
             trace.losses[WITHOUT_PROCESS] = trace.events
         words = self._role_words
         words.settle(trace.kernel)
+        trace.role_words = words.whole
 
         def batches(_: Collection[str]) -> Iterator[Columns]:
             words.begin()

@@ -84,6 +84,8 @@ class RoleWords:
     """The role words of one trace: evidence while it is read, conversion of its batches afterwards."""
 
     seen: bool = False
+    whole: bool = False
+    """Words with all bits were seen."""
     layout: RoleLayout = field(default_factory=RoleLayout)
     _valid_gen: dict[int, int] = field(default_factory=dict)  # VM: generation of the pages that it gets
 
@@ -93,6 +95,7 @@ class RoleWords:
             return
         words = batch.role[(batch.role & _MARKS) != 0]
         self.seen = True
+        self.whole = self.whole or bool((words & RAW_WORD).any())
         got = batch.role[(batch.kind == Kind.GET_PAGE) & ((batch.role & _MARKS) != 0)]
         is_upper = (words & int(Role.LEVEL)) >= 3
         has_bit_4 = words[is_upper] & int(Role.HAS_4_BYTE_GPTE)

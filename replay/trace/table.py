@@ -40,6 +40,7 @@ _FACTS = (
     "comms",
     "texts",
     "kernel",
+    "role_words",
     "truncated",
 )
 

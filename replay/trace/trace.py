@@ -36,6 +36,7 @@ class Trace:
     comms: list[str] = field(default_factory=list)  # dictionary of the column comm
     texts: list[str] = field(default_factory=list)  # dictionary of the column text
     kernel: str | None = None  # kernel version, if the trace tells it
+    role_words: bool = False  # roles have all bits of the kernel's, guest_mode too
     truncated: str | None = None  # why the input ended early, where that is tolerated
     _batches: Callable[[Collection[str]], Iterator[Columns]] = field(default=lambda _: iter(()), repr=False)
 

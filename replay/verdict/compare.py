@@ -111,7 +111,7 @@ def compare_recorded(replay: Replay, doubts: Sequence[Doubt] = ()) -> Comparison
         *_attempt_reasons(counters),
         *_line_reasons("kvm_mmu_get_page lines of splits", get_page),
         *_line_reasons("probe lines of splits", probes),
-        *_flush_reasons(replay),
+        *_flush_reasons(replay, doubted=False),
     ]
     left_out = {reason: not_compared[reason] for reason in REASONS if not_compared[reason]}
     verdict, reasons = _verdict(
@@ -161,7 +161,7 @@ def _open_questions(replay: Replay, doubts: Sequence[Doubt], left_out: Mapping[s
         if reason != "fault_time":
             lines = f"{count:,} recorded {'line' if count == 1 else 'lines'}"
             reasons.append(f"{lines} not compared: {REASONS[reason]}")
-    return reasons
+    return [*reasons, *_flush_reasons(replay, doubted=True)]
 
 
 def _before_trace(replay: Replay) -> str:
@@ -230,8 +230,8 @@ def _attempt_reasons(counts: Mapping[str, int | None]) -> list[str]:
     ]
 
 
-def _flush_reasons(replay: Replay) -> list[str]:
-    """Windows whose simulated flushes differ from those that probes recorded."""
+def _flush_reasons(replay: Replay, doubted: bool) -> list[str]:
+    """Windows whose simulated flushes differ from those that probes recorded, with or without doubt."""
     columns = replay.windows.select(
         ["index", "cause", "doubted", "flushes_total", "flushes_recorded"]
     ).to_pylist()
@@ -239,15 +239,18 @@ def _flush_reasons(replay: Replay) -> list[str]:
         row
         for row in columns
         if row["cause"] not in _WHAT_IF
-        and not row["doubted"]
+        and row["doubted"] == doubted
         and row["flushes_recorded"] is not None
         and row["flushes_recorded"] != row["flushes_total"]
     ]
     if not differing:
         return []
+    windows = f"in {len(differing)} of {len(columns)} windows"
+    if doubted:
+        return [f"flushes not compared {windows}: not all of the state was known"]
     first = differing[0]
     return [
-        f"flushes differ in {len(differing)} of {len(columns)} windows, first in window {first['index']}: "
+        f"flushes differ {windows}, first in window {first['index']}: "
         f"{first['flushes_recorded']} recorded, {first['flushes_total']} simulated"
     ]
 

@@ -124,8 +124,6 @@ def test_recorded_forms_have_the_outcomes_of_native_text(kernel: str, name: str)
     got = outcomes(FORMS / kernel / f"{name}.txt.zst")
     assert reference["verdict"] == "match"
     if name == "tc-report":  # what was zapped is not told
-        assert got.pop("verdict") == "unchecked"
-        reference.pop("verdict")
         reference["totals"].pop("shadow_pages_used_end")
         got["totals"].pop("shadow_pages_used_end")
     assert got == reference
