@@ -40,7 +40,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--limit", metavar="N", type=int, help="N mutants chosen at random, not all")
     parser.add_argument("--seed", metavar="S", type=int, default=0, help="of that choice (default: 0)")
     parser.add_argument("--jobs", metavar="N", type=int, default=1, help="mutants tested at the same time")
-    parser.add_argument("--tests", metavar="DIR", default="tests/mmu", help="default: tests/mmu")
+    parser.add_argument("--tests", metavar="PATH", default="tests/mmu", help="default: tests/mmu")
     parser.add_argument("--project", metavar="DIR", type=Path, default=PROJECT, help="default: this one")
     return parser.parse_args(argv)
 
@@ -57,15 +57,18 @@ def jobs_of(project: Path, only: Sequence[str] | None, limit: int | None, seed: 
     return jobs
 
 
+def tests_of(project: Path, where: str) -> list[str]:
+    """The test files in ``where``, which may be one itself."""
+    path = project / where
+    found = sorted(path.rglob("test_*.py")) if path.is_dir() else [path]
+    return [str(test.relative_to(project)) for test in found if test.name not in SLOW_TESTS]
+
+
 def main(argv: Sequence[str]) -> int:
     options = arguments(argv)
     project = options.project.resolve()
     jobs = jobs_of(project, options.only, options.limit, options.seed)
-    tests = sorted(
-        str(path.relative_to(project))
-        for path in (project / options.tests).rglob("test_*.py")
-        if path.name not in SLOW_TESTS
-    )
+    tests = tests_of(project, options.tests)
     if not jobs or not tests:
         print("mutate: no function to change" if tests else "mutate: no tests", file=sys.stderr)
         return 2
