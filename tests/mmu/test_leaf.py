@@ -71,7 +71,7 @@ def host_levels(m: state.Mmu, gfn: int) -> tuple[int, int]:
     return int(m.region[region, layout.REGION_HOST]), int(m.gib[gib, layout.GIB_HOST])
 
 
-# -- mmu_set_spte -----------------------------------------------------------------------------------
+# -- mmu_set_spte ----------------------------------------------------------------------------------
 
 
 def test_line_sets_an_spte_of_the_table_it_names(m: state.Mmu, t: int) -> None:
@@ -151,7 +151,7 @@ def test_huge_leaf_in_the_place_of_a_table_unlinks_it(m: state.Mmu, t: int) -> N
     assert mapping(m, GFN, 2) == [parent * 512]
 
 
-# -- the table that a line names ------------------------------------------------------------------------
+# -- the table that a line names -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_table_of_the_fault_that_is_in_another_frame_is_another(m: state.Mmu, t:
     assert counted(m, window.C_ADOPTED) == 1
 
 
-# -- a huge page that the recorded kernel had split ---------------------------------------------------------
+# -- a huge page that the recorded kernel had split ------------------------------------------------
 
 
 def test_fault_below_a_huge_page_splits_it_lazily(m: state.Mmu, t: int) -> None:
@@ -310,7 +310,7 @@ def test_no_lazy_split_where_there_is_no_huge_page_of_the_gfn(m: state.Mmu, t: i
     assert counted(m, window.C_NOT_SPLIT) == 0
 
 
-# -- lines of the TDP MMU -----------------------------------------------------------------------------------
+# -- lines of the TDP MMU --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -335,7 +335,7 @@ def test_line_that_names_a_table_of_the_tdp_mmu_is_of_it(m: state.Mmu, t: int, t
     assert not leaf.is_tdp_set_spte(m, t, GFN, 7, 1, FRAME + 1)
 
 
-# -- one gfn has one pfn --------------------------------------------------------------------------------------
+# -- one gfn has one pfn ---------------------------------------------------------------------------
 
 
 def test_new_pfn_of_a_4k_page_zaps_what_mapped_the_old(m: state.Mmu, t: int) -> None:
@@ -417,7 +417,7 @@ def test_host_level_is_the_largest_seen(m: state.Mmu) -> None:
     assert host_levels(m, GFN + 1024) == (3, 3)
 
 
-# -- faults that a split would have avoided -------------------------------------------------------------------
+# -- faults that a split would have avoided --------------------------------------------------------
 
 READ, WRITE, FETCH = 4, 6, 20
 PROTECTED = SMALL & ~spte.PT_WRITABLE_MASK
@@ -524,14 +524,17 @@ def test_line_that_stands_for_no_fault_of_its_own(m: state.Mmu, t: int, case: st
 
 def test_each_spte_of_a_split_has_its_first_fault(m: state.Mmu, t: int) -> None:
     sp = split_child(m, pte(PFN + 5))
+    other = table(m, GFN + 512, frame=FRAME + 1)
+    m.sp32[other, layout.SP32_FLAGS] |= layout.FLAG_SPLIT
     install(m, sp, 6, GFN + 6, pte(PFN + 6))
-    for index in (5, 6):
+    install(m, other, 5, GFN + 512 + 5, pte(PFN + 512 + 5))
+    for index, frame in ((5, FRAME), (6, FRAME), (512 + 5, FRAME + 1)):
         fault(m, t, GFN + index)
-        set_spte(m, t, GFN + index, pte(PFN + index), index)
-    assert counted(m, window.C_FAULTS_AVOIDED) == 2
+        set_spte(m, t, GFN + index, pte(PFN + index), index % 512, frame=frame)
+    assert counted(m, window.C_FAULTS_AVOIDED) == 3
 
 
-# -- bits that the CPU sets -------------------------------------------------------------------------------------
+# -- bits that the CPU sets ------------------------------------------------------------------------
 
 A, D = spte.PT_ACCESSED_MASK, spte.PT_DIRTY_MASK
 CLEAN = SMALL & ~(A | D)
@@ -561,7 +564,7 @@ def test_ept_without_a_and_d_in_these_bits(m: state.Mmu, t: int) -> None:
     assert value(m, sp * 512 + 5) == pte(PFN + 5, bits & ~(A | D))
 
 
-# -- access of a guest's page -----------------------------------------------------------------------------------
+# -- access of a guest's page ----------------------------------------------------------------------
 
 
 def test_access_of_the_guests_entries_is_kept(m: state.Mmu, t: int) -> None:
@@ -577,7 +580,7 @@ def test_access_of_the_guests_entries_is_kept(m: state.Mmu, t: int) -> None:
     assert shadow_page.sptep_access(m, sp, 5) == ACC_ALL
 
 
-# -- fast_page_fault and mmu notifiers ----------------------------------------------------------------------------
+# -- fast_page_fault and mmu notifiers -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("level", [1, 2, 3])

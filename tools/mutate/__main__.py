@@ -40,7 +40,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--limit", metavar="N", type=int, help="N mutants chosen at random, not all")
     parser.add_argument("--seed", metavar="S", type=int, default=0, help="of that choice (default: 0)")
     parser.add_argument("--jobs", metavar="N", type=int, default=1, help="mutants tested at the same time")
-    parser.add_argument("--tests", metavar="PATH", default="tests/mmu", help="default: tests/mmu")
+    parser.add_argument("--tests", metavar="PATH", action="append", help="repeatable (default: tests/mmu)")
     parser.add_argument("--project", metavar="DIR", type=Path, default=PROJECT, help="default: this one")
     return parser.parse_args(argv)
 
@@ -57,10 +57,11 @@ def jobs_of(project: Path, only: Sequence[str] | None, limit: int | None, seed: 
     return jobs
 
 
-def tests_of(project: Path, where: str) -> list[str]:
-    """The test files in ``where``, which may be one itself."""
-    path = project / where
-    found = sorted(path.rglob("test_*.py")) if path.is_dir() else [path]
+def tests_of(project: Path, paths: Sequence[str]) -> list[str]:
+    """The test files that ``paths`` are or hold."""
+    found: list[Path] = []
+    for path in (project / name for name in paths):
+        found += sorted(path.rglob("test_*.py")) if path.is_dir() else [path]
     return [str(test.relative_to(project)) for test in found if test.name not in SLOW_TESTS]
 
 
@@ -68,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
     options = arguments(argv)
     project = options.project.resolve()
     jobs = jobs_of(project, options.only, options.limit, options.seed)
-    tests = tests_of(project, options.tests)
+    tests = tests_of(project, options.tests or ["tests/mmu"])
     if not jobs or not tests:
         print("mutate: no function to change" if tests else "mutate: no tests", file=sys.stderr)
         return 2
