@@ -6,15 +6,17 @@ import pytest
 
 from replay.mmu import layout, leaf, rmap, shadow_page, spte, state, walk, window
 from replay.mmu.rmap import ORDER_APPEND
-from replay.mmu.role import ACC_ALL, ACC_WRITE, ACCESS_SHIFT, DIRECT, DIRECT_FAMILY, make_key
+from replay.mmu.role import ACC_ALL, ACC_WRITE, ACCESS_SHIFT, DIRECT, DIRECT_FAMILY, EFER_NX, make_key
 from tests.mmu.test_rmap import entries
 
 GFN = 1 << 18
 PFN = 0x140000
 SMALL, HUGE = 0xE67, 0xEE7
 ALL = ACC_ALL << ACCESS_SHIFT
+PROTECTED = SMALL & ~spte.PT_WRITABLE_MASK
 FRAME = 0x900
 TABLE = 0x67
+READ, WRITE, FETCH = 4, 6, 20  # codes of faults
 
 
 @pytest.fixture
@@ -91,8 +93,22 @@ def test_line_of_a_huge_page_sets_a_huge_spte(m: state.Mmu, t: int) -> None:
     assert mapping(m, GFN + 1024, 2) == [sp * 512 + 2]
 
 
-@pytest.mark.parametrize(("gfn", "level"), [(GFN, 0), (GFN, 4), (GFN + 1, 2), (GFN + 256, 2), (GFN + 512, 3)])
-def test_line_of_no_such_page_is_not_placed(m: state.Mmu, t: int, gfn: int, level: int) -> None:
+def test_line_of_a_1g_page(m: state.Mmu, t: int) -> None:
+    sp = table(m, 0, 3, FRAME)
+    set_spte(m, t, GFN, pte(PFN), 1, level=3)
+    assert mapping(m, GFN, 3) == [sp * 512 + 1]
+    assert host_levels(m, GFN) == (3, 3)
+
+
+@pytest.mark.parametrize(("gfn", "level"), [(GFN + 1, 2), (GFN + 256, 2), (GFN + 512, 3)])
+def test_huge_page_begins_at_a_multiple_of_its_size(m: state.Mmu, t: int, gfn: int, level: int) -> None:
+    indirect(m, 0x201, level, FRAME)  # a guest's table takes any gfn
+    set_spte(m, t, gfn, pte(PFN), 0, level)
+    assert (mapping(m, gfn, level), counted(m, window.C_UNPLACED)) == ([], 1)
+
+
+@pytest.mark.parametrize(("gfn", "level"), [(0, 0), (0, 4), (0, 5), (GFN, 4)])
+def test_line_of_no_such_level_is_not_placed(m: state.Mmu, t: int, gfn: int, level: int) -> None:
     set_spte(m, t, gfn, pte(PFN), 0, level)
     assert counted(m, window.C_UNPLACED) == 1
     assert (m.ctl[layout.CTL_SP_TOP], m.ctl[layout.CTL_GIB_TOP]) == (1, 0)
@@ -142,10 +158,11 @@ def test_entry_of_a_guest_table_moves_to_another_gfn(m: state.Mmu, t: int) -> No
     assert shadow_page.sptep_gfn(m, sp, 9) == GFN + 77
 
 
-def test_huge_leaf_in_the_place_of_a_table_unlinks_it(m: state.Mmu, t: int) -> None:
+@pytest.mark.parametrize("pfn", [PFN, None])
+def test_huge_leaf_in_the_place_of_a_table_unlinks_it(m: state.Mmu, t: int, pfn: int | None) -> None:
     parent, child = table(m, GFN, 2, FRAME), table(m, GFN)
     shadow_page.link_shadow_page(m, parent, 0, child, ORDER_APPEND)
-    set_spte(m, t, GFN, pte(PFN, HUGE), 0, level=2)
+    set_spte(m, t, GFN, pte(child if pfn is None else pfn, HUGE), 0, level=2)
     assert m.sp[child, layout.SP_PARENTS] == 0
     assert shadow_page.find_shadow_page(m, GFN, m.sp[child, layout.SP_KEY]) == child
     assert mapping(m, GFN, 2) == [parent * 512]
@@ -198,7 +215,34 @@ def test_table_that_was_never_named_is_adopted(m: state.Mmu, t: int) -> None:
     assert counted(m, window.C_ADOPTED) == 1
 
 
-@pytest.mark.parametrize(("gfn", "index", "level"), [(GFN + 5, 6, 1), (5, 6, 1), (GFN + 512, 0, 2)])
+def test_adopted_table_of_huge_pages(m: state.Mmu, t: int) -> None:
+    set_spte(m, t, GFN + 1024, pte(PFN), 2, level=2)
+    sp = shadow_page.find_bound(m, FRAME)
+    assert (m.sp[sp, layout.SP_GFN], m.sp[sp, layout.SP_KEY]) == (
+        GFN,
+        make_key(DIRECT | ALL | 2, DIRECT_FAMILY, 0),
+    )
+
+
+def test_adopted_table_is_like_its_root(m: state.Mmu, t: int) -> None:
+    m.sp[rooted(m, t), layout.SP_KEY] |= EFER_NX
+    set_spte(m, t, GFN + 5, pte(PFN), 5)
+    sp = shadow_page.find_bound(m, FRAME)
+    assert m.sp[sp, layout.SP_KEY] == make_key(DIRECT | ALL | 1 | EFER_NX, DIRECT_FAMILY, 0)
+
+
+def test_frame_of_a_table_that_cannot_be_meant_has_become_anothers(m: state.Mmu, t: int) -> None:
+    other = table(m, GFN, 2, FRAME)
+    set_spte(m, t, GFN + 5, pte(PFN), 5)
+    sp = shadow_page.find_bound(m, FRAME)
+    assert (m.sp[sp, layout.SP_GFN], m.sp[other, layout.SP_PAGE]) == (GFN, 0)
+    assert mapping(m, GFN + 5) == [sp * 512 + 5]
+
+
+@pytest.mark.parametrize(
+    ("gfn", "index", "level"),
+    [(GFN + 5, 6, 1), (GFN + 6, 5, 1), (5, 6, 1), (0, 511, 1), (GFN + 512, 0, 2), (0, 511, 2)],
+)
 def test_entry_that_is_of_a_guest_table_is_not_placed(
     m: state.Mmu, t: int, gfn: int, index: int, level: int
 ) -> None:
@@ -242,6 +286,15 @@ def test_first_line_of_a_fault_names_the_frame_of_its_table(m: state.Mmu, t: int
     set_spte(m, t, GFN + 512 + 5, pte(PFN), 5)
     assert shadow_page.find_bound(m, FRAME) == other
     assert counted(m, window.C_ADOPTED) == 0
+
+
+def test_line_of_another_region_is_not_of_the_faults_table(m: state.Mmu, t: int) -> None:
+    root, other = rooted(m, t), table(m, GFN + 512, variant=DIRECT_FAMILY)
+    shadow_page.link_shadow_page(m, root, 1, other, ORDER_APPEND)
+    fault(m, t, GFN + 512 + 5)
+    set_spte(m, t, GFN + 5, pte(PFN), 5)
+    assert m.sp[shadow_page.find_bound(m, FRAME), layout.SP_GFN] == GFN
+    assert m.sp[other, layout.SP_PAGE] == 0
 
 
 def test_fault_that_is_over_names_no_table(m: state.Mmu, t: int) -> None:
@@ -293,6 +346,23 @@ def test_lazy_split_takes_the_table_that_is_there(m: state.Mmu, t: int) -> None:
     m.task[t, layout.TASK_REQ_GFN] = GFN + 512 + 5
     assert leaf.split_lazily(m, t, 0, GFN + 512, 1, ORDER_APPEND) == there
     assert m.vm[0, layout.VM_USED] == 0
+
+
+def test_lazy_split_of_a_guests_huge_page_has_the_guests_access(m: state.Mmu, t: int) -> None:
+    root, upper, middle = (indirect(m, 0x200 + number, 4 - number) for number in range(3))
+    shadow_page.link_shadow_page(m, root, 0, upper, ORDER_APPEND)
+    shadow_page.link_shadow_page(m, upper, 1, middle, ORDER_APPEND)
+    access = ACC_ALL & ~ACC_WRITE
+    shadow_page.install_leaf(m, middle, 1, GFN, pte(PFN, HUGE), access, ORDER_APPEND)
+    m.task[t, layout.TASK_ROOT] = root
+    walk.begin_walk(m, t, 0x40205000, READ)
+    for number, bits, level in ((0x201, TABLE, 4), (0x202, TABLE, 3), (GFN, TABLE & ~2 | 0x80, 2)):
+        walk.add_element(m, t, number << 12 | bits, level)
+    walk.spte_requested(m, t, GFN + 5, 1)
+    set_spte(m, t, GFN + 5, pte(PFN + 5, PROTECTED), 5)
+    sp = shadow_page.find_bound(m, FRAME)
+    assert m.sp[sp, layout.SP_KEY] == make_key(DIRECT | access << ACCESS_SHIFT | 1, 0, 0)
+    assert [counted(m, c) for c in (window.C_NOT_SPLIT, window.C_ADOPTED)] == [1, 0]
 
 
 @pytest.mark.parametrize("case", ["nothing", "table", "other gfn", "no root", "top"])
@@ -419,8 +489,6 @@ def test_host_level_is_the_largest_seen(m: state.Mmu) -> None:
 
 # -- faults that a split would have avoided --------------------------------------------------------
 
-READ, WRITE, FETCH = 4, 6, 20
-PROTECTED = SMALL & ~spte.PT_WRITABLE_MASK
 NX = spte.PT64_NX_MASK
 
 
@@ -467,6 +535,14 @@ def test_access_that_the_trace_does_not_show_is_known_by_what_it_made_writable(
 ) -> None:
     m.task[t, layout.TASK_FAULT_CODE] = READ if not allowed else WRITE
     assert leaf.fault_allowed(m, t, 0, old, new) == allowed
+
+
+@pytest.mark.parametrize("executable", [False, True])
+def test_ept_has_a_bit_that_allows_fetches(m: state.Mmu, t: int, executable: bool) -> None:
+    m.vm[0, [layout.VM_EPT, layout.VM_HAS_FAULTS]] = 1
+    m.task[t, layout.TASK_FAULT_CODE] = FETCH
+    old = SMALL & ~spte.VMX_EPT_EXECUTABLE_MASK | (spte.VMX_EPT_EXECUTABLE_MASK if executable else 0)
+    assert leaf.fault_allowed(m, t, 0, old, SMALL) == executable
 
 
 FAULT_COUNTERS = (window.C_FAULTS_AVOIDED, window.C_FAULTS_PROTECTED, window.C_FAULTS_NONPRESENT)
@@ -555,6 +631,16 @@ def test_retried_access_sets_a_and_d(m: state.Mmu, t: int, code: int, bits: int,
     assert value(m, sp * 512 + 5) == pte(PFN + 5, bits | added)
 
 
+@pytest.mark.parametrize(("requested", "own"), [(GFN + 5, True), (GFN + 511, True), (GFN + 512, False)])
+def test_huge_page_that_holds_the_requested_gfn_is_the_faults_own(
+    m: state.Mmu, t: int, requested: int, own: bool
+) -> None:
+    sp = table(m, GFN, 2, FRAME)
+    fault(m, t, requested)
+    set_spte(m, t, GFN, pte(PFN, CLEAN), 0, level=2)
+    assert (value(m, sp * 512) & A != 0) == own
+
+
 def test_ept_without_a_and_d_in_these_bits(m: state.Mmu, t: int) -> None:
     sp = table(m, GFN, frame=FRAME)
     m.task[t, layout.TASK_FAULT_CODE] = WRITE
@@ -578,6 +664,16 @@ def test_access_of_the_guests_entries_is_kept(m: state.Mmu, t: int) -> None:
     walk.begin_fault(m, t)
     set_spte(m, t, 0x202, pte(PFN), 5)
     assert shadow_page.sptep_access(m, sp, 5) == ACC_ALL
+
+
+@pytest.mark.parametrize(("leaf_level", "lost"), [(2, ACC_WRITE), (3, ACC_WRITE), (4, 0)])
+def test_walk_that_read_no_leaf_shows_no_access(m: state.Mmu, t: int, leaf_level: int, lost: int) -> None:
+    sp = indirect(m, 0x201, frame=FRAME)
+    walk.begin_walk(m, t, 0x5000, READ)
+    for level in range(4, leaf_level - 1, -1):
+        walk.add_element(m, t, 0x201 << 12 | TABLE & ~2, level)
+    set_spte(m, t, 0x202, pte(PFN), 5)
+    assert shadow_page.sptep_access(m, sp, 5) == ACC_ALL & ~lost
 
 
 # -- fast_page_fault and mmu notifiers -------------------------------------------------------------
@@ -621,6 +717,8 @@ def test_unmapped_range_over_holes_and_many_gibs(m: state.Mmu) -> None:
     far = 5 << 18
     pages = [table(m, gfn) for gfn in (GFN, far, far + 1024)]
     spteps = [install(m, sp, 0, int(m.sp[sp, layout.SP_GFN]), pte(PFN)) for sp in pages]
+    assert leaf.unmap_gfn_range(m, 0, 0, GFN, ORDER_APPEND)
+    assert all(value(m, sptep) for sptep in spteps)
     assert leaf.unmap_gfn_range(m, 0, 0, far + 1024, ORDER_APPEND)
     assert [value(m, sptep) != 0 for sptep in spteps] == [False, False, True]
     assert leaf.unmap_gfn_range(m, 0, 0, 1 << 52, ORDER_APPEND)  # no further than what was ever mapped

@@ -111,7 +111,7 @@ def test_a_split_page_takes_at_most_128_bytes(m: state.Mmu) -> None:
     assert sum(table.shape[1] * table.itemsize for table in rows) + 2 * m.hash.itemsize <= 128
 
 
-# -- which unsync pages the look-up zaps -----------------------------------------------------------------
+# -- which unsync pages the look-up zaps -----------------------------------------------------------
 
 
 def look_up(m: state.Mmu) -> tuple[int, dict[str, int]]:
@@ -180,7 +180,7 @@ def test_look_up_of_a_4k_child_zaps_nothing(m: state.Mmu) -> None:
     assert shadow_page.find_shadow_page(m, GFN, unsync) >= 0
 
 
-# -- flushes and counts of one split --------------------------------------------------------------------------
+# -- flushes and counts of one split ---------------------------------------------------------------
 
 
 def occupied(m: state.Mmu, *indices: int) -> None:
