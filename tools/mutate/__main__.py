@@ -4,7 +4,7 @@
 
 Each mutant has one change: an operand of and/or dropped, a comparison negated or its bound moved by one,
 a constant one larger, a condition always true or false, a statement dropped.  The tests run as plain
-Python in a copy of the project; those who survive are printed, one a line.  Not every survivor is a gap:
+Python in a copy of the project; those that survive are printed, one a line.  Not every survivor is a gap:
 some changes make no difference.
 """
 
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tools.mutate.mutants import mutants
-from tools.mutate.runner import BaselineError, Job, Runner
+from tools.mutate.runner import BaselineError, Job, Run
 
 PROJECT = Path(__file__).parents[2]
 SOURCES = (
@@ -74,16 +74,18 @@ def main(argv: Sequence[str]) -> int:
         print("mutate: no function to change" if tests else "mutate: no tests", file=sys.stderr)
         return 2
     survived: Counter[str] = Counter()
+
+    def report(job: Job, survives: bool) -> None:
+        if survives:
+            survived[job.source] += 1
+            print(f"{job.source}:{job.mutant.line}: {job.mutant.change}", flush=True)
+
     with tempfile.TemporaryDirectory() as directory:
         try:
-            runner = Runner(project, tests, Path(directory), max(1, options.jobs))
+            Run(project, tests, jobs, options.jobs, report).in_copy(Path(directory) / "copy")
         except BaselineError as error:
             print(f"mutate: {error}", file=sys.stderr)
             return 2
-        for job, survives in runner.run(jobs):
-            if survives:
-                survived[job.source] += 1
-                print(f"{job.source}:{job.mutant.line}: {job.mutant.change}", flush=True)
     tested = Counter(job.source for job in jobs)
     for source in tested:
         print(f"{source}: {survived[source]} of {tested[source]} survived")

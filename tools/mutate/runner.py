@@ -1,21 +1,21 @@
-"""Tests against mutants: each in a process of its own, forked from one that has loaded what never changes."""
+"""Tests against mutants: collected once, then run in a process of its own for each mutant."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib
+import inspect
 import os
 import resource
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+import types
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from tools.mutate.mutants import Mutant
 
-PRELOADED = ("numpy", "numba", "pyarrow", "hypothesis", "pytest")
 NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__", "traces", "docs")
 
 
@@ -31,88 +31,111 @@ class BaselineError(Exception):
     """The tests fail without any change."""
 
 
-class Runner:
-    """Copies of a project in ``directory``; tests run in each against one mutant at a time."""
+@dataclass
+class Run:
+    """One run of ``tests``, files of ``project``, against each of ``jobs``, ``parallel`` at a time.
 
-    def __init__(self, project: Path, tests: Sequence[str], directory: Path, copies: int) -> None:
+    ``report`` is called as each job ends: with the job, and whether its mutant survived.
+    """
+
+    project: Path
+    tests: Sequence[str]
+    jobs: Sequence[Job]
+    parallel: int
+    report: Callable[[Job, bool], None]
+    fails: bool = False
+
+    def in_copy(self, copy: Path) -> None:
+        """Do it in a copy of the project, which is made at ``copy``: nothing is written elsewhere."""
         os.environ |= {"NUMBA_DISABLE_JIT": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-        for name in PRELOADED:
-            importlib.import_module(name)
-        self.tests = tests
-        self.copies = [directory / f"copy-{number}" for number in range(copies)]
-        shutil.copytree(project, self.copies[0], ignore=NOT_COPIED)
-        status, seconds = _wait(self._fork(self.copies[0], "", None))
-        if status != 0:
-            raise BaselineError(f"tests fail without any change: {' '.join(tests)}")
-        self.cpu_limit = int(2 + 3 * seconds)  # some mutants run for ever
-        for copy in self.copies[1:]:
-            shutil.copytree(self.copies[0], copy)
+        shutil.copytree(self.project, copy, ignore=NOT_COPIED)
+        sys.path.insert(0, str(copy))
+        os.chdir(copy)
+        import hypothesis
+        import pytest
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, bool]]:
-        """Each job, as it ends, and whether its mutant survived."""
-        idle = list(self.copies)
-        running: dict[int, tuple[Job, Path, str]] = {}
-        left = list(reversed(jobs))
+        # a counterexample kills a mutant; how small it could be does not matter
+        phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
+        hypothesis.settings.register_profile("mutants", phases=phases, database=None)
+        hypothesis.settings.load_profile("mutants")
+        options = ["--rootdir", str(copy), "-s", "-p", "no:terminal", "-p", "no:cacheprovider"]
+        pytest.main([*options, *self.tests], plugins=[self])
+        if self.fails:
+            raise BaselineError(f"tests fail without any change: {' '.join(self.tests)}")
+
+    def pytest_runtestloop(self, session: Any) -> bool:
+        """In place of pytest's own loop over the tests that it collected."""
+        self.fails = session.testsfailed > 0 or not session.items
+        if self.fails:
+            return True
+        _, status, usage = os.wait4(_fork(session, None, None), 0)
+        self.fails = status != 0
+        if not self.fails:
+            # some mutants run for ever
+            self._test_all(session, int(2 + 3 * (usage.ru_utime + usage.ru_stime)))
+        return True
+
+    def _test_all(self, session: Any, cpu_limit: int) -> None:
+        running: dict[int, Job] = {}
+        left = list(reversed(self.jobs))
         while left or running:
-            while left and idle:
-                job, copy = left.pop(), idle.pop()
-                original = (copy / job.source).read_text()
-                _write(copy / job.source, job.mutant.text)
-                running[self._fork(copy, job.source, self.cpu_limit)] = job, copy, original
+            while left and len(running) < self.parallel:
+                job = left.pop()
+                running[_fork(session, job, cpu_limit)] = job
             pid, status = os.wait()
-            job, copy, original = running.pop(pid)
-            _write(copy / job.source, original)
-            idle.append(copy)
-            yield job, status == 0
-
-    def _fork(self, copy: Path, source: str, cpu_limit: int | None) -> int:
-        sys.stdout.flush()
-        pid = os.fork()
-        if pid == 0:
-            _test(copy, self._tests_for(source), cpu_limit)
-        return pid
-
-    def _tests_for(self, source: str) -> list[str]:
-        """The tests, those of the module itself first: most mutants fail there."""
-        own = f"test_{Path(source).name}"
-        return sorted(self.tests, key=lambda test: Path(test).name != own)
+            self.report(running.pop(pid), status == 0)
 
 
-def _write(path: Path, text: str) -> None:
-    """Write a module; a compiled one of the same size and second would pass for it."""
-    for compiled in path.parent.glob(f"__pycache__/{path.stem}.*.pyc"):
-        compiled.unlink()
-    path.write_text(text)
+def _fork(session: Any, job: Job | None, cpu_limit: int | None) -> int:
+    """Start the tests against a mutant; the process ends with 0 if all pass."""
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        _test(session, job, cpu_limit)
+    return pid
 
 
-def _wait(pid: int) -> tuple[int, float]:
-    _, status, usage = os.wait4(pid, 0)
-    return status, usage.ru_utime + usage.ru_stime
-
-
-def _test(copy: Path, tests: Sequence[str], cpu_limit: int | None) -> NoReturn:
-    """In the child: run the tests in ``copy``, exit with 0 if all pass."""
+def _test(session: Any, job: Job | None, cpu_limit: int | None) -> NoReturn:
     code = 1
     try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
         if cpu_limit is not None:
             resource.setrlimit(resource.RLIMIT_CPU, (cpu_limit, cpu_limit))
-            sys.dont_write_bytecode = True
-        os.chdir(copy)
-        sys.path.insert(0, str(copy))
-        for name in [name for name in sys.modules if name.split(".")[0] in ("replay", "tests", "tools")]:
-            del sys.modules[name]
-        code = _run_pytest(tests)
+        items = session.items
+        if job is not None:
+            _mutate(job)
+            # most mutants fail in the tests of their own module
+            own = f"test_{Path(job.source).name}"
+            items = sorted(items, key=lambda item: item.path.name != own)
+        code = int(not all(_passes(session, item) for item in items))
     finally:
         os._exit(code)
 
 
-def _run_pytest(tests: Sequence[str]) -> int:
-    import hypothesis
-    import pytest
+def _passes(session: Any, item: Any) -> bool:
+    item.ihook.pytest_runtest_protocol(item=item, nextitem=None)
+    return bool(session.testsfailed == 0)
 
-    # a counterexample kills a mutant; how small it could be does not matter
-    phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
-    hypothesis.settings.register_profile("mutants", phases=phases, database=None)
-    hypothesis.settings.load_profile("mutants")
-    with open(os.devnull, "w") as null, contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
-        return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--tb=no", *tests]))
+
+def _mutate(job: Job) -> None:
+    """Give the functions of a module the code of the mutant: who has imported one has it, too."""
+    name = job.source.removesuffix(".py").replace("/", ".")
+    module = importlib.import_module(name)
+    mutated = types.ModuleType(name)
+    exec(compile(job.mutant.text, job.source, "exec"), mutated.__dict__)
+    for old, new in _functions(module, mutated, name):
+        old.__code__ = new.__code__
+
+
+def _functions(old: Any, new: Any, module: str) -> Iterator[tuple[Any, Any]]:
+    """The functions that a module or class defines, each with its namesake in its other form."""
+    for name, mutated in vars(new).items():
+        original = vars(old).get(name)
+        if getattr(mutated, "__module__", None) != module:
+            continue
+        if inspect.isfunction(mutated) and inspect.isfunction(original):
+            yield original, mutated
+        elif inspect.isclass(mutated) and inspect.isclass(original):
+            yield from _functions(original, mutated, module)
