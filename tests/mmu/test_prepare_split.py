@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from replay.mmu import layout, prepare_split, rmap, split, state, tables, window
+from replay.mmu import layout, prepare_split, rmap, shadow_page, split, state, tables, window
+from replay.mmu.role import DIRECT, make_key
 from replay.schema import Outcome
 from tests.mmu.conftest import make_mmu
-from tests.mmu.splits import GFN, HUGE, NEVER, V2, flushes, huge_page, knobs, opened, run
+from tests.mmu.splits import ALL, GFN, HUGE, NEVER, V2, flushes, huge_page, knobs, opened, run
 
 
 def test_lock_drop_leaks_the_spare_page_of_v2(m: state.Mmu) -> None:
@@ -255,3 +256,14 @@ def test_occupied_rmaps_take_descriptors(m: state.Mmu) -> None:
     huge_page(m, 1)
     run(m, opened(m), knobs("linux-6.0"))
     assert m.vm[0, CACHES].tolist() == [551, 39, 39]
+
+
+def test_drop_that_led_to_no_split_is_forgotten_at_the_next_head(m: state.Mmu) -> None:
+    huge_page(m, 1)
+    huge_page(m, 2, GFN + 512)
+    shadow_page.alloc_shadow_page(m, GFN, make_key(DIRECT | ALL | 1, 0, 0), 0)
+    w = opened(m)
+    stops = [split.advance(m, w, V2, (1, -1), False) for _ in range(5)]
+    dropped, attempt = split.STOP_DROPPED, split.STOP_ATTEMPT
+    assert stops == [dropped, attempt, dropped, attempt, split.STOP_DONE]
+    assert tables.attempts(m)["outcome"].tolist() == [Outcome.EXISTING_CHILD, Outcome.SPLIT]

@@ -154,3 +154,21 @@ def test_spare_page_that_is_left_is_freed_at_the_end_of_its_head(m: state.Mmu, a
     leaked, freed = (int(m.window[w, column]) for column in (window.WIN_LEAKED, window.WIN_FREED))
     assert (leaked, freed) == (max(aliases - 2, 0), min(aliases - 1, 1))
     assert m.ctl[layout.CTL_COUNTERS + window.C_PAGES_LEAKED] == leaked
+
+
+def test_head_of_gfn_0_is_walked(m: state.Mmu) -> None:
+    huge_page(m, 1, 0)
+    m.vm[0, layout.VM_MAX] = 1 << 20
+    w = int(window.open_window(m, 0, 1, 0, -1, 0, 512, 1))
+    assert run(m, w) == [(0, Outcome.SPLIT, 0)]
+
+
+def test_gib_in_the_first_row_of_its_table(m: state.Mmu) -> None:
+    gib = next(n for n in range(1, 1 << 16) if state.mix(n << 16) & (m.gib.shape[0] - 1) == 0)
+    for number, level in enumerate((2, 3)):
+        huge_page(m, number, gib << 18, level)
+    assert state.find_gib(m, 0, gib << 18, False) == 0
+    assert [next_head(m, 0, level, gib << 18, LAST) for level in (2, 3)] == [gib << 18] * 2
+    assert [rmap.rmap_head(m, 0, gib << 18, level) > 0 for level in (1, 2, 3)] == [False, True, True]
+    rmap.rmap_remove(m, 0, gib << 18, 3, 2 * 512, rmap.ORDER_APPEND)
+    assert rmap.rmap_head(m, 0, gib << 18, 3) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import inspect
 import os
@@ -68,6 +69,8 @@ class Run:
         self.fails = session.testsfailed > 0 or not session.items
         if self.fails:
             return True
+        gc.disable()  # it would write to all that the processes share
+        gc.freeze()
         _, status, usage = os.wait4(_fork(session, None, None), 0)
         self.fails = status != 0
         if not self.fails:
