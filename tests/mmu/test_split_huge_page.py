@@ -315,3 +315,37 @@ def test_4k_child_of_what_the_guest_may_execute_is_executable(
     run(m, opened(m))
     child = shadow_page.find_shadow_page(m, GFN, child_key(m.sp[sp, layout.SP_KEY], 0, True, access))
     assert (shadow_page.get_spte(m, child, 5) < 0) == (access != ACC_ALL)
+
+
+# -- the hash chain that the look-up goes through ----------------------------------------------------
+
+
+def of_the_same_bucket(m: state.Mmu) -> int:
+    """Another gfn whose pages share a hash chain with those of GFN."""
+    key, size = make_key(ALL | 1, 0, 0), m.hash.shape[0]
+    bucket = state.page_bucket(GFN, key, size)
+    return next(
+        n << 18
+        for n in range(2, 1 << 20)
+        if (n << 18) != GFN and state.page_bucket(n << 18, key, size) == bucket
+    )
+
+
+def test_unsync_page_of_another_gfn_of_the_bucket_stays(m: state.Mmu) -> None:
+    huge_page(m, 1, level=3)
+    other, unsync = of_the_same_bucket(m), make_key(ALL | 1, 0, 0)
+    sp = shadow_page.alloc_shadow_page(m, other, unsync, layout.FLAG_UNSYNC)
+    assert look_up(m) == (0, {})
+    assert shadow_page.find_shadow_page(m, other, unsync) == sp
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_search_does_not_end_at_a_page_that_is_not_the_one(m: state.Mmu, live: bool) -> None:
+    """Neither at one of another gfn nor at a root that is zapped and still in use."""
+    huge_page(m, 1, level=3)
+    shadow_page.alloc_shadow_page(m, GFN, make_key(ALL | 1, 0, 0), layout.FLAG_UNSYNC)
+    gfn = of_the_same_bucket(m) if live else GFN
+    sp = shadow_page.alloc_shadow_page(m, gfn, make_key(DIRECT | ALL | 2, 0, 0), 0)
+    if not live:
+        m.sp32[sp, layout.SP32_FLAGS] = layout.FLAG_INVALID
+    assert look_up(m) == (1, {"ZAP": 1})
