@@ -424,3 +424,13 @@ def test_page_prints_like_another_of_other_unprinted_bits_only(m: state.Mmu) -> 
     assert not shadow_page.same_print(m, sp, GFN + 1, role, 1)
     assert not shadow_page.same_print(m, sp, GFN, role | DIRECT, 1)
     assert not shadow_page.same_print(m, sp, GFN, role, 0)
+
+
+def test_pages_of_two_gfns_that_share_a_bucket(m: state.Mmu) -> None:
+    key, size = make_key(DIRECT | ALL | 1, 0, 0), m.hash.shape[0]
+    bucket = state.page_bucket(GFN, key, size)
+    other = next(n << 18 for n in range(2, 1 << 20) if state.page_bucket(n << 18, key, size) == bucket)
+    pages = [table(m, gfn) for gfn in (GFN, other)]
+    assert [shadow_page.find_shadow_page(m, gfn, key) for gfn in (GFN, other)] == pages
+    shadow_page.free_shadow_page(m, pages[0])
+    assert [shadow_page.find_shadow_page(m, gfn, key) for gfn in (GFN, other)] == [-1, pages[1]]
