@@ -72,7 +72,7 @@ def test_spare_page_of_later_code_is_used_by_the_next_attempt(m: state.Mmu) -> N
         huge_page(m, number)
     w = opened(m)
     run(m, w, knobs("v2:spare_page=keep"))
-    assert [m.window[w, column] for column in (window.WIN_LEAKED, window.WIN_FREED)] == [0, 1]
+    assert m.window[w, window.WIN_LEAKED] == 0
 
 
 # -- need_resched --------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ def test_lock_drop_is_counted_and_remembers_its_attempt(m: state.Mmu) -> None:
     split.advance(m, w, V2, NEVER, False)
     win = m.window[w]
     assert (win[window.WIN_SNAP_SPTEP], win[window.WIN_SNAP_SPTE]) == (sptep, HUGE | GFN << 12)
-    assert (win[window.WIN_DROPPED], win[window.WIN_DROP_FLUSHED], win[window.WIN_RETRIES]) == (1, 0, 1)
+    assert (win[window.WIN_DROPPED], win[window.WIN_RETRIES]) == (1, 1)
     names = (window.C_RETRIES, window.C_RETRIES_RESCHED, window.C_ENV_DROPS)
     assert [m.ctl[layout.CTL_COUNTERS + name] for name in names] == [1, 1, 1]
     run(m, w)
@@ -171,7 +171,7 @@ def test_flush_of_a_lock_drop_is_of_the_whole_range(m: state.Mmu) -> None:
     split.advance(m, w, V2, NEVER, False)
     assert m.flush[0, window.FLUSH_START : window.FLUSH_END + 1].tolist() == [GFN, GFN + 1024]
     win = m.window[w]
-    assert (win[window.WIN_DROP_FLUSHED], win[window.WIN_HEAD_FLUSH], win[window.WIN_OWED]) == (1, 0, 0)
+    assert (win[window.WIN_HEAD_FLUSH], win[window.WIN_OWED]) == (0, 0)
 
 
 def test_debt_is_lost_once_a_drop_and_never_without_one(m: state.Mmu) -> None:
