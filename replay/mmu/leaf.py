@@ -212,7 +212,7 @@ def locate_table(m: Mmu, t: int, vm: int, gfn: int, level: int, page: int, index
         if sp >= 0 and m.sp[sp, SP_PAGE] == 0 and fits(m, sp, vm, gfn, level, index):
             return sp
     base = gfn - (index << (9 * (level - 1)))
-    if base < 0 or base & ((1 << (9 * level)) - 1):
+    if base & ((1 << (9 * level)) - 1):  # so is one below 0
         return -1
     sp = split_lazily(m, t, vm, base, level, order)
     if sp >= 0:

@@ -101,7 +101,7 @@ def pte_list_remove(m: Mmu, head: int, sptep: int, order: int) -> int:
             more = m.desc[donor, DESC_MORE]
             _free_desc(m, donor)
             if order == ORDER_HEAD or previous < 0:
-                return 0 if more < 0 else -1 - more
+                return -1 - more  # 0, an empty list, where more is -1
             m.desc[previous, DESC_MORE] = more
             return head
         previous = d

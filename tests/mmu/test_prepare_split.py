@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from replay.mmu import layout, rmap, split, state, tables, window
+from replay.mmu import layout, prepare_split, rmap, shadow_page, split, state, tables, window
+from replay.mmu.role import DIRECT, make_key
 from replay.schema import Outcome
-from tests.mmu.splits import GFN, NEVER, V2, flushes, huge_page, knobs, opened, run
+from tests.mmu.conftest import make_mmu
+from tests.mmu.splits import ALL, GFN, HUGE, NEVER, V2, flushes, huge_page, knobs, opened, run
 
 
 def test_lock_drop_leaks_the_spare_page_of_v2(m: state.Mmu) -> None:
@@ -63,3 +65,205 @@ def test_lock_drop_at_every_attempt_comes_to_an_end(m: state.Mmu) -> None:
     outcomes = tables.attempts(m)["outcome"].tolist()
     assert outcomes == [Outcome.SPLIT, Outcome.EXISTING_CHILD, Outcome.EXISTING_CHILD]
     assert m.ctl[layout.CTL_COUNTERS + window.C_RETRIES] == 2
+
+
+def test_spare_page_of_later_code_is_used_by_the_next_attempt(m: state.Mmu) -> None:
+    for number in (1, 2, 3):
+        huge_page(m, number)
+    w = opened(m)
+    run(m, w, knobs("v2:spare_page=keep"))
+    assert m.window[w, window.WIN_LEAKED] == 0
+
+
+# -- need_resched --------------------------------------------------------------------------------------
+
+
+def asked(m: state.Mmu, w: int, every: int, seed: int, times: int) -> list[int]:
+    """At which of ``times`` attempts the lock is dropped."""
+    return [at for at in range(1, times + 1) if prepare_split.need_resched(m, w, every, seed)]
+
+
+def at_head(m: state.Mmu) -> int:
+    """A window that stands at the 2M head of GFN."""
+    w = opened(m)
+    m.window[w, window.WIN_GFN], m.window[w, window.WIN_LEVEL] = GFN, 2
+    return w
+
+
+def test_lock_is_dropped_at_every_nth_attempt(m: state.Mmu) -> None:
+    w = at_head(m)
+    assert asked(m, w, 3, -1, 9) == [3, 6, 9]
+    assert asked(m, w, 0, -1, 9) == []
+    assert asked(m, w, 1, -1, 3) == [1, 2, 3]
+
+
+def test_seed_says_at_which_attempts(m: state.Mmu) -> None:
+    w = at_head(m)
+    found = [asked(make_mmu(), w, 0, seed, 1000) for seed in (0, 1, 1)]
+    assert found[1] == found[2] != found[0]
+    assert all(4 < len(drops) < 40 for drops in found)  # one in 64
+
+
+@pytest.mark.parametrize("column", [window.WIN_RETRIES, window.WIN_DROP_IDLE])
+def test_attempt_after_a_drop_is_left_alone(m: state.Mmu, column: int) -> None:
+    w = at_head(m)
+    m.window[w, column] = 1
+    assert asked(m, w, 1, -1, 3) == asked(m, w, 0, 0, 200) == []
+    assert m.ctl[layout.CTL_ATTEMPTS_SEEN] == 203
+
+
+@pytest.mark.parametrize(
+    ("where", "drops"),
+    [
+        (window.ANY_PLACE, True),
+        (window.place(GFN, 2) + 1, True),
+        (window.place(GFN, 3) + 1, False),
+        (window.place(GFN + 512, 2) + 1, False),
+        (0, False),
+    ],
+)
+def test_recorded_drop_is_at_its_place(m: state.Mmu, where: int, drops: bool) -> None:
+    w = at_head(m)
+    m.window[w, window.WIN_ENV_DROP] = where
+    assert asked(m, w, 0, -1, 2) == [1] * drops
+    assert m.window[w, window.WIN_ENV_DROP] == (0 if drops else where)
+
+
+def test_raised_need_resched_is_met_once_and_by_its_vm(m: state.Mmu) -> None:
+    w = at_head(m)
+    m.vm[1, layout.VM_RESCHED] = 1
+    assert asked(m, w, 0, -1, 2) == []
+    m.vm[0, layout.VM_RESCHED] = 1
+    assert asked(m, w, 0, -1, 2) == [1]
+    assert m.vm[:, layout.VM_RESCHED].tolist() == [0, 1]
+
+
+def test_resched_never_means_never(m: state.Mmu) -> None:
+    w = at_head(m)
+    m.vm[0, layout.VM_RESCHED] = m.window[w, window.WIN_ENV_DROP] = 1
+    assert asked(m, w, -1, -1, 3) == []
+    assert (m.vm[0, layout.VM_RESCHED], m.ctl[layout.CTL_ATTEMPTS_SEEN]) == (1, 0)
+
+
+# -- a lock drop of v2 -----------------------------------------------------------------------------------
+
+
+def test_lock_drop_is_counted_and_remembers_its_attempt(m: state.Mmu) -> None:
+    sptep = huge_page(m, 1)
+    m.vm[0, layout.VM_RESCHED] = 1
+    w = opened(m)
+    split.advance(m, w, V2, NEVER, False)
+    win = m.window[w]
+    assert (win[window.WIN_SNAP_SPTEP], win[window.WIN_SNAP_SPTE]) == (sptep, HUGE | GFN << 12)
+    assert (win[window.WIN_DROPPED], win[window.WIN_RETRIES]) == (1, 1)
+    names = (window.C_RETRIES, window.C_RETRIES_RESCHED, window.C_ENV_DROPS)
+    assert [m.ctl[layout.CTL_COUNTERS + name] for name in names] == [1, 1, 1]
+    run(m, w)
+    assert (win[window.WIN_DROPPED], win[window.WIN_DROP_IDLE], win[window.WIN_RETRIES]) == (0, 0, 0)
+    assert m.out32[0, window.OUT32_RETRIES] == 1
+
+
+def test_flush_of_a_lock_drop_is_of_the_whole_range(m: state.Mmu) -> None:
+    w = partial_splits(m)
+    for _ in range(2):
+        split.advance(m, w, V2, NEVER, False)
+    m.vm[0, layout.VM_RESCHED] = 1
+    split.advance(m, w, V2, NEVER, False)
+    assert m.flush[0, window.FLUSH_START : window.FLUSH_END + 1].tolist() == [GFN, GFN + 1024]
+    win = m.window[w]
+    assert (win[window.WIN_HEAD_FLUSH], win[window.WIN_OWED]) == (0, 0)
+
+
+def test_debt_is_lost_once_a_drop_and_never_without_one(m: state.Mmu) -> None:
+    w = partial_splits(m)
+    m.vm[0, layout.VM_RESCHED] = 1
+    assert split.advance(m, w, V2, NEVER, False) == split.STOP_DROPPED
+    assert m.window[w, window.WIN_FLUSHES_LOST] == 0  # nothing is owed yet
+    split.advance(m, w, V2, NEVER, False)
+    m.vm[0, layout.VM_RESCHED] = 1
+    split.advance(m, w, V2, NEVER, False)
+    assert m.window[w, window.WIN_FLUSHES_LOST] == 1
+
+
+def test_restart_after_a_drop_is_from_the_first_entry(m: state.Mmu) -> None:
+    spteps = [huge_page(m, number, variant=number) for number in range(2)]
+    m.sp32[spteps[0] // 512, layout.SP32_FLAGS] |= layout.FLAG_INVALID
+    m.vm[0, layout.VM_RESCHED] = 1
+    w = opened(m)
+    assert split.advance(m, w, V2, NEVER, False) == split.STOP_DROPPED
+    m.sp32[spteps[0] // 512, layout.SP32_FLAGS] = layout.FLAG_LIVE
+    assert run(m, w) == [(GFN, Outcome.SPLIT, 0), (GFN, Outcome.SPLIT, 512)]
+    assert m.window[w, window.WIN_SKIPPED + Outcome.INVALID - 1] == 0
+
+
+# -- caches of the merged code -----------------------------------------------------------------------------
+
+
+CACHES = (layout.VM_DESC, layout.VM_HEADERS, layout.VM_PAGES)
+
+
+@pytest.mark.parametrize(
+    ("held", "short"),
+    [
+        ((513, 1, 1), False),
+        ((600, 40, 40), False),
+        ((512, 1, 1), True),
+        ((513, 0, 1), True),
+        ((513, 1, 0), True),
+        ((0, 0, 0), True),
+    ],
+)
+def test_cache_is_refilled_below_its_minimum_only(
+    m: state.Mmu, held: tuple[int, int, int], short: bool
+) -> None:
+    k = knobs("linux-6.0")
+    m.vm[0, CACHES] = held
+    assert prepare_split.caches_short(m, 0, k) == short
+    assert prepare_split.caches_short(m, 1, k)
+    prepare_split.topup_split_caches(m, 0, k)
+    full = (553, 40, 40)
+    at_least = (513, 1, 1)
+    assert m.vm[0, CACHES].tolist() == [
+        full[i] if held[i] < at_least[i] else held[i] for i in range(len(CACHES))
+    ]
+    assert not m.vm[1].any() or m.vm[1, CACHES].tolist() == [0, 0, 0]
+
+
+def test_each_split_takes_a_header_and_a_page(m: state.Mmu) -> None:
+    m.vm[0, layout.VM_HAS_TDP] = 1
+    for number in range(42):
+        huge_page(m, number + 1, GFN + 512 * number)
+    w = opened(m, 512 * 42)
+    outcomes = [outcome for _, outcome, _ in run(m, w, knobs("linux-6.0"))]
+    # the caches hold 40, so that the lock is dropped before the first and the forty-first
+    assert [at for at, outcome in enumerate(outcomes) if outcome == Outcome.RETRY] == [0, 41]
+    assert m.vm[0, CACHES].tolist() == [553, 38, 38]
+
+
+def test_reused_child_takes_no_page_but_descriptors(m: state.Mmu) -> None:
+    m.vm[0, layout.VM_HAS_TDP] = 1
+    for number in (1, 2):
+        huge_page(m, number)
+    run(m, opened(m), knobs("linux-6.0"))
+    # parent_ptes of the child has a second entry: one descriptor; its SPTEs are there already
+    assert m.vm[0, CACHES].tolist() == [552, 39, 39]
+
+
+def test_occupied_rmaps_take_descriptors(m: state.Mmu) -> None:
+    m.vm[0, layout.VM_HAS_TDP] = 1
+    for index in (3, 4):
+        rmap.rmap_add(m, 0, GFN + index, 1, 90 * 512 + index, rmap.ORDER_APPEND)
+    huge_page(m, 1)
+    run(m, opened(m), knobs("linux-6.0"))
+    assert m.vm[0, CACHES].tolist() == [551, 39, 39]
+
+
+def test_drop_that_led_to_no_split_is_forgotten_at_the_next_head(m: state.Mmu) -> None:
+    huge_page(m, 1)
+    huge_page(m, 2, GFN + 512)
+    shadow_page.alloc_shadow_page(m, GFN, make_key(DIRECT | ALL | 1, 0, 0), 0)
+    w = opened(m)
+    stops = [split.advance(m, w, V2, (1, -1), False) for _ in range(5)]
+    dropped, attempt = split.STOP_DROPPED, split.STOP_ATTEMPT
+    assert stops == [dropped, attempt, dropped, attempt, split.STOP_DONE]
+    assert tables.attempts(m)["outcome"].tolist() == [Outcome.EXISTING_CHILD, Outcome.SPLIT]

@@ -73,6 +73,31 @@ def test_order_of_a_list(order: int, operations: list[tuple[int, int]]) -> None:
 
 
 @pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("length", [2, 13, 14, 15, 28, 29, 43])
+def test_hole_in_a_long_list(order: int, length: int) -> None:
+    """Up to 6.3 the last entry of its own descriptor fills it, since 6.4 the last of the head's."""
+    m = make_mmu()
+    for position in range(length):
+        naive, head = NaiveList(order), 0
+        for number in range(length):
+            head = rmap.pte_list_add(m, head, number, order)
+            naive.add(number)
+        before = naive.entries()
+        for sptep in (before[position], before[position - 1]):
+            head = rmap.pte_list_remove(m, head, sptep, order)
+            naive.remove(sptep)
+            assert entries(m, head) == naive.entries()
+            assert m.ctl[layout.CTL_DESC_USED] == (len(naive.descs) if naive.is_chain else 0)
+        head = rmap.pte_list_add(m, head, length, order)
+        naive.add(length)
+        assert entries(m, head) == naive.entries()
+        for sptep in naive.entries():
+            head = rmap.pte_list_remove(m, head, sptep, order)
+        assert (head, m.ctl[layout.CTL_DESC_USED]) == (0, 0)
+    assert m.ctl[layout.CTL_DESC_TOP] <= 1 + length // layout.PTE_LIST_EXT  # freed ones are used again
+
+
+@pytest.mark.parametrize("order", ORDERS)
 def test_removing_what_is_not_there_changes_nothing(m: state.Mmu, order: int) -> None:
     one = rmap.pte_list_add(m, 0, 7, order)
     two = rmap.pte_list_add(m, one, 8, order)

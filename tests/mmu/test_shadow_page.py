@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from replay.mmu import apply, layout, rmap, shadow_page, spte, state
 from replay.mmu.rmap import ORDER_APPEND
-from replay.mmu.role import ACC_ALL, ACCESS_SHIFT, DIRECT, make_key
+from replay.mmu.role import ACC_ALL, ACC_EXEC, ACCESS_SHIFT, DIRECT, make_key
 from tests.mmu.conftest import make_mmu
 from tests.mmu.test_rmap import entries
 
@@ -184,3 +184,253 @@ def test_account_shadowed_counts_guest_tables(m: state.Mmu, vm: int) -> None:
     r, g = state.find_region(m, vm, GFN, False), state.find_gib(m, vm, GFN, False)
     assert (m.region[r, layout.REGION_TABLES], m.gib[g, layout.GIB_TABLES]) == (1, 1)
     assert state.find_gib(m, 1 - vm, GFN, False) == -1
+
+
+def test_zapped_root_is_not_found(m: state.Mmu) -> None:
+    sp = table(m)
+    key = m.sp[sp, layout.SP_KEY]
+    m.sp32[sp, layout.SP32_FLAGS] = layout.FLAG_INVALID
+    assert shadow_page.find_shadow_page(m, GFN, key) == -1
+    again = table(m)
+    assert shadow_page.find_shadow_page(m, GFN, key) == again != sp
+
+
+def test_new_page_in_a_freed_row_has_nothing_of_the_old(m: state.Mmu) -> None:
+    old = table(m)
+    shadow_page.fill_uniform(m, old, HUGE)
+    shadow_page.bind_page(m, old, 0x900)
+    m.sp[old, layout.SP_PARENTS] = 7
+    m.sp32[old, layout.SP32_FLAGS] |= layout.ALL_CLEARED
+    birth = m.sp32[old, layout.SP32_BIRTH]
+    shadow_page.free_shadow_page(m, old)
+    assert m.sp32[old, layout.SP32_FLAGS] == 0
+    new = shadow_page.alloc_shadow_page(m, GFN + 512, make_key(ALL | 1, 0, 0), layout.FLAG_ADOPTED)
+    assert new == old
+    columns = [layout.SP_GFN, layout.SP_KEY, layout.SP_BASE, layout.SP_PARENTS, layout.SP_PAGE]
+    assert m.sp[new, columns].tolist() == [GFN + 512, make_key(ALL | 1, 0, 0), 0, 0, 0]
+    assert m.sp32[new, layout.SP32_FLAGS] == layout.FLAG_LIVE | layout.FLAG_ADOPTED
+    assert m.sp32[new, layout.SP32_BIRTH] == birth + 1
+    assert shadow_page.find_bound(m, 0x900) == -1
+
+
+def test_page_made_last_is_first_in_its_chain(m: state.Mmu) -> None:
+    pages = [shadow_page.alloc_shadow_page(m, GFN, make_key(ALL | 1, variant, 0), 0) for variant in range(4)]
+    i, chain = m.hash[state.page_bucket(GFN, make_key(ALL | 1, 0, 0), m.hash.shape[0])], []
+    while i:
+        chain.append(int(i))
+        i = m.sp32[i, layout.SP32_NEXT]
+    assert chain == pages[::-1]
+
+
+def test_freed_page_gives_back_both_tables(m: state.Mmu) -> None:
+    sp = shadow_page.alloc_shadow_page(m, 0x201, make_key(ALL | 1, 0, 0), 0)
+    shadow_page.install_leaf(m, sp, 3, GFN, 0x140000E67, 5, ORDER_APPEND)
+    rows = [int(m.sp32[sp, column]) for column in (layout.SP32_SPT, layout.SP32_TRANSLATION)]
+    top = m.ctl[layout.CTL_SPT_TOP]
+    shadow_page.free_shadow_page(m, sp)
+    assert sorted(int(state.alloc_table(m)) for _ in rows) == sorted(rows)
+    assert m.ctl[layout.CTL_SPT_TOP] == top
+    assert [m.sp32[sp, column] for column in (layout.SP32_SPT, layout.SP32_TRANSLATION)] == [-1, -1]
+
+
+def test_freed_page_without_tables_gives_back_none(m: state.Mmu) -> None:
+    for _ in range(2):
+        sp = table(m)
+        shadow_page.free_shadow_page(m, sp)
+    shadow_page.fill_uniform(m, table(m), HUGE)
+    shadow_page.free_shadow_page(m, sp)
+    assert (m.ctl[layout.CTL_SPT_FREE], m.ctl[layout.CTL_SPT_TOP]) == (-1, 0)
+
+
+@pytest.mark.parametrize("gone", [0, 1, 2])
+def test_frames_that_share_a_bucket(m: state.Mmu, gone: int) -> None:
+    bucket = state.frame_bucket(1, m.pages.shape[0])
+    frames = [f for f in range(1, 200_000) if state.frame_bucket(f, m.pages.shape[0]) == bucket][:3]
+    pages = [table(m, GFN + 512 * number) for number in range(3)]
+    for sp, frame in zip(pages, frames, strict=True):
+        shadow_page.bind_page(m, sp, frame)
+    shadow_page.unbind_page(m, pages[gone])
+    left = [-1 if number == gone else pages[number] for number in range(3)]
+    assert [shadow_page.find_bound(m, frame) for frame in frames] == left
+    for sp, frame in zip(pages, frames, strict=True):
+        shadow_page.bind_page(m, sp, frame)
+    assert [shadow_page.find_bound(m, frame) for frame in frames] == pages
+
+
+def test_page_moves_to_another_frame(m: state.Mmu) -> None:
+    one, two = table(m), table(m, GFN + 512)
+    shadow_page.bind_page(m, one, 0x900)
+    shadow_page.bind_page(m, one, 0x901)
+    assert (shadow_page.find_bound(m, 0x900), shadow_page.find_bound(m, 0x901)) == (-1, one)
+    shadow_page.bind_page(m, two, 0x901)
+    assert (shadow_page.find_bound(m, 0x901), m.sp[one, layout.SP_PAGE]) == (two, 0)
+
+
+def test_no_page_is_in_frame_0(m: state.Mmu) -> None:
+    sp = table(m)
+    assert shadow_page.find_bound(m, 0) == -1
+    shadow_page.bind_page(m, sp, 0x900)
+    assert shadow_page.find_bound(m, 0x900) == sp
+    shadow_page.unbind_page(m, sp)
+    assert shadow_page.find_bound(m, 0) == -1
+
+
+@pytest.mark.parametrize("group", range(8))
+def test_write_protection_of_64_pages_at_a_time(m: state.Mmu, group: int) -> None:
+    sp = table(m)
+    shadow_page.fill_uniform(m, sp, HUGE)
+    apply.write_protect_pages(m, 0, GFN + 64 * group, -1)
+    writable = [index for index in range(512) if shadow_page.get_spte(m, sp, index) & spte.PT_WRITABLE_MASK]
+    assert writable == [index for index in range(512) if index // 64 != group]
+    before = [shadow_page.get_spte(m, sp, index) for index in range(512)]
+    shadow_page.set_spte(m, sp, 9, 0x777000E67)
+    assert [shadow_page.get_spte(m, sp, index) for index in range(512)] == [
+        *before[:9],
+        0x777000E67,
+        *before[10:],
+    ]
+
+
+def test_page_that_is_filled_again_is_writable_again(m: state.Mmu) -> None:
+    sp = table(m)
+    shadow_page.fill_uniform(m, sp, HUGE)
+    apply.write_protect_pages(m, 0, GFN + 64, -1)
+    shadow_page.zap_children(m, sp, ORDER_APPEND)
+    assert shadow_page.fill_uniform(m, sp, HUGE)
+    assert all(shadow_page.get_spte(m, sp, index) & spte.PT_WRITABLE_MASK for index in range(512))
+    assert m.sp32[sp, layout.SP32_FLAGS] & layout.FLAG_LIVE
+
+
+@pytest.mark.parametrize("ept", [False, True])
+@pytest.mark.parametrize("access", [ACC_ALL, ACC_ALL & ~ACC_EXEC])
+def test_filled_table_is_executable_if_the_guest_may(m: state.Mmu, ept: bool, access: int) -> None:
+    m.vm[0, layout.VM_EPT] = ept
+    sp = table(m, access=access)
+    huge = 0x140000EF3 if ept else HUGE
+    assert shadow_page.fill_uniform(m, sp, huge)
+    for index in (0, 7):
+        expected = spte.make_huge_page_split_spte(huge, index, 1, access == ACC_ALL, ept)
+        assert shadow_page.get_spte(m, sp, index) == expected
+    executable = shadow_page.get_spte(m, sp, 0) & 4 != 0 if ept else shadow_page.get_spte(m, sp, 0) > 0
+    assert executable == (access == ACC_ALL)
+
+
+def test_access_is_the_entrys_own_where_it_was_told(m: state.Mmu) -> None:
+    direct = table(m, access=5)
+    shadow_page.set_translation(m, direct, 3, GFN + 9, 1)
+    assert shadow_page.sptep_access(m, direct, 3) == 5
+    assert shadow_page.sptep_gfn(m, direct, 3) == GFN + 3
+    sp = shadow_page.alloc_shadow_page(m, 0x201, make_key(7 << ACCESS_SHIFT | 1, 0, 0), 0)
+    assert shadow_page.sptep_access(m, sp, 3) == 7
+    shadow_page.set_translation(m, sp, 3, 0, 0xD)
+    assert (shadow_page.sptep_gfn(m, sp, 3), shadow_page.sptep_access(m, sp, 3)) == (0, 0xD)
+    shadow_page.set_translation(m, sp, 4, GFN, 1)
+    assert (shadow_page.sptep_gfn(m, sp, 3), shadow_page.sptep_gfn(m, sp, 5)) == (0, -1)
+
+
+def test_gfn_of_an_entry_of_each_level(m: state.Mmu) -> None:
+    pages = [
+        shadow_page.alloc_shadow_page(m, 0, make_key(DIRECT | ALL | level, 0, 0), 0) for level in (1, 2, 3)
+    ]
+    assert [shadow_page.sptep_gfn(m, sp, 5) for sp in pages] == [5, 5 << 9, 5 << 18]
+
+
+def test_dropping_what_is_not_present_changes_nothing(m: state.Mmu) -> None:
+    sp = table(m)
+    rmap.rmap_add(m, 0, GFN, 1, sp * 512, ORDER_APPEND)
+    shadow_page.set_spte(m, sp, 0, spte.LEFT_NONPRESENT)
+    shadow_page.drop_spte(m, sp, 0, ORDER_APPEND)
+    assert shadow_page.get_spte(m, sp, 0) == spte.LEFT_NONPRESENT
+    assert entries(m, rmap.rmap_head(m, 0, GFN, 1)) == [sp * 512]
+
+
+def test_dropped_leaf_whose_gfn_was_never_told_is_in_no_rmap(m: state.Mmu) -> None:
+    sp = shadow_page.alloc_shadow_page(m, 0x201, make_key(ALL | 1, 0, 0), 0)
+    shadow_page.set_spte(m, sp, 0, 0x140000E67)
+    shadow_page.drop_spte(m, sp, 0, ORDER_APPEND)
+    assert shadow_page.get_spte(m, sp, 0) == 0
+
+
+def upper_table(m: state.Mmu, variant: int = 0) -> int:
+    return int(shadow_page.alloc_shadow_page(m, 1 << 18, make_key(DIRECT | ALL | 2, variant, 0), 0))
+
+
+def test_link_to_another_page_takes_the_first_ones_parent(m: state.Mmu) -> None:
+    parent, one, two = upper_table(m), table(m, 1 << 18), table(m, 1 << 18, access=1)
+    for child in (one, two):
+        shadow_page.link_shadow_page(m, parent, 0, child, ORDER_APPEND)
+    assert (m.sp[one, layout.SP_PARENTS], entries(m, m.sp[two, layout.SP_PARENTS])) == (0, [parent * 512])
+    assert spte.spte_child(shadow_page.get_spte(m, parent, 0)) == two
+
+
+def test_link_over_a_huge_page_whose_frame_has_the_childs_number(m: state.Mmu) -> None:
+    parent, child = upper_table(m), table(m, 1 << 18)
+    shadow_page.install_leaf(m, parent, 0, 1 << 18, child << 12 | 0xEE7, ACC_ALL, ORDER_APPEND)
+    shadow_page.link_shadow_page(m, parent, 0, child, ORDER_APPEND)
+    assert rmap.rmap_head(m, 0, 1 << 18, 2) == 0
+    assert entries(m, m.sp[child, layout.SP_PARENTS]) == [parent * 512]
+
+
+def test_parents_that_point_elsewhere_keep_what_they_point_to(m: state.Mmu) -> None:
+    parents, one, two = [upper_table(m, 0), upper_table(m, 1)], table(m, 1 << 18), table(m, 1 << 18, access=1)
+    for parent in parents:
+        shadow_page.link_shadow_page(m, parent, 5, one, ORDER_APPEND)
+    shadow_page.set_spte(m, parents[0], 5, spte.make_nonleaf_spte(two))
+    shadow_page.unlink_parents(m, one, ORDER_APPEND)
+    assert [shadow_page.get_spte(m, parent, 5) for parent in parents] == [spte.make_nonleaf_spte(two), 0]
+
+
+def test_zapped_page_is_emptied_and_out_of_the_tree(m: state.Mmu) -> None:
+    parent, sp = upper_table(m), table(m, 1 << 18)
+    shadow_page.link_shadow_page(m, parent, 0, sp, ORDER_APPEND)
+    for index in (0, 511):
+        shadow_page.install_leaf(m, sp, index, (1 << 18) + index, 0x140000E67, ACC_ALL, ORDER_APPEND)
+    shadow_page.unlink_shadow_page(m, sp, ORDER_APPEND)
+    assert [shadow_page.get_spte(m, *at) for at in ((parent, 0), (sp, 0), (sp, 511))] == [0, 0, 0]
+    assert [rmap.rmap_head(m, 0, (1 << 18) + index, 1) for index in (0, 511)] == [0, 0]
+    assert m.sp[sp, layout.SP_PARENTS] == 0
+
+
+@pytest.mark.parametrize("order", [ORDER_APPEND, rmap.ORDER_HEAD])
+def test_children_are_zapped_in_the_order_of_their_entries(m: state.Mmu, order: int) -> None:
+    """Two entries of one page map one gfn, among others: what is left of the list shows which went first."""
+    sp = shadow_page.alloc_shadow_page(m, 0x201, make_key(ALL | 1, 0, 0), 0)
+    others = [
+        shadow_page.alloc_shadow_page(m, 0x300 + number, make_key(ALL | 1, 0, 0), 0) for number in range(2)
+    ]
+    for page, index in ((sp, 9), (sp, 3), (others[0], 0), (others[1], 0)):
+        shadow_page.install_leaf(m, page, index, GFN, 0x140000E67, ACC_ALL, order)
+    shadow_page.zap_children(m, sp, order)
+    assert entries(m, rmap.rmap_head(m, 0, GFN, 1)) == [others[0] * 512, others[1] * 512]
+
+
+def test_zapping_an_empty_page_takes_no_table(m: state.Mmu) -> None:
+    shadow_page.zap_children(m, table(m), ORDER_APPEND)
+    assert m.ctl[layout.CTL_SPT_TOP] == 0
+
+
+def test_zapping_a_filled_page_is_as_compact(m: state.Mmu) -> None:
+    sp = table(m)
+    shadow_page.fill_uniform(m, sp, HUGE)
+    shadow_page.zap_children(m, sp, ORDER_APPEND)
+    assert seen(m, sp) == ([0] * 512, [[]] * 512)
+    assert m.ctl[layout.CTL_SPT_TOP] == m.ctl[layout.CTL_BLOCK_TOP] == 0
+
+
+def test_page_prints_like_another_of_other_unprinted_bits_only(m: state.Mmu) -> None:
+    role = ALL | 2
+    sp = shadow_page.alloc_shadow_page(m, GFN, make_key(role, 3, 1), 0)
+    assert shadow_page.same_print(m, sp, GFN, role, 1)
+    assert not shadow_page.same_print(m, sp, GFN + 1, role, 1)
+    assert not shadow_page.same_print(m, sp, GFN, role | DIRECT, 1)
+    assert not shadow_page.same_print(m, sp, GFN, role, 0)
+
+
+def test_pages_of_two_gfns_that_share_a_bucket(m: state.Mmu) -> None:
+    key, size = make_key(DIRECT | ALL | 1, 0, 0), m.hash.shape[0]
+    bucket = state.page_bucket(GFN, key, size)
+    other = next(n << 18 for n in range(2, 1 << 20) if state.page_bucket(n << 18, key, size) == bucket)
+    pages = [table(m, gfn) for gfn in (GFN, other)]
+    assert [shadow_page.find_shadow_page(m, gfn, key) for gfn in (GFN, other)] == pages
+    shadow_page.free_shadow_page(m, pages[0])
+    assert [shadow_page.find_shadow_page(m, gfn, key) for gfn in (GFN, other)] == [-1, pages[1]]

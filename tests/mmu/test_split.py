@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from replay.mmu import layout, rmap, split, state, window
-from replay.schema import Outcome
-from tests.mmu.splits import GFN, NEVER, V2, huge_page, knobs, opened, run
+from replay.mmu import layout, rmap, room, split, state, window
+from replay.mmu.role import GUEST_MODE
+from replay.schema import EAGAIN, ENOMEM, ENOSPC, EOPNOTSUPP, Outcome
+from tests.mmu.splits import GFN, HUGE, NEVER, V2, huge_page, knobs, opened, run
 from tests.mmu.test_rmap import entries
+
+
+def counted(m: state.Mmu, counter: int) -> int:
+    return int(m.ctl[layout.CTL_COUNTERS + counter])
+
+
+def errnos(m: state.Mmu) -> list[int]:
+    return [int(errno) for errno in m.out16[: m.ctl[layout.CTL_OUT_TOP], window.OUT16_ERRNO]]
 
 
 @pytest.mark.parametrize(("free", "split_pages"), [(5, 0), (6, 1), (7, 2), (8, 2)])
@@ -17,12 +26,49 @@ def test_no_free_pages(m: state.Mmu, free: int, split_pages: int) -> None:
     w = opened(m, 2048, free)
     outcomes = [outcome for _, outcome, _ in run(m, w)]
     assert outcomes == [Outcome.SPLIT] * split_pages + [Outcome.NO_FREE_PAGES] * (2 - split_pages)
+    assert errnos(m) == [0] * split_pages + [-ENOSPC] * (2 - split_pages)
+
+
+def test_attempt_that_fails_ends_its_head_only(m: state.Mmu) -> None:
+    for number, gfn in enumerate((GFN, GFN, GFN + 512)):
+        huge_page(m, number, gfn)
+    w = opened(m, free=5)
+    assert run(m, w) == [(GFN, Outcome.NO_FREE_PAGES, 0), (GFN + 512, Outcome.NO_FREE_PAGES, 0)]
+    assert m.out[:2, window.OUT_SPTE].tolist() == [HUGE | GFN << 12, HUGE | (GFN + 512) << 12]
+
+
+def test_refused_alias_goes_on_with_the_next(m: state.Mmu) -> None:
+    for number in (1, 2):
+        huge_page(m, number)
+    huge_page(m, 3, variant=1)
+    w = opened(m)
+    # the list [1, 2, 3] is [3, 2] after the first split, and begins anew after the second
+    assert run(m, w) == [
+        (GFN, Outcome.SPLIT, 0),
+        (GFN, Outcome.SPLIT, 512),
+        (GFN, Outcome.EXISTING_CHILD, 0),
+    ]
+    assert errnos(m) == [0, 0, -EOPNOTSUPP]
 
 
 def test_list_restarts_after_each_split(m: state.Mmu) -> None:
     spteps = [huge_page(m, number, variant=number) for number in range(3)]
     split.advance(m, opened(m), V2, NEVER, False)
     assert entries(m, rmap.rmap_head(m, 0, GFN, 2)) == [spteps[2], spteps[1]]
+
+
+def test_refused_aliases_are_tried_again_after_each_split(m: state.Mmu) -> None:
+    for number in (1, 2):
+        huge_page(m, number)
+    w = opened(m)
+    split.advance(m, w, V2, NEVER, False)
+    huge_page(m, 3, variant=1)
+    assert [outcome for _, outcome, _ in run(m, w)] == [
+        Outcome.SPLIT,
+        Outcome.EXISTING_CHILD,
+        Outcome.SPLIT,
+        Outcome.EXISTING_CHILD,
+    ]
 
 
 def test_1g_page_is_split_down_to_4k(m: state.Mmu) -> None:
@@ -38,18 +84,178 @@ def test_1g_page_is_split_down_to_4k(m: state.Mmu) -> None:
     assert len(found) == 513
 
 
-def test_merged_code_leaves_what_is_not_nested(m: state.Mmu) -> None:
-    huge_page(m, 1)
+@pytest.mark.parametrize(
+    ("policy", "raw", "guest_mode", "is_split"),
+    [
+        ("linux-6.0", 1, 0, False),
+        ("linux-6.0", 1, GUEST_MODE, True),
+        ("linux-6.0", 0, 0, True),  # the printed role does not say
+        ("v2", 1, 0, True),
+    ],
+)
+def test_merged_code_leaves_what_is_not_nested(
+    m: state.Mmu, policy: str, raw: int, guest_mode: int, is_split: bool
+) -> None:
+    m.vm[0, layout.VM_RAW_ROLES] = raw
+    m.sp[huge_page(m, 1) // 512, layout.SP_KEY] |= guest_mode
     w = opened(m)
-    assert run(m, w, knobs("linux-6.0")) == []
-    assert m.window[w, window.WIN_SKIPPED + Outcome.NOT_NESTED - 1] == 1
+    outcomes = [outcome for _, outcome, _ in run(m, w, knobs(policy)) if outcome != Outcome.RETRY]
+    assert outcomes == [Outcome.SPLIT] * is_split
+    assert m.window[w, window.WIN_SKIPPED + Outcome.NOT_NESTED - 1] == (not is_split)
 
 
-@pytest.mark.parametrize("flag", [layout.FLAG_INVALID, layout.FLAG_UNSYNC])
+FLAGS = {layout.FLAG_INVALID: Outcome.INVALID, layout.FLAG_UNSYNC: Outcome.UNSYNC}
+
+
+@pytest.mark.parametrize("flag", FLAGS)
 def test_silent_skips(m: state.Mmu, flag: int) -> None:
     sptep = huge_page(m, 1)
     m.sp32[sptep // 512, layout.SP32_FLAGS] |= flag
     w = opened(m)
     assert run(m, w) == []
-    word = Outcome.INVALID if flag == layout.FLAG_INVALID else Outcome.UNSYNC
-    assert m.window[w, window.WIN_SKIPPED + word - 1] == 1
+    assert m.window[w, window.WIN_SKIPPED + FLAGS[flag] - 1] == 1
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+@pytest.mark.parametrize("policy", ["v2", "linux-6.0"])
+def test_silent_skip_counts_once_however_often_its_head_begins_anew(
+    m: state.Mmu, flag: int, policy: str
+) -> None:
+    m.vm[0, layout.VM_HAS_TDP] = 1
+    spteps = [huge_page(m, number, variant=number) for number in range(3)]
+    m.sp32[spteps[0] // 512, layout.SP32_FLAGS] |= flag
+    huge_page(m, 9, GFN + 512)
+    w = opened(m)
+    assert [gfn for gfn, outcome, _ in run(m, w, knobs(policy)) if outcome == Outcome.SPLIT] == [
+        GFN,
+        GFN,
+        GFN + 512,
+    ]
+    skipped = m.window[w, window.WIN_SKIPPED : window.WIN_SKIPPED + 7].tolist()
+    assert skipped == [int(place == FLAGS[flag] - 1) for place in range(7)]
+
+
+def test_unsync_page_is_split_where_the_policy_says_so(m: state.Mmu) -> None:
+    sptep = huge_page(m, 1)
+    m.sp32[sptep // 512, layout.SP32_FLAGS] |= layout.FLAG_UNSYNC
+    assert run(m, opened(m), knobs("v2:unsync=split")) == [(GFN, Outcome.SPLIT, 0)]
+
+
+def test_what_is_not_huge_is_passed(m: state.Mmu) -> None:
+    other = huge_page(m, 2)
+    sptep = huge_page(m, 1)
+    m.spt[m.sp32[other // 512, layout.SP32_SPT], 0] = 0x140000E67
+    w = opened(m)
+    assert run(m, w) == [(GFN, Outcome.SPLIT, 0)]
+    assert entries(m, rmap.rmap_head(m, 0, GFN, 2)) == [other]
+    assert sptep != other
+
+
+def test_peek_stops_before_the_attempt(m: state.Mmu) -> None:
+    huge_page(m, 1)
+    w = opened(m)
+    assert [split.advance(m, w, V2, NEVER, True) for _ in range(2)] == [split.STOP_PEEKED] * 2
+    assert m.ctl[layout.CTL_OUT_TOP] == 0
+    assert split.advance(m, w, V2, NEVER, False) == split.STOP_ATTEMPT
+    assert split.advance(m, w, V2, NEVER, True) == split.STOP_DONE
+
+
+def test_walk_resumes_where_rows_ran_out(m: state.Mmu) -> None:
+    for number in (1, 2):
+        huge_page(m, number, GFN + 512 * number)
+    w = opened(m, 2048)
+    split.advance(m, w, V2, NEVER, False)
+    top = m.ctl[layout.CTL_DESC_TOP]
+    m.ctl[layout.CTL_DESC_TOP] = m.desc.shape[0]
+    m.ctl[layout.CTL_ROOM] = 0
+    assert split.advance(m, w, V2, NEVER, False) == split.STOP_NO_ROOM
+    m.ctl[layout.CTL_DESC_TOP] = top
+    assert [gfn for gfn, _, _ in run(room.grow(m), w)] == [GFN + 512, GFN + 1024]
+
+
+# -- allocations that fail ---------------------------------------------------------------------------
+
+
+def test_failed_allocation_of_v2_goes_unnoticed(m: state.Mmu) -> None:
+    """GFP_NOWAIT gives NULL, which takes the place of a spare page: nothing is left to lose."""
+    for number in (1, 2):
+        huge_page(m, number)
+    w = opened(m)
+    split.advance(m, w, V2, NEVER, False)
+    m.window[w, window.WIN_ENV_FAIL_NOWAIT] = 1
+    assert split.advance(m, w, V2, NEVER, False) == split.STOP_ATTEMPT
+    assert m.window[w, window.WIN_SPARE] == 0
+    run(m, w)
+    assert errnos(m) == [0, -EOPNOTSUPP]
+    assert m.window[w, window.WIN_LEAKED] == 0
+    assert (m.window[w, window.WIN_ENV_FAIL_NOWAIT], counted(m, window.C_RETRIES)) == (0, 0)
+
+
+def test_failed_allocation_that_is_noticed_drops_the_lock(m: state.Mmu) -> None:
+    huge_page(m, 1)
+    w = opened(m)
+    k = knobs("v2:alloc_failure=drop_lock")
+    m.window[w, window.WIN_ENV_FAIL_NOWAIT] = 1
+    assert split.advance(m, w, k, NEVER, False) == split.STOP_DROPPED
+    assert run(m, w, k) == [(GFN, Outcome.SPLIT, 0)]
+    assert counted(m, window.C_RETRIES) == 1
+
+
+@pytest.mark.parametrize("policy", ["v2", "v2:alloc_failure=drop_lock"])
+def test_without_a_failure_the_lock_is_kept(m: state.Mmu, policy: str) -> None:
+    huge_page(m, 1)
+    assert split.advance(m, opened(m), knobs(policy), NEVER, False) == split.STOP_ATTEMPT
+
+
+def test_no_memory_even_with_the_lock_dropped(m: state.Mmu) -> None:
+    for number, gfn in enumerate((GFN, GFN, GFN + 512)):
+        huge_page(m, number + 1, gfn)
+    w = opened(m)
+    m.vm[0, layout.VM_RESCHED] = m.window[w, window.WIN_ENV_FAIL_KERNEL] = 1
+    assert split.advance(m, w, V2, NEVER, False) == split.STOP_DROPPED
+    assert split.advance(m, w, V2, NEVER, False) == split.STOP_ATTEMPT
+    assert m.window[w, window.WIN_SPARE] == 0
+    assert run(m, w) == [(GFN, Outcome.NO_MEMORY, 0), (GFN + 512, Outcome.SPLIT, 0)]
+    assert errnos(m) == [-ENOMEM, 0]
+    assert m.out[0, window.OUT_SPTE] == HUGE | GFN << 12
+    assert m.window[w, window.WIN_ENV_FAIL_KERNEL] == 0
+
+
+def test_refill_of_the_caches_finds_no_memory(m: state.Mmu) -> None:
+    m.vm[0, layout.VM_HAS_TDP] = 1
+    for number, gfn in enumerate((GFN, GFN, GFN + 512)):
+        huge_page(m, number + 1, gfn)
+    w = opened(m)
+    m.window[w, window.WIN_ENV_FAIL_KERNEL] = 1
+    found = run(m, w, knobs("linux-6.0"))
+    assert found == [(GFN, Outcome.NO_MEMORY, 0), (GFN + 512, Outcome.SPLIT, 0)]
+    assert errnos(m) == [-ENOMEM, 0]
+    assert m.window[w, window.WIN_ENV_FAIL_KERNEL] == 0
+
+
+# -- lock drops of the merged code -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("short", "resched", "cache", "drops"),
+    [(True, False, 1, 0), (False, True, 0, 1), (True, True, 1, 0), (False, False, 0, 0)],
+)
+def test_retry_of_the_merged_code_has_one_reason(
+    m: state.Mmu, short: bool, resched: bool, cache: int, drops: int
+) -> None:
+    m.vm[0, [layout.VM_HAS_TDP, layout.VM_HEADERS, layout.VM_PAGES]] = 1
+    m.vm[0, layout.VM_DESC] = 512 if short else 513
+    m.vm[0, layout.VM_RESCHED] = resched
+    huge_page(m, 1)
+    w = opened(m)
+    run(m, w, knobs("linux-6.0"))
+    assert errnos(m) == [-EAGAIN] * (cache + drops) + [0]
+    names = (window.C_RETRIES_CACHE, window.C_RETRIES_RESCHED, window.C_ENV_DROPS)
+    assert [counted(m, name) for name in names] == [cache, drops, drops]
+
+
+def test_v2_has_no_caches_to_refill(m: state.Mmu) -> None:
+    huge_page(m, 1)
+    run(m, opened(m))
+    assert errnos(m) == [0]
+    assert not m.vm[0, [layout.VM_DESC, layout.VM_HEADERS, layout.VM_PAGES]].any()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from replay.mmu import layout, rmap, shadow_page, split, state, window
-from replay.mmu.role import ACC_ALL, ACC_EXEC, DIRECT, child_key, make_key
+from replay.mmu.role import ACC_ALL, ACC_EXEC, DIRECT, GEN, child_key, make_key
 from replay.mmu.spte import LEFT_NONPRESENT, is_shadow_present_pte
 from replay.schema import Outcome
 from tests.mmu.splits import ALL, GFN, HUGE, NEVER, V2, flushes, huge_page, knobs, opened, run
@@ -109,3 +109,242 @@ def test_a_split_page_takes_at_most_128_bytes(m: state.Mmu) -> None:
     assert m.ctl[layout.CTL_SOURCE_TOP] == 1
     rows = (m.sp, m.sp32, m.out, m.out32, m.out16)
     assert sum(table.shape[1] * table.itemsize for table in rows) + 2 * m.hash.itemsize <= 128
+
+
+# -- which unsync pages the look-up zaps -----------------------------------------------------------
+
+
+def look_up(m: state.Mmu) -> tuple[int, dict[str, int]]:
+    """Split the huge page of GFN: how many pages that zaps, and the flushes."""
+    w = opened(m, 1 << 18)
+    assert split.advance(m, w, V2, NEVER, False) == split.STOP_ATTEMPT
+    return int(m.window[w, window.WIN_ZAPPED]), flushes(m, w)
+
+
+@pytest.mark.parametrize(
+    ("gfn", "role", "flags"),
+    [
+        (GFN + 1, ALL | 1, layout.FLAG_UNSYNC),  # of another gfn
+        (GFN, ALL | 1, 0),  # in sync
+        (GFN, ALL | 1 | GEN, layout.FLAG_UNSYNC),  # obsolete: of the generation before
+    ],
+)
+def test_other_pages_stay(m: state.Mmu, gfn: int, role: int, flags: int) -> None:
+    huge_page(m, 1, level=3)
+    key = make_key(role, 0, 0)
+    sp = shadow_page.alloc_shadow_page(m, gfn, key, flags)
+    assert look_up(m) == (0, {})
+    assert shadow_page.find_shadow_page(m, gfn, key) == sp
+
+
+def test_unsync_root_that_was_zapped_stays(m: state.Mmu) -> None:
+    huge_page(m, 1, level=3)
+    sp = shadow_page.alloc_shadow_page(m, GFN, make_key(ALL | 1, 0, 0), 0)
+    m.sp32[sp, layout.SP32_FLAGS] = layout.FLAG_INVALID | layout.FLAG_UNSYNC
+    assert look_up(m) == (0, {})
+    assert m.sp32[sp, layout.SP32_FLAGS] == layout.FLAG_INVALID | layout.FLAG_UNSYNC
+
+
+def test_every_unsync_page_before_the_one_looked_for_goes(m: state.Mmu) -> None:
+    """The hash chain is searched from the page made last; the search ends at the page it is for."""
+    huge_page(m, 1, level=3)
+    unsync = [make_key(ALL | 1, variant, 0) for variant in range(4)]
+    for number, key in enumerate(unsync):
+        if number == 1:
+            shadow_page.alloc_shadow_page(m, GFN, make_key(DIRECT | ALL | 2, 0, 0), 0)
+        shadow_page.alloc_shadow_page(m, GFN, key, layout.FLAG_UNSYNC)
+    m.vm[0, layout.VM_USED] = 9
+    assert look_up(m) == (3, {"ZAP": 1})
+    left = [shadow_page.find_shadow_page(m, GFN, key) >= 0 for key in unsync]
+    assert left == [True, False, False, False]
+    assert m.vm[0, layout.VM_USED] == 6
+    assert m.flush[0, window.FLUSH_START : window.FLUSH_END + 1].tolist() == [GFN, GFN + (1 << 18)]
+
+
+def test_unsync_page_loses_its_sptes_and_its_parents(m: state.Mmu) -> None:
+    huge_page(m, 1, level=3)
+    sp = shadow_page.alloc_shadow_page(m, GFN, make_key(ALL | 1, 0, 0), layout.FLAG_UNSYNC)
+    shadow_page.install_leaf(m, sp, 0, GFN + 9, 0x140000E67, ACC_ALL, rmap.ORDER_APPEND)
+    parent = shadow_page.alloc_shadow_page(m, 0x201, make_key(ALL | 2, 0, 0), 0)
+    shadow_page.link_shadow_page(m, parent, 7, sp, rmap.ORDER_APPEND)
+    assert look_up(m) == (1, {"ZAP": 1})
+    assert rmap.rmap_head(m, 0, GFN + 9, 1) == 0
+    assert shadow_page.get_spte(m, parent, 7) == 0
+
+
+def test_look_up_of_a_4k_child_zaps_nothing(m: state.Mmu) -> None:
+    huge_page(m, 1)
+    unsync = make_key(ALL | 1, 0, 0)
+    shadow_page.alloc_shadow_page(m, GFN, unsync, layout.FLAG_UNSYNC)
+    assert look_up(m) == (0, {})
+    assert shadow_page.find_shadow_page(m, GFN, unsync) >= 0
+
+
+# -- flushes and counts of one split ---------------------------------------------------------------
+
+
+def occupied(m: state.Mmu, *indices: int) -> None:
+    for index in indices:
+        rmap.rmap_add(m, 0, GFN + index, 1, 90 * 512 + index, rmap.ORDER_APPEND)
+
+
+@pytest.mark.parametrize(
+    ("flush", "leave", "expected"),
+    [
+        ("deferred_if_partial", True, {"WINDOW_END": 1}),
+        ("deferred_if_partial", False, {}),
+        ("on_link_if_nonleaf", True, {"LINK": 1}),  # the huge page is gone, and not all of it is mapped
+        ("on_link_if_nonleaf", False, {}),
+        ("on_link_always", True, {"LINK": 1}),
+        ("on_link_always", False, {"LINK": 1}),
+    ],
+)
+def test_partial_split_flushes_under_every_policy(
+    m: state.Mmu, flush: str, leave: bool, expected: dict[str, int]
+) -> None:
+    huge_page(m, 1)
+    occupied(m, 3)
+    w = opened(m)
+    word = "leave_nonpresent" if leave else "grow"
+    run(m, w, knobs(f"v2:flush={flush},occupied_rmap={word}"))
+    assert flushes(m, w) == expected
+    flushed = m.out16[0, window.OUT16_FLAGS] & window.ATTEMPT_FLUSHED != 0
+    assert flushed == bool(expected)
+
+
+def test_flush_of_a_split_is_of_its_huge_page(m: state.Mmu) -> None:
+    huge_page(m, 1, GFN + 512)
+    run(m, opened(m), knobs("v2:flush=on_link_always"))
+    assert m.flush[0, window.FLUSH_START : window.FLUSH_END + 1].tolist() == [GFN + 512, GFN + 1024]
+
+
+def child_with_table(m: state.Mmu) -> tuple[int, int]:
+    """The 2M child that a split of the 1G page of GFN meets, and a 4K table that it points to."""
+    child = shadow_page.alloc_shadow_page(m, GFN, make_key(DIRECT | ALL | 2, 0, 0), 0)
+    below = shadow_page.alloc_shadow_page(m, GFN + 512, make_key(DIRECT | ALL | 1, 0, 0), 0)
+    shadow_page.link_shadow_page(m, child, 1, below, rmap.ORDER_APPEND)
+    return int(child), int(below)
+
+
+@pytest.mark.parametrize(("nonleaf", "expected"), [(True, {"LINK": 1}), (False, {})])
+def test_reused_child_with_a_table_below_flushes(
+    m: state.Mmu, nonleaf: bool, expected: dict[str, int]
+) -> None:
+    m.vm[0, layout.VM_HAS_TDP] = 1
+    huge_page(m, 1, level=3)
+    if nonleaf:
+        child, below = child_with_table(m)
+    else:
+        child, below = shadow_page.alloc_shadow_page(m, GFN, make_key(DIRECT | ALL | 2, 0, 0), 0), 0
+    shadow_page.install_leaf(m, child, 2, GFN + 1024, 0x180000EE5, ACC_ALL, rmap.ORDER_APPEND)
+    w = opened(m, 1)
+    m.window[w, window.WIN_TARGET] = 2
+    assert run(m, w, knobs("linux-6.0"))[-1] == (GFN, Outcome.SPLIT, 0)
+    assert flushes(m, w) == expected
+    assert shadow_page.get_spte(m, child, 2) == 0x180000EE5  # kept as it is
+    if nonleaf:
+        assert entries(m, m.sp[below, layout.SP_PARENTS]) == [child * 512 + 1]
+    o = m.ctl[layout.CTL_OUT_TOP] - 1
+    reused = 1 + nonleaf
+    columns = [window.OUT16_INSTALLED, window.OUT16_NONPRESENT, window.OUT16_REUSED]
+    assert m.out16[o, columns].tolist() == [512 - reused, 0, reused]
+    counters = (window.C_INSTALLED, window.C_REUSED, window.C_PAGES_REUSED, window.C_PAGES_CREATED)
+    assert [m.ctl[layout.CTL_COUNTERS + c] for c in counters] == [512 - reused, reused, 1, 0]
+    assert m.window[w, window.WIN_CHILD] == child
+    values = [shadow_page.get_spte(m, child, i) for i in (0, 3, 511)]
+    assert values == [(HUGE | GFN << 12) + (i << 21) for i in (0, 3, 511)]
+    assert entries(m, rmap.rmap_head(m, 0, GFN + 3 * 512, 2)) == [child * 512 + 3]
+
+
+def test_counts_of_a_partial_split(m: state.Mmu) -> None:
+    huge_page(m, 1)
+    huge_page(m, 2, GFN + 512)
+    occupied(m, 3, 4, 500)
+    w = opened(m)
+    run(m, w)
+    counters = (window.C_PARTIAL, window.C_INSTALLED, window.C_NONPRESENT, window.C_PAGES_CREATED)
+    assert [m.ctl[layout.CTL_COUNTERS + c] for c in counters] == [1, 1021, 3, 2]
+    columns = [window.OUT16_INSTALLED, window.OUT16_NONPRESENT, window.OUT16_REUSED]
+    assert m.out16[:2, columns].tolist() == [[509, 3, 0], [512, 0, 0]]
+    created = window.ATTEMPT_CREATED
+    assert m.out16[:2, window.OUT16_FLAGS].tolist() == [created | window.ATTEMPT_FLUSHED, created]
+
+
+def test_child_is_where_the_recorded_lines_look_for_it(m: state.Mmu) -> None:
+    sptep = huge_page(m, 1)
+    w = opened(m)
+    split.advance(m, w, V2, NEVER, False)
+    key = make_key(DIRECT | ALL | 1, 0, 0)
+    child = shadow_page.find_shadow_page(m, GFN, key)
+    assert m.window[w, window.WIN_CHILD] == child
+    assert m.sp32[child, layout.SP32_FLAGS] == layout.FLAG_LIVE | layout.FLAG_SPLIT
+    assert m.window[w, window.WIN_SPARE] == 0
+    assert shadow_page.get_spte(m, sptep // 512, 0) & ~0xFFF == child << 12
+
+
+@pytest.mark.parametrize("order", [rmap.ORDER_APPEND, rmap.ORDER_HEAD])
+def test_split_page_leaves_its_rmap_in_the_kernels_order(m: state.Mmu, order: int) -> None:
+    """Of 16 aliases the first is split; which fills the hole depends on the kernel."""
+    spteps = [huge_page(m, number, variant=number) for number in range(16)]
+    head, g = 0, state.find_gib(m, 0, GFN, False)
+    for sptep in spteps:
+        head = rmap.pte_list_add(m, head, sptep, order)
+    rmap.set_head_in_gib(m, g, GFN, 2, head)
+    word = "append" if order == rmap.ORDER_APPEND else "head"
+    before = entries(m, head)
+    assert before[0] == spteps[0 if order == rmap.ORDER_APPEND else 14]
+    split.advance(m, opened(m), knobs(f"v2:rmap_order={word}"), NEVER, False)
+    after = entries(m, rmap.rmap_head(m, 0, GFN, 2))
+    if order == rmap.ORDER_APPEND:
+        assert after == [before[13], *before[1:13], *before[14:]]
+    else:
+        assert after == [before[1], *before[2:]]
+
+
+@pytest.mark.parametrize("access", [ACC_ALL, ACC_ALL & ~ACC_EXEC])
+@pytest.mark.parametrize("in_the_way", [False, True])
+def test_4k_child_of_what_the_guest_may_execute_is_executable(
+    m: state.Mmu, access: int, in_the_way: bool
+) -> None:
+    sp = shadow_page.alloc_shadow_page(m, 1, make_key(ALL | 2, 0, 0), 0)
+    huge = -(1 << 63) | HUGE | GFN << 12
+    shadow_page.install_leaf(m, sp, 0, GFN, huge, access, rmap.ORDER_APPEND)
+    if in_the_way:
+        occupied(m, 3)
+    run(m, opened(m))
+    child = shadow_page.find_shadow_page(m, GFN, child_key(m.sp[sp, layout.SP_KEY], 0, True, access))
+    assert (shadow_page.get_spte(m, child, 5) < 0) == (access != ACC_ALL)
+
+
+# -- the hash chain that the look-up goes through ----------------------------------------------------
+
+
+def of_the_same_bucket(m: state.Mmu) -> int:
+    """Another gfn whose pages share a hash chain with those of GFN."""
+    key, size = make_key(ALL | 1, 0, 0), m.hash.shape[0]
+    bucket = state.page_bucket(GFN, key, size)
+    return next(
+        n << 18
+        for n in range(2, 1 << 20)
+        if (n << 18) != GFN and state.page_bucket(n << 18, key, size) == bucket
+    )
+
+
+def test_unsync_page_of_another_gfn_of_the_bucket_stays(m: state.Mmu) -> None:
+    huge_page(m, 1, level=3)
+    other, unsync = of_the_same_bucket(m), make_key(ALL | 1, 0, 0)
+    sp = shadow_page.alloc_shadow_page(m, other, unsync, layout.FLAG_UNSYNC)
+    assert look_up(m) == (0, {})
+    assert shadow_page.find_shadow_page(m, other, unsync) == sp
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_search_does_not_end_at_a_page_that_is_not_the_one(m: state.Mmu, live: bool) -> None:
+    """Neither at one of another gfn nor at a root that is zapped and still in use."""
+    huge_page(m, 1, level=3)
+    shadow_page.alloc_shadow_page(m, GFN, make_key(ALL | 1, 0, 0), layout.FLAG_UNSYNC)
+    gfn = of_the_same_bucket(m) if live else GFN
+    sp = shadow_page.alloc_shadow_page(m, gfn, make_key(DIRECT | ALL | 2, 0, 0), 0)
+    if not live:
+        m.sp32[sp, layout.SP32_FLAGS] = layout.FLAG_INVALID
+    assert look_up(m) == (1, {"ZAP": 1})
