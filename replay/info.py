@@ -29,6 +29,7 @@ _FACTS = (
     "last_ts_ns",
     "lost_events",
     "losses",
+    "notes",
     "malformed_lines",
 )
 _WHAT_IF = ("end", "time")

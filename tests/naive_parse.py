@@ -19,7 +19,7 @@ ENTRIES = re.compile(r"entries-in-buffer/entries-written: (\d+)/(\d+)")
 X = r"([0-9a-fA-F]{1,16})"
 XX = r"(?:0x)?([0-9a-fA-F]{1,16})"
 D = r"(-?\d{1,20})"
-TAIL = r"(?:\s.*)?$"
+TAIL = r"(?:[\s\0].*|,(?!\d).*)?$"
 
 PAGE = re.compile(
     r"sp (?:gen (?P<gen>[0-9a-f]+) )?gfn (?P<gfn>[0-9a-f]+) l?(?P<level>\d+)(?P<gpte> [48]-byte| pae)? "

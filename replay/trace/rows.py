@@ -13,6 +13,7 @@ from replay.schema import COLUMN_TYPES, Columns, Kind
 from replay.trace.payload import FLAGS, LEVEL, ROLE, WIDE
 from replay.trace.registers import (
     COMM,
+    FIRST_BACK,
     FIRST_LINE,
     FIRST_TIME,
     KVMMMU,
@@ -21,10 +22,12 @@ from replay.trace.registers import (
     PID,
     ROWS,
     TGID,
+    TIME_BEFORE,
+    TIMES_BACK,
 )
 
 _LAST_KVMMMU = int(Kind.SPLIT_HUGE_PAGE)
-_ZERO = np.uint64(0)
+_ZERO, _ONE = np.uint64(0), np.uint64(1)
 
 _SHOWS_VM = np.zeros(256, np.bool_)
 _SHOWS_VM[[*range(1, _LAST_KVMMMU + 1), Kind.PAGE_FAULT, Kind.SET_REGION, Kind.COMMIT_REGION]] = True
@@ -170,6 +173,12 @@ def end_row(kind, task, cpu, time, text, row, rows, tasks, state):
     rows.text[row] = text
     if time > state[LAST_TIME]:
         state[LAST_TIME] = time
+    elif 0 < time < state[LAST_TIME]:
+        before = rows.ts_ns[row - _ONE] if row > _ZERO else state[TIME_BEFORE]
+        if time < before:
+            if state[TIMES_BACK] == 0:
+                state[FIRST_BACK] = state[LINES]
+            state[TIMES_BACK] += 1
     if 0 < time < state[FIRST_TIME]:
         state[FIRST_TIME] = time
     state[ROWS] += 1

@@ -12,12 +12,14 @@ from replay.jit import by_reference, jit, kernel
 from replay.schema import Kind
 from replay.trace.dialect import NEW_TASK, NO_HEADER, SEEN_AT, SLOTS, read_header, search_header
 from replay.trace.event import (
+    DECORATED,
     IGNORED_LINE,
     MALFORMED_LINE,
     NO_BASE,
     NO_ROOM,
     clear_fields,
     find_event,
+    is_decorated,
     read_event,
     read_lost,
 )
@@ -97,13 +99,15 @@ def _scan(buf, at, stop, rows, scanner):
                     event, kind = np.int64(-1), np.int64(MALFORMED_LINE)
                 elif event >= 0:  # option nocontext-info, or copied without
                     state[TIME] = 0
+                elif is_decorated(buf, at, end):
+                    kind = np.int64(DECORATED)
         if event >= 0:
             kind, text = read_event(buf, event, rows, scanner)
         if kind == NO_ROOM or kind == NO_BASE:
             state[STOP], state[START] = TEXTS_FULL if kind == NO_ROOM else BASE_IS_NEW, at
             break
-        may_ask = kind == MALFORMED_LINE and state[DOUBTS] != 0 and state[GIVEN_UP] != at
-        if may_ask and state[MALFORMED] % state[DOUBTS] == 0:
+        may_ask = kind == MALFORMED_LINE and state[DOUBTS] != 0 and state[MALFORMED] % state[DOUBTS] == 0
+        if (may_ask or kind == DECORATED) and state[GIVEN_UP] != at:
             state[STOP], state[START], state[END] = DOUBTFUL, at, line_end(buf, at)
             break
         state[LINES] += 1

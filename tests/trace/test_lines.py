@@ -112,7 +112,7 @@ SP = "sp gen 0 gfn 12200 l1 8-byte q0 direct wux nxe ad root 0 sync"
         ("sp gen 0 gfn 12200 l1 8-byte q0 --ux nxe ad root 0 sync",
          1 | Role.ACC_USER | Role.ACC_EXEC | Role.EFER_NX, 0, 0),
         ("sp gen 0 gfn 12200 l1 8-byte q0 ---- nxe ad root 0 sync", 1 | Role.EFER_NX, 0, 0),
-        ("sp gen 0 gfn 12200 l1 8-byte q0 direct wux nxe ad mirror root 0 sync later words",
+        ("sp gen 0 gfn 12200 l1 8-byte q0 direct wux nxe ad root 0 sync later words",
          1 | Role.DIRECT | WUX | Role.EFER_NX, 0, 0),
     ],
 )  # fmt: skip
