@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from replay.printable import printable
 from replay.report.console import number, print_line, print_table
 from replay.report.progress import ERASE_LINE, REDRAW_SECONDS
 
@@ -36,7 +37,7 @@ class BulkProgress:
     def say(self, line: str) -> None:
         """Write a line of its own."""
         self.erase()
-        self._stream.write(f"replay: {line}\n")
+        self._stream.write(f"replay: {printable(line)}\n")
         self._stream.flush()
 
     def begin(self, traces: int, cost: int) -> None:

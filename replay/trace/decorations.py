@@ -1,4 +1,4 @@
-"""What mail programs and terminals put among the words of a trace: colours, and other blanks than the blank."""
+"""What mail programs and terminals put among the words of a trace: colours, and blanks of other kinds."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from replay.trace.source import Source
 HEAD_BYTES = 1 << 16
 """The beginning of a text, by which its encoding is told."""
 _READ_BYTES = 1 << 16
+_TEXT_BYTES = frozenset(b"\t\r\n" + bytes(range(32, 127)))
 
 _TRANSFER = re.compile(rb"[ \t>]*content-transfer-encoding:[ \t]*([\w-]+)\s*", re.IGNORECASE)
 _TYPE = re.compile(rb"[ \t>]*content-type:[ \t]*([\w-]+)/", re.IGNORECASE)
@@ -88,7 +89,7 @@ def _decoder_of(head: bytes) -> Decoder | None:
 
 
 def _utf_codec(head: bytes) -> str | None:
-    """The codec of text in units of 2 or 4 bytes, by the mark at its beginning or the zeros of its letters."""
+    """The codec of text in units of 2 or 4 bytes, by the mark at its beginning or the zeros of letters."""
     for mark, codec in (
         (codecs.BOM_UTF32_LE, "utf-32"),
         (codecs.BOM_UTF32_BE, "utf-32"),
@@ -101,7 +102,7 @@ def _utf_codec(head: bytes) -> str | None:
     if len(first) >= 8 and 0 in first:
         for odd, codec in ((0, "utf-16-be"), (1, "utf-16-le")):
             zeros, letters = first[odd::2], first[1 - odd :: 2]
-            if not any(zeros) and letters.isascii() and all(byte >= 32 or byte in b"\t\r\n" for byte in letters):
+            if not any(zeros) and not set(letters) - _TEXT_BYTES:
                 return codec
     return None
 

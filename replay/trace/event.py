@@ -47,7 +47,8 @@ _IP, _BUF, _LOST_WORD = (words_of(text)[0][0] for text in ("ip=", "buf=", "[LOST
 _PERF_RECORD, _ORD_LOST = words_of("PERF_RECORD_LOST")[0]
 _SEEN_NUMBER, _SEEN_GROUP = 2, 3
 _STRANGE, _SPELLED_ESC = (
-    np.array([int.from_bytes(text, "little") for text in texts], np.uint64) for texts in (STRANGE, SPELLED_ESC)
+    np.array([int.from_bytes(text, "little") for text in texts], np.uint64)
+    for texts in (STRANGE, SPELLED_ESC)
 )
 _STRANGE_LENGTHS, _SPELLED_LENGTHS = (np.array(list(map(len, texts))) for texts in (STRANGE, SPELLED_ESC))
 _FIRST_LEAD = min(text[0] for text in STRANGE)
@@ -166,7 +167,7 @@ def is_decorated(buf, start, end):
 
 @jit
 def _is_decoration(buf, start, at):
-    """One of what ``is_decorated`` looks for is at ``at``, or has its bracket there, and nothing before ``start``."""
+    """One of what ``is_decorated`` looks for is at ``at``, or has its bracket there."""
     byte = byte_at(buf, at)
     if byte == _OPEN:
         for n in range(len(_SPELLED_ESC)):
@@ -185,7 +186,9 @@ def _without_name(buf, at, names, arena, kinds):
     """What the line is whose text at ``at`` does not begin with an event's name."""
     keep_apart()
     end = line_end(buf, at)
-    if find_event(buf, at, end, names, arena, kinds) >= 0:  # of another form: something stands before the name
+    if (
+        find_event(buf, at, end, names, arena, kinds) >= 0
+    ):  # of another form: something stands before the name
         return np.int64(MALFORMED_LINE)
     return np.int64(DECORATED if is_decorated(buf, at, end) else IGNORED_LINE)
 

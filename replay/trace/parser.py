@@ -131,7 +131,7 @@ class Parser(ABC):
                 "first_line": int(state[reg.FIRST_BACK]),
             }
             if repeated := repeated_lines(self._store):
-                notes["repeated_lines"] = {"count": repeated.count, "first_line": repeated.first_line}
+                notes["repeated_lines"] = {"count": repeated.rows, "first_line": repeated.first_line}
 
     def _finish(self) -> Trace:
         if self._trace.bytes == 0:

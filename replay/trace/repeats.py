@@ -20,7 +20,7 @@ _SHIFT = np.uint64(29)
 class Repeated(NamedTuple):
     """Rows that were there before, and the line of the first of them."""
 
-    count: int
+    rows: int
     first_line: int
 
 

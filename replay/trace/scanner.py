@@ -22,7 +22,7 @@ MAX_NAMES, MAX_NAME = 2048, 64
 PRINT = 200
 """Stands for the event ``print``, the lines of trace_marker, whose text begins with a place and a colon."""
 PRINTK = 202
-"""Stands for the events of trace_printk, as ``PRINT``: what the kernel says about itself but for control lines."""
+"""Stands for the events of trace_printk, as ``PRINT``: they are others, but for control lines."""
 INCOMPLETE = 201
 """Kind of the names under which lines are counted that lack what a replay needs."""
 OTHER = 0

@@ -268,7 +268,7 @@ def join(scanner: Scanner, section: Section, tasks: np.ndarray, numbers: Numbers
 
 
 def _add_times_back(state: np.ndarray, section: Section, lines: int) -> None:
-    """Add the rows of ``section`` whose time is before that of the row before, which may be of another section."""
+    """Add the rows of ``section`` whose time is before that of the row before, the first one too."""
     own = section.scanner.state
     first_lines = [lines + int(own[reg.FIRST_BACK])] if own[reg.TIMES_BACK] else []
     if section.batches:

@@ -133,8 +133,9 @@ class Source:
             raise TraceError(self.path, 0, error.strerror or str(error)) from error
 
     def peek(self, count: int) -> bytes:
-        """The first ``count`` bytes, fewer if there are no more (or the system gives no more at once of a plain
-        file); they are read again by ``read_into``.  Call it before anything has been read.
+        """The first ``count`` bytes, which ``read_into`` reads again; of a plain file what comes at once.
+
+        Call it before anything has been read.
         """
         if self.plain_file() is not None:
             return self._buffered.peek(count)[:count]

@@ -17,6 +17,7 @@ from replay.trace.dialect import NOBODY, parse_task
 from replay.trace.formats import TEXT_FORMATS, text_format, text_kernel
 from replay.trace.forms import DECORATED, WRAPPED, Forms, has_foreign
 from replay.trace.lex import NEWLINE, PADDING, grown
+from replay.trace.other_text import other_text
 from replay.trace.parser import ByteSource, Parser
 from replay.trace.perf import PerfScript
 from replay.trace.raw import is_in_hex
@@ -281,6 +282,8 @@ class TextParser(Parser):
         return bool(seen or self._scanner.kinds[:, 1].any())
 
     def _check_is_trace(self) -> None:
+        if not self._scanner.state[reg.ROWS] and not self._trace.events and (other := other_text(self._head)):
+            raise TraceError(self._source.path, 0, f"not a trace of events: {other}")
         if self._has_events():
             return
         if _RAW_OR_HEX.search(self._head):
