@@ -10,6 +10,7 @@ import numpy as np
 from replay.jit import jit
 from replay.memory import LARGE_PAGE, Arena
 from replay.schema import COLUMN_TYPES, Columns, Kind
+from replay.trace.lex import keep_apart
 from replay.trace.payload import FLAGS, LEVEL, ROLE, WIDE
 from replay.trace.registers import (
     COMM,
@@ -160,6 +161,17 @@ def clear_row(rows, row):
 
 
 @jit
+def _note_time_back(time, row, rows, state):
+    """Count row ``row`` if its ``time`` is before that of the row before; either may have none."""
+    keep_apart()
+    before = rows.ts_ns[row - _ONE] if row > _ZERO else state[TIME_BEFORE]
+    if 0 < time < before:
+        if state[TIMES_BACK] == 0:
+            state[FIRST_BACK] = state[LINES]
+        state[TIMES_BACK] += 1
+
+
+@jit
 def end_row(kind, task, cpu, time, text, row, rows, tasks, state):
     """Complete row ``row``, whose payload has been written, and go to the next."""
     own = tasks[task]
@@ -173,12 +185,8 @@ def end_row(kind, task, cpu, time, text, row, rows, tasks, state):
     rows.text[row] = text
     if time > state[LAST_TIME]:
         state[LAST_TIME] = time
-    elif 0 < time < state[LAST_TIME]:
-        before = rows.ts_ns[row - _ONE] if row > _ZERO else state[TIME_BEFORE]
-        if time < before:
-            if state[TIMES_BACK] == 0:
-                state[FIRST_BACK] = state[LINES]
-            state[TIMES_BACK] += 1
+    elif time < state[LAST_TIME]:
+        _note_time_back(time, row, rows, state)
     if 0 < time < state[FIRST_TIME]:
         state[FIRST_TIME] = time
     state[ROWS] += 1
