@@ -245,9 +245,9 @@ def _event(name: str, text: str) -> Row | None:
 
 
 def _marker(text: str) -> Row:
-    if not text.startswith("replay:"):
+    if not text.lstrip(" \t").startswith("replay:"):
         return {"kind": 99, "text": text}
-    text = text[len("replay:") :].lstrip(" ")
+    text = text.lstrip(" \t")[len("replay:") :].lstrip(" ")
     word, _, rest = text.partition(" ")
     if word == "scenario":
         return {"kind": 97, "text": text}

@@ -236,7 +236,8 @@ def read_event(buf, at, rows, scanner):
             kinds[number, 1] += 1
             return np.int64(IGNORED_LINE), np.int64(-1)
     elif kind == _MARK_TEXT:
-        text = end + 2 if buf[end + 1] == BLANK else end + 1  # further blanks belong to the text
+        if load64(buf, text) & WORD_MASKS[7] != _REPLAY:
+            text = end + 2 if buf[end + 1] == BLANK else end + 1  # further blanks belong to the text
     elif kind < _FIRST_CONTROL and state[BASE] == 0 and is_raw(buf, text):
         return np.int64(NO_BASE), np.int64(-1)
     else:
@@ -251,6 +252,15 @@ def read_event(buf, at, rows, scanner):
     fields, marks = scanner.fields, scanner.marks
     clear_fields(fields)
     return read_marker(buf, text, names, names_arena, kinds, texts, texts_arena, fields, marks)
+
+
+@jit
+def is_cut_header(buf, at):
+    """The line before the one at ``at`` ends in a time and its colon: what follows that is on this one."""
+    end = at - 2
+    while end > 0 and (buf[end] == BLANK or buf[end] == RETURN):
+        end -= 1
+    return end > 0 and buf[end] == COLON and 48 <= buf[end - 1] <= 57
 
 
 @jit

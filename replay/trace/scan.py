@@ -19,6 +19,7 @@ from replay.trace.event import (
     NO_ROOM,
     clear_fields,
     find_event,
+    is_cut_header,
     is_decorated,
     read_event,
     read_lost,
@@ -95,7 +96,8 @@ def _scan(buf, at, stop, rows, scanner):
                 kind = np.int64(_LOST_EVENTS)
             else:
                 event = find_event(buf, at, end, names, names_arena, kinds)
-                if event >= 0 and event != skip_blanks(buf, at):  # a known event behind a broken header
+                is_first = event == skip_blanks(buf, at) and not is_cut_header(buf, at)
+                if event >= 0 and not is_first:  # a known event behind a broken header
                     event, kind = np.int64(-1), np.int64(MALFORMED_LINE)
                 elif event >= 0:  # option nocontext-info, or copied without
                     state[TIME] = 0

@@ -37,7 +37,7 @@ from replay.trace.sections import (
 )
 from replay.trace.source import PERF_DATA
 from replay.trace.trace import Trace
-from replay.trace.wrapped import MAX_LINES, goes_on, last_event
+from replay.trace.wrapped import MAX_LINES, goes_on, is_cut_header, last_event
 
 CHUNK_BYTES = 1 << 20
 """Read at once: what the processor keeps near while it is scanned."""
@@ -265,7 +265,8 @@ class TextParser(Parser):
             return True
         if state[reg.STOP] == reg.TASK_IS_NEW or is_native or WRAPPED in self._forms.used:
             return False
-        if goes_on(text.split(b"\n", MAX_LINES)[:MAX_LINES]):
+        before = buf[max(0, start - MAX_LINE) : max(0, start - 1)].tobytes().rpartition(b"\n")[2]
+        if is_cut_header(before) or goes_on(text.split(b"\n", MAX_LINES)[:MAX_LINES]):
             self._forms.used.add(WRAPPED)
         return WRAPPED in self._forms.used
 
