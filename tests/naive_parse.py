@@ -119,6 +119,13 @@ OPTIONAL = {"uaddr", "start_gfn", "pages", "start_level", "capacity", "min", "pi
 UNSIGNED = (1 << 64) - 1
 
 
+# what mailers and terminals put among words
+STRANGE = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u200e\u200f\u2028\u2029\u2060\ufeff"))
+STRANGE |= dict.fromkeys(range(0x202A, 0x202F)) | dict.fromkeys(range(0x2000, 0x200B), " ")
+STRANGE |= dict.fromkeys([0xA0, 0x202F, 0x205F, 0x3000], " ")
+ESCAPE = re.compile(r"(?:\x1b|\^\[|ESC|#033|\\033)\[[0-?]*[ -/]*[@-~]?")
+
+
 class Malformed(Exception):
     """A line of a known event that does not parse."""
 
@@ -260,6 +267,7 @@ def _marker(text: str) -> Row:
 
 def parse(text: str) -> tuple[list[Row], dict[str, int]]:
     """(rows, {"lines", "ignored", "malformed", "lost"}) of a trace with the usual headers."""
+    text = ESCAPE.sub("", text).translate(STRANGE)
     rows: list[Row] = []
     counts = {"lines": 0, "ignored": 0, "malformed": 0, "lost": 0}
     time = 0

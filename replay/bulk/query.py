@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from typing import IO, TYPE_CHECKING
 
@@ -33,7 +34,7 @@ def query(url: str, sql: str) -> pl.DataFrame:
     storage = Storage(url)
     if not storage.exists(MANIFEST):
         raise InputError(url, 0, f"no dataset of replay bulk: it has no {MANIFEST}")
-    root = storage.root if storage.local else url.rstrip("/")
+    root = glob.escape(storage.root) if storage.local else url.rstrip("/")
     tables = {
         table: pl.scan_parquet(
             f"{root}/{table}/**/*.parquet", hive_partitioning=True, hive_schema={"policy": pl.String}

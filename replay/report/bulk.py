@@ -150,9 +150,9 @@ def print_rows(out: Console, names: list[str], rows: list[tuple[Any, ...]], show
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for index, name in enumerate(names):
         is_number = all(isinstance(row[index], (int, float, type(None))) for row in rows)
-        table.add_column(name, justify="right" if is_number else "left", overflow="fold")
+        table.add_column(printable(name), justify="right" if is_number else "left", overflow="fold")
     for row in rows[:shown]:
-        table.add_row(*("" if value is None else str(value) for value in row))
+        table.add_row(*("" if value is None else printable(str(value)) for value in row))
     print_table(out, table)
     if len(rows) > shown:
         print_line(out, f"({number(len(rows) - shown)} more rows: --csv, --json or -o have all)")

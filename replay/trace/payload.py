@@ -219,8 +219,9 @@ def _token_word(buf, at, end):
 @jit
 def _word_end(buf, at):
     """As ``token_end``, of a token that a comma may follow."""
-    end = token_end(buf, at)
-    return end - 1 if end > at and byte_at(buf, end - 1) == _COMMA else end
+    while byte_at(buf, at) > BLANK and byte_at(buf, at) != _COMMA:
+        at += 1
+    return at
 
 
 @jit

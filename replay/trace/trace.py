@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 NOTES = {
-    "time_back": "time goes back {count:,} times, first at line {first_line:,}",
-    "repeated_lines": "{count:,} lines are there twice, first line {first_line:,}",
+    "time_back": "steps back in time: {count:,} (first at line {first_line:,})",
+    "repeated_lines": "repeated lines: {count:,} (first at line {first_line:,})",
 }
 """What may be strange about a trace, and how to say it."""
 
