@@ -34,7 +34,9 @@ _CUT_HEADER = re.compile(rb"[^\n]*-\d+\s[^\n]*?\[\d+\](?:\s+[dDbX.][^\s:]{3,4})?
 
 def is_cut_header(line: bytes) -> bool:
     """A mailer has cut the line amid the header, or before the event's name."""
-    return b"]" in line and _CUT_HEADER.fullmatch(line) is not None
+    if len(line) > _LOOKED_AT or b"]" not in line or b": " in line.rstrip():
+        return False
+    return _CUT_HEADER.fullmatch(line) is not None
 
 
 def _has_event(line: bytes) -> bool:
