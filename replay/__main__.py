@@ -13,6 +13,7 @@ import typer
 
 from replay.bulk.commands import app
 from replay.errors import ReplayError
+from replay.printable import printable
 
 UNUSABLE = 2
 INTERRUPTED = 128 + signal.SIGINT
@@ -62,7 +63,7 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _complain(message: str) -> int:
-    print(f"replay: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"replay: error: {printable(' '.join(message.split()))}", file=sys.stderr)
     return UNUSABLE
 
 

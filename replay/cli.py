@@ -277,7 +277,7 @@ def parse(
         events = read_trace(trace, file_format=file_format, strict=strict, progress=progress)
     write_table(events, output)
     if not quiet:
-        print(
+        _print(
             f"{output}: {events.events} events of {events.lines} lines, "
             f"{events.malformed_lines} malformed, {events.ignored_lines} ignored"
         )
@@ -335,7 +335,7 @@ def expect(
     path = output or golden_path(trace)
     write_golden(path, golden)
     if not quiet:
-        print(f"{path}: {len(golden.outcomes)} attempts, policy {golden.policy}")
+        _print(f"{path}: {len(golden.outcomes)} attempts, policy {golden.policy}")
 
 
 @app.command()
@@ -394,7 +394,7 @@ def synth(
     with _progress(quiet):
         write_trace(scenario, output, seed)
     if not quiet and output.is_file():
-        print(f"{output}: {output.stat().st_size} bytes")
+        _print(f"{output}: {output.stat().st_size} bytes")
 
 
 @app.command()
@@ -409,7 +409,7 @@ def warmup(quiet: QuietOption = False) -> None:
     if not quiet:
         for word, names in (("compiled", done.compiled), ("found", done.found)):
             print(f"{word}: {', '.join(names) or 'none'}")
-        print(f"kept in: {done.directory}")
+        _print(f"kept in: {done.directory}")
 
 
 @app.command()
@@ -428,6 +428,12 @@ def policies(
         print(json.dumps({"schema": "replay.policies/1", "policies": listed}, indent=1))
     else:
         print_policies(console(sys.stdout), PRESETS.values(), DESCRIPTIONS)
+
+
+def _print(line: str) -> None:
+    from replay.printable import printable
+
+    print(printable(line))
 
 
 def _request(

@@ -29,6 +29,7 @@ _FACTS = (
     "last_ts_ns",
     "lost_events",
     "losses",
+    "notes",
     "malformed_lines",
 )
 _WHAT_IF = ("end", "time")
@@ -48,8 +49,9 @@ def info_document(trace: Trace) -> dict[str, Any]:
     run = run_trace(trace, Request(policy="auto", expect="recorded"))
     facts = trace_facts(trace)
     counts = Counter({kind: n for kind, n in enumerate(trace.kind_counts().tolist()) if n})
-    causes = run.replay.windows["cause"].to_pylist()
-    window_vms = Counter(run.replay.windows["vm"].to_pylist())
+    has_events = bool(trace.kvmmmu_events)  # else a window at the end says nothing
+    causes = run.replay.windows["cause"].to_pylist() if has_events else []
+    window_vms = Counter(run.replay.windows["vm"].to_pylist() if has_events else ())
     control = {name: sum(counts[kind] for kind in kinds) for name, kinds in _SOURCES.items()}
     told = _told_columns(trace)
     return {

@@ -19,7 +19,7 @@ ENTRIES = re.compile(r"entries-in-buffer/entries-written: (\d+)/(\d+)")
 X = r"([0-9a-fA-F]{1,16})"
 XX = r"(?:0x)?([0-9a-fA-F]{1,16})"
 D = r"(-?\d{1,20})"
-TAIL = r"(?:\s.*)?$"
+TAIL = r"(?:[\s\0].*|,(?!\d).*)?$"
 
 PAGE = re.compile(
     r"sp (?:gen (?P<gen>[0-9a-f]+) )?gfn (?P<gfn>[0-9a-f]+) l?(?P<level>\d+)(?P<gpte> [48]-byte| pae)? "
@@ -117,6 +117,13 @@ MARKS: dict[str, tuple[int, dict[str, str]]] = {
 }
 OPTIONAL = {"uaddr", "start_gfn", "pages", "start_level", "capacity", "min", "pid", "hva", "as", "mask"}
 UNSIGNED = (1 << 64) - 1
+
+
+# what mailers and terminals put among words
+STRANGE = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u200e\u200f\u2028\u2029\u2060\ufeff"))
+STRANGE |= dict.fromkeys(range(0x202A, 0x202F)) | dict.fromkeys(range(0x2000, 0x200B), " ")
+STRANGE |= dict.fromkeys([0xA0, 0x202F, 0x205F, 0x3000], " ")
+ESCAPE = re.compile(r"(?:\x1b|\^\[|ESC|#033|\\033)\[[0-?]*[ -/]*[@-~]?")
 
 
 class Malformed(Exception):
@@ -245,9 +252,9 @@ def _event(name: str, text: str) -> Row | None:
 
 
 def _marker(text: str) -> Row:
-    if not text.startswith("replay:"):
+    if not text.lstrip(" \t").startswith("replay:"):
         return {"kind": 99, "text": text}
-    text = text[len("replay:") :].lstrip(" ")
+    text = text.lstrip(" \t")[len("replay:") :].lstrip(" ")
     word, _, rest = text.partition(" ")
     if word == "scenario":
         return {"kind": 97, "text": text}
@@ -260,6 +267,7 @@ def _marker(text: str) -> Row:
 
 def parse(text: str) -> tuple[list[Row], dict[str, int]]:
     """(rows, {"lines", "ignored", "malformed", "lost"}) of a trace with the usual headers."""
+    text = ESCAPE.sub("", text).translate(STRANGE)
     rows: list[Row] = []
     counts = {"lines": 0, "ignored": 0, "malformed": 0, "lost": 0}
     time = 0

@@ -164,6 +164,21 @@ def test_nothing_to_compare_with(trace: Path) -> None:
     assert document["expected"]["matched"] is None
 
 
+def test_a_trace_without_any_event_of_the_mmu(trace: Path) -> None:
+    trace.write_text(trace_text([EVENTS[0], EVENTS[3], "kvm_entry: vcpu 0, rip 0xffffffff8100beef"]))
+    result = replay("run", trace)
+    line, *rest = result.stdout.splitlines()
+    assert ("(0 kvmmmu)" in line, result.returncode) == (True, 0)
+    assert rest[1:] == [
+        "note: there is no event of the system kvmmmu: nothing was replayed",
+        "",
+        "verdict unchecked",
+    ]
+    told = replay("info", trace).stdout
+    assert "cannot   anything: there is no event of the system kvmmmu" in told
+    assert "windows  none" in told
+
+
 def test_standard_input() -> None:
     result = replay("run", "-", "--json", input=trace_text())
     assert result.returncode == 0

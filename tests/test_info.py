@@ -15,7 +15,7 @@ from tests.test_cli import EVENTS, SPLIT_LINE, error_of, replay, trace_text
 FORMS = Path(__file__).parents[1] / "traces" / "forms"
 KEYS = {
     "schema", "path", "format", "kernel", "bytes", "lines", "events", "kvmmmu_events", "ignored_lines",
-    "first_ts_ns", "last_ts_ns", "lost_events", "losses", "malformed_lines", "malformed", "kinds",
+    "first_ts_ns", "last_ts_ns", "lost_events", "losses", "notes", "malformed_lines", "malformed", "kinds",
     "ignored_events", "vms", "control", "windows", "columns", "policy", "compared", "can", "cannot",
 }  # fmt: skip
 

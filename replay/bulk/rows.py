@@ -20,7 +20,7 @@ Tables = Mapping[str, "pa.Table"]
 
 _UNNAMED = ("trace", "totals")
 """Sections of the document whose name is not part of a column's."""
-_LEFT_OUT = ("schema", "path", "rmap_histogram")
+_LEFT_OUT = ("schema", "path", "notes", "rmap_histogram")
 _AS_TEXT = ("losses", "policy_knobs", "recorded_skipped", "divergences")
 MAX_MESSAGE = 500
 

@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from replay.printable import printable
 from replay.report.console import number, print_line, print_table
 from replay.report.progress import ERASE_LINE, REDRAW_SECONDS
 
@@ -36,7 +37,7 @@ class BulkProgress:
     def say(self, line: str) -> None:
         """Write a line of its own."""
         self.erase()
-        self._stream.write(f"replay: {line}\n")
+        self._stream.write(f"replay: {printable(line)}\n")
         self._stream.flush()
 
     def begin(self, traces: int, cost: int) -> None:
@@ -149,9 +150,9 @@ def print_rows(out: Console, names: list[str], rows: list[tuple[Any, ...]], show
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for index, name in enumerate(names):
         is_number = all(isinstance(row[index], (int, float, type(None))) for row in rows)
-        table.add_column(name, justify="right" if is_number else "left", overflow="fold")
+        table.add_column(printable(name), justify="right" if is_number else "left", overflow="fold")
     for row in rows[:shown]:
-        table.add_row(*("" if value is None else str(value) for value in row))
+        table.add_row(*("" if value is None else printable(str(value)) for value in row))
     print_table(out, table)
     if len(rows) > shown:
         print_line(out, f"({number(len(rows) - shown)} more rows: --csv, --json or -o have all)")

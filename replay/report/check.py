@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from rich.console import Console
 
+from replay.printable import printable_lines
 from replay.report.console import console, print_line, print_reasons
 from replay.verdict.check import Check
 
@@ -80,5 +81,5 @@ def junit_text(checks: Iterable[Check]) -> str:
 
 
 def _clean(text: str) -> str:
-    """``text`` without what XML cannot hold."""
-    return _NOT_XML.sub("?", text)
+    """``text`` without what XML cannot hold, or a terminal would obey where the file is shown."""
+    return _NOT_XML.sub("?", printable_lines(text))

@@ -10,6 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from replay.policy import Policy, allowed_values
+from replay.printable import printable, printable_lines
+from replay.trace.trace import NOTES
 from replay.verdict.compare import Difference
 
 SHOWN_WINDOWS = 12
@@ -43,6 +45,10 @@ class _Console(Console):
         """Leave it to the caller, where rich would exit with code 1."""
         raise
 
+    def render_str(self, text: str, **options: Any) -> Text:
+        """As rich does it, of a text without what a terminal would obey; cells of tables come here too."""
+        return super().render_str(printable_lines(text), **options)
+
 
 def console(file: IO[str]) -> Console:
     """A console that writes plain text of a fixed width where ``file`` is no terminal."""
@@ -52,7 +58,7 @@ def console(file: IO[str]) -> Console:
 
 def print_line(out: Console, text: str = "") -> None:
     """Print one line that is never wrapped, so that it can be searched for and copied."""
-    out.print(text, soft_wrap=True)
+    out.print(printable(text), soft_wrap=True)
 
 
 def print_table(out: Console, table: RenderableType) -> None:
@@ -153,6 +159,8 @@ def trace_line(trace: Mapping[str, Any]) -> str:
         f"{number(trace['lines'])} lines",
         f"{vms} {'VM' if vms == 1 else 'VMs'}",
     ]
+    for name, note in trace["notes"].items():
+        parts.append(NOTES[name].format(**note))
     if trace["malformed_lines"]:
         parts.append(f"{number(trace['malformed_lines'])} MALFORMED LINES")
     for what, count in trace["losses"].items():

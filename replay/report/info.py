@@ -27,8 +27,9 @@ def print_info(out: Console, document: Mapping[str, Any]) -> None:
     kinds.add_column("lines", justify="right")
     for name, count in document["kinds"].items():
         kinds.add_row(name, number(count))
-    print_table(out, kinds)
-    print_line(out)
+    if document["kinds"]:
+        print_table(out, kinds)
+        print_line(out)
     facts = Table.grid(padding=(0, 2, 0, 0))
     facts.add_column(style="bold")
     facts.add_column()

@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from replay.printable import printable_lines
 from replay.report.console import print_line, print_table, trace_line
 
 INDENT = (0, 0, 0, 4)
@@ -27,14 +28,15 @@ def print_review(out: Console, document: Mapping[str, Any]) -> None:
 
 def _print_answer(out: Console, answer: Mapping[str, Any]) -> None:
     out.print(Text.assemble((f"{answer['question']:<4}{answer['asks']}", "bold")), soft_wrap=True)
-    print_table(out, Padding(Text(answer["answer"]), INDENT))
+    print_table(out, Padding(Text(printable_lines(answer["answer"])), INDENT))
     for table in answer["tables"]:
         if table["rows"]:
-            print_table(out, Padding(Text(f"{table['title']}:"), INDENT))
+            print_table(out, Padding(Text(printable_lines(f"{table['title']}:")), INDENT))
             print_table(out, Padding(_table(table), INDENT))
     for title, texts in (("computed", [answer["computed"]]), ("not known", answer["not_known"])):
         if texts:
-            print_table(out, Padding(Text(f"{title}: {'; '.join(texts)}", style="dim"), INDENT))
+            text = printable_lines(f"{title}: {'; '.join(texts)}")
+            print_table(out, Padding(Text(text, style="dim"), INDENT))
 
 
 def _table(table: Mapping[str, Any]) -> Table:

@@ -13,6 +13,7 @@ from replay.jit import jit
 from replay.schema import Kind
 from replay.trace.lex import (
     BLANK,
+    ESC,
     head64,
     load64,
     read_decimal,
@@ -245,7 +246,7 @@ def read_control(buf, at, kind, fields, marks):
         if at < 0:
             return -1
         at = skip_blanks(buf, at)
-    if seen & _REQUIRED[kind] != _REQUIRED[kind]:
+    if seen & _REQUIRED[kind] != _REQUIRED[kind] or buf[at] == ESC:  # a colour, amid the pairs
         return -1
     to_frames(kind, fields)
     return at

@@ -7,15 +7,19 @@ import numpy as np
 from replay.jit import jit
 from replay.schema import Kind
 from replay.trace.control import HAS_COUNTED_END, read_control
+from replay.trace.decorations import SPELLED_ESC, STRANGE
 from replay.trace.dialect import SEEN_AT, SEEN_LENGTH, SLOTS
 from replay.trace.lex import (
     ADD,
     BLANK,
     COLON,
+    ESC,
     LOOK_UP,
     PADDING,
     RETURN,
     WORD_MASKS,
+    byte_at,
+    head64,
     intern,
     keep_apart,
     line_end,
@@ -32,19 +36,28 @@ from replay.trace.payload import FIELDS, NUM, read_payload
 from replay.trace.raw import is_raw, read_raw
 from replay.trace.registers import BASE, CPU, DONE, LOST, ROWS
 from replay.trace.rows import clear_row, write_fields
-from replay.trace.scanner import INCOMPLETE, MAX_NAME, OTHER, PRINT
+from replay.trace.scanner import INCOMPLETE, MAX_NAME, OTHER, PRINT, PRINTK
 from replay.trace.shape import learn_shape, read_by_shape
 
 _MARK_TEXT, _MARK_UNKNOWN, _SCENARIO = int(Kind.MARK_TEXT), int(Kind.MARK_UNKNOWN), int(Kind.MARK_SCENARIO)
 _FIRST_CONTROL = int(Kind.SET_REGION)
 _ZERO, _MINUS_ONE = np.uint64(0), np.uint64(2**64 - 1)
 _REPLAY, _CPU = words_of("replay:")[0][0], words_of("CPU:")[0][0]
-_IP, _BUF, _LOST_WORD, _PERF_RECORD = (words_of(text)[0][0] for text in ("ip=", "buf=", "[LOST", "PERF_REC"))
+_IP, _BUF, _LOST_WORD = (words_of(text)[0][0] for text in ("ip=", "buf=", "[LOST"))
+_PERF_RECORD, _ORD_LOST = words_of("PERF_RECORD_LOST")[0]
 _SEEN_NUMBER, _SEEN_GROUP = 2, 3
+_STRANGE, _SPELLED_ESC = (
+    np.array([int.from_bytes(text, "little") for text in texts], np.uint64)
+    for texts in (STRANGE, SPELLED_ESC)
+)
+_STRANGE_LENGTHS, _SPELLED_LENGTHS = (np.array(list(map(len, texts))) for texts in (STRANGE, SPELLED_ESC))
+_FIRST_LEAD = min(text[0] for text in STRANGE)
+_LOW_BITS, _HIGH_BITS = np.uint64(0x0101010101010101), np.uint64(0x8080808080808080)
+_ESCAPES, _BRACKETS = np.uint64(ESC) * _LOW_BITS, np.uint64(91) * _LOW_BITS
 _OPEN, _UPPER_E, _UPPER_L, _UPPER_V = 91, 69, 76, 86
 
 # what the readers of a line return beside kinds
-IGNORED_LINE, MALFORMED_LINE, NO_ROOM, NO_BASE = 0, -10, -11, -12
+IGNORED_LINE, MALFORMED_LINE, NO_ROOM, NO_BASE, DECORATED = 0, -10, -11, -12, -13
 
 
 @jit
@@ -80,7 +93,9 @@ def find_event(buf, at, end, names, arena, kinds):
     at = skip_blanks(buf, at)
     while at < end:
         word = load64(buf, at)
-        if word == _PERF_RECORD or word & WORD_MASKS[5] == _LOST_WORD:
+        if word == _PERF_RECORD:  # perf's own records say something of the machine, but for those lost
+            return at if load64(buf, at + 8) == _ORD_LOST else np.int64(-1)
+        if word & WORD_MASKS[5] == _LOST_WORD:
             return at
         number, _, _ = _find_name(buf, at, names, arena)
         if number >= 0 and kinds[number, 0] != OTHER:
@@ -131,9 +146,51 @@ def _read_fields(buf, at, text, kind, row, rows, scanner):
     write_fields(row, rows, fields)
     if end < 0:
         clear_row(rows, row)
-    elif has_shape:
+    elif has_shape and buf[end] <= BLANK:
         learn_shape(buf, at, end, kind, row, rows, marks, scanner.places, scanner.shapes, scanner.ranges)
     return np.int64(end)
+
+
+@jit
+def is_decorated(buf, start, end):
+    """``buf[start:end]`` has what is no part of a trace: as ``replay.trace.decorations``."""
+    for block in range(start, end, 8):
+        word = load64(buf, block)
+        escape, bracket = word ^ _ESCAPES, word ^ _BRACKETS
+        marks = ((escape - _LOW_BITS) & ~escape) | ((bracket - _LOW_BITS) & ~bracket) | word
+        if marks & _HIGH_BITS != _ZERO:  # as in few words of 8 bytes
+            for at in range(block, min(block + 8, end)):
+                if _is_decoration(buf, start, at):
+                    return True
+    return False
+
+
+@jit
+def _is_decoration(buf, start, at):
+    """One of what ``is_decorated`` looks for is at ``at``, or has its bracket there."""
+    byte = byte_at(buf, at)
+    if byte == _OPEN:
+        for n in range(len(_SPELLED_ESC)):
+            length = _SPELLED_LENGTHS[n]
+            if at - start >= length and head64(buf, at - length, length) == _SPELLED_ESC[n]:
+                return True
+    elif byte >= _FIRST_LEAD:
+        for n in range(len(_STRANGE)):
+            if head64(buf, at, _STRANGE_LENGTHS[n]) == _STRANGE[n]:
+                return True
+    return byte == ESC
+
+
+@jit
+def _without_name(buf, at, names, arena, kinds):
+    """What the line is whose text at ``at`` does not begin with an event's name."""
+    keep_apart()
+    end = line_end(buf, at)
+    if (
+        find_event(buf, at, end, names, arena, kinds) >= 0
+    ):  # of another form: something stands before the name
+        return np.int64(MALFORMED_LINE)
+    return np.int64(DECORATED if is_decorated(buf, at, end) else IGNORED_LINE)
 
 
 @jit
@@ -153,12 +210,13 @@ def read_event(buf, at, rows, scanner):
     start = skip_blanks(buf, at) if buf[at] == BLANK else at  # perf script pads names
     number, name, end = _look_up_name(buf, start, names, names_arena, seen)
     if end < 0:  # a line of another form may have something before the name
-        event = find_event(buf, at, line_end(buf, at), names, names_arena, kinds)
-        return np.int64(IGNORED_LINE if event < 0 else MALFORMED_LINE), np.int64(-1)
+        return _without_name(buf, at, names, names_arena, kinds), np.int64(-1)
     text = skip_blanks(buf, end + 1)
     kind = kinds[number, 0] if number >= 0 else np.int64(OTHER)
     if kind == OTHER:
         if load64(buf, text) & WORD_MASKS[7] != _REPLAY:
+            if number < 0 and is_decorated(buf, name, end):
+                return np.int64(DECORATED), np.int64(-1)
             if number < 0 and end - name <= MAX_NAME:
                 number = intern(buf, name, end, ADD, names, names_arena)
             if number >= 0:
@@ -168,14 +226,18 @@ def read_event(buf, at, rows, scanner):
     elif kind == INCOMPLETE:
         kinds[number, 1] += 1
         return np.int64(IGNORED_LINE), np.int64(-1)
-    elif kind == PRINT:
+    elif kind == PRINT or kind == PRINTK:
         place = token_end(buf, text)
         if buf[place - 1] == COLON:
             text = place + 1 if buf[place] == BLANK else place
         elif load64(buf, text) & WORD_MASKS[3] == _IP and load64(buf, place + 1) & WORD_MASKS[4] == _BUF:
             text = place + 5  # raw fields
+        if kind == PRINTK and load64(buf, text) & WORD_MASKS[7] != _REPLAY:
+            kinds[number, 1] += 1
+            return np.int64(IGNORED_LINE), np.int64(-1)
     elif kind == _MARK_TEXT:
-        text = end + 2 if buf[end + 1] == BLANK else end + 1  # further blanks belong to the text
+        if load64(buf, text) & WORD_MASKS[7] != _REPLAY:
+            text = end + 2 if buf[end + 1] == BLANK else end + 1  # further blanks belong to the text
     elif kind < _FIRST_CONTROL and state[BASE] == 0 and is_raw(buf, text):
         return np.int64(NO_BASE), np.int64(-1)
     else:
@@ -184,10 +246,21 @@ def read_event(buf, at, rows, scanner):
             return np.int64(MALFORMED_LINE), np.int64(-1)
         state[DONE] = text
         return kind, np.int64(-1)
+    if is_decorated(buf, text, line_end(buf, text)):
+        return np.int64(DECORATED), np.int64(-1)
     texts, texts_arena = scanner.texts
     fields, marks = scanner.fields, scanner.marks
     clear_fields(fields)
     return read_marker(buf, text, names, names_arena, kinds, texts, texts_arena, fields, marks)
+
+
+@jit
+def is_cut_header(buf, at):
+    """The line before the one at ``at`` ends in a time and its colon: what follows that is on this one."""
+    end = at - 2
+    while end > 0 and (buf[end] == BLANK or buf[end] == RETURN):
+        end -= 1
+    return end > 0 and buf[end] == COLON and 48 <= buf[end - 1] <= 57
 
 
 @jit

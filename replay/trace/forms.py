@@ -6,6 +6,7 @@ A stage is used from the first line on that needs it.  Forms:
 
 - PAGE events as libtraceevent's kvm plugin prints them (``replay.trace.pages``);
 - headers without CPU or task, with the time since the last event, with latency columns of trace-cmd;
+- colours of a terminal and strange blanks among the words (see ``replay.trace.decorations``);
 - a prefix in front of each line: quotes of mail, times of dmesg, syslog;
 - lines that a mailer has wrapped (see ``replay.trace.wrapped``), or that someone has shortened.
 """
@@ -13,8 +14,9 @@ A stage is used from the first line on that needs it.  Forms:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
+from replay.trace.decorations import is_decorated, undecorate
 from replay.trace.pages import WITHOUT, rewrite_pages
 from replay.trace.wrapped import unwrap
 
@@ -22,6 +24,8 @@ Stage = Callable[[bytes], bytes]
 
 WRAPPED = "wrapped"
 """The stage that no line asks for alone."""
+DECORATED = "decorated"
+"""The stage that is used whatever the form is said to be."""
 
 _DMESG = rb"(?:<\d+>)?\[ *\d+\.\d+\](?:\[ *[CT]\d+\])? ?"
 _PREFIX = rb"(?:(?:[ \t|]*>)+[ \t]?|(?:[^\n\[]{1,80} kernel: )?" + _DMESG + rb")"
@@ -58,14 +62,15 @@ def _lost(text: bytes) -> bytes:
     return text
 
 
-def has_prefix(header: bytes) -> bool:
-    """What stands before an event's CPU column begins with something that is not the task's."""
-    return re.match(_PREFIX, header) is not None
+def has_foreign(header: bytes) -> bool:
+    """What stands before an event's CPU column has something that is not the task's."""
+    return re.match(_PREFIX, header) is not None or is_decorated(header)
 
 
 def stages() -> dict[str, Stage]:
     """All stages, in the order in which they are used."""
     return {
+        DECORATED: undecorate,
         "prefix": _in_lines(_LINE_PREFIX, b"\n"),
         WRAPPED: unwrap,
         "lost": _lost,
@@ -85,11 +90,14 @@ class Forms:
         self._stages = stages()
         self.used: set[str] = set()
 
-    def learn(self, line: bytes) -> bool:
-        """Take in the stages that change ``line``, a line that cannot be read; False if there is none."""
+    def learn(self, line: bytes, names: Collection[str] | None = None) -> bool:
+        """Take in the stages that change ``line``, a line that cannot be read; False if there is none.
+
+        ``names`` are those that may be used, None for all.
+        """
         found = set()
         for name, stage in stages().items():
-            changed = stage(line)
+            changed = stage(line) if names is None or name in names else line
             if changed != line:
                 found.add(name)
                 line = changed

@@ -12,10 +12,12 @@ from replay.errors import MalformedLine, TraceError
 from replay.schema import Columns
 from replay.trace import registers as reg
 from replay.trace.dialect import NOBODY
+from replay.trace.encodings import DecodedSource
 from replay.trace.formats import AUTO, BANNER, BINARY_FORMATS
 from replay.trace.lex import decoded
 from replay.trace.pages import INCOMPLETE_NAMES, WITHOUT
 from replay.trace.perf import PerfScript
+from replay.trace.repeats import repeated_lines
 from replay.trace.roles import RoleWords
 from replay.trace.rows import columns_of
 from replay.trace.scanner import new_scanner
@@ -30,6 +32,7 @@ WITHOUT_PROCESS = "events of several VMs without process"
 LEAST_LINE = 32
 """Bytes of any line that may be an event."""
 
+ByteSource = Source | PerfScript | DecodedSource
 Progress = Callable[[int, int | None], None]
 """Called with the bytes read so far and the size of the file (None for a pipe)."""
 
@@ -41,7 +44,7 @@ class Parser(ABC):
 
     def __init__(
         self,
-        source: Source | PerfScript,
+        source: ByteSource,
         file_format: str | None,
         strict: bool,
         tolerate_truncation: bool,
@@ -107,6 +110,7 @@ class Parser(ABC):
         """Put the rows so far into the store and begin a new batch."""
         rows, count = self._rows, int(self._scanner.state[reg.ROWS])
         if count:
+            self._scanner.state[reg.TIME_BEFORE] = rows.ts_ns[count - 1]
             self._add_batch(columns_of(rows, count))
             self._rows, self._scanner.state[reg.ROWS] = self._store.memory.rows(self._batch_rows), 0
 
@@ -116,6 +120,18 @@ class Parser(ABC):
         self._slot_owners.note(columns)
         self._trace.events += len(columns.kind)
         self._store.append(columns)
+
+    def _add_notes(self) -> None:
+        """Say what is strange about the order of the lines."""
+        state = self._scanner.state
+        if state[reg.TIMES_BACK]:
+            notes = self._trace.notes
+            notes["time_back"] = {
+                "count": int(state[reg.TIMES_BACK]),
+                "first_line": int(state[reg.FIRST_BACK]),
+            }
+            if repeated := repeated_lines(self._store):
+                notes["repeated_lines"] = {"count": repeated.rows, "first_line": repeated.first_line}
 
     def _finish(self) -> Trace:
         if self._trace.bytes == 0:
@@ -138,6 +154,7 @@ class Parser(ABC):
         told = (kernel[1] + (kernel[2] or "") for text in trace.texts if (kernel := _KERNEL.search(text)))
         trace.kernel = trace.kernel or next(told, None)
         first_lines = scanner.tasks[: len(self._tasks), reg.FIRST_LINE].tolist()
+        self._add_notes()
         vms = find_vms(self._tasks, first_lines, self._created, trace.texts)
         trace.vms = vms.names
         if self._slot_owners.several_vms and len(trace.vms) == 1:

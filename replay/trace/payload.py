@@ -15,6 +15,7 @@ from replay.jit import jit
 from replay.schema import ROLE_QUADRANT_SHIFT, Flag, Kind, Role
 from replay.trace.lex import (
     BLANK,
+    ESC,
     WORD_MASKS,
     byte_at,
     head64,
@@ -143,17 +144,24 @@ _ERROR_BITS = {"P": 0, "W": 1, "U": 2, "RSVD": 3, "F": 4, "PK": 5, "SS": 6, "SGX
 _ERROR_WORDS = np.array([words_of(word)[0][0] for word in _ERROR_BITS], np.uint64)
 _ERROR_VALUES = np.array([1 << bit for bit in _ERROR_BITS.values()], np.uint64)
 
-# the words between the quadrant and the root count of a PAGE text, and what they mean
+# the places of the words between the level and the root count of a PAGE text, as bits in their order
+_IN_GPTE, _IN_QUADRANT, _IN_DIRECT, _IN_ACCESS, _IN_INVALID, _IN_NXE, _IN_AD = (1 << n for n in range(7))
+_IN_EVERY_ROLE = _IN_QUADRANT | _IN_ACCESS | _IN_NXE
+# those words that are always the same: their place, and what they mean
 _ROLE_BITS = {
-    "direct": Role.DIRECT,
-    "invalid": Role.INVALID,
-    "nxe": Role.EFER_NX,
-    "!nxe": 0,
-    "ad": 0,
-    "!ad": Role.AD_DISABLED,
+    "4-byte": (_IN_GPTE, Role.HAS_4_BYTE_GPTE),
+    "8-byte": (_IN_GPTE, 0),
+    "pae": (_IN_GPTE, 0),
+    "direct": (_IN_DIRECT, Role.DIRECT),
+    "invalid": (_IN_INVALID, Role.INVALID),
+    "nxe": (_IN_NXE, Role.EFER_NX),
+    "!nxe": (_IN_NXE, 0),
+    "ad": (_IN_AD, 0),
+    "!ad": (_IN_AD, Role.AD_DISABLED),
 }
 _ROLE_WORDS = np.array([words_of(word)[0][0] for word in _ROLE_BITS], np.uint64)
-_ROLE_VALUES = np.array([int(bit) for bit in _ROLE_BITS.values()], np.uint64)
+_ROLE_PLACES = np.array([place for place, _ in _ROLE_BITS.values()], np.int64)
+_ROLE_VALUES = np.array([int(bit) for _, bit in _ROLE_BITS.values()], np.uint64)
 
 
 def _word(text: str) -> np.uint64:
@@ -161,9 +169,8 @@ def _word(text: str) -> np.uint64:
 
 
 _SP_BLANK, _GEN_BLANK, _GFN_BLANK, _ROLE_BLANK = map(_word, ("sp ", "gen ", "gfn ", "role "))
-_PAE, _ROOT = map(_word, ("pae", "root"))
+_ROOT = _word("root")
 _SYNC, _UNSYNC, _NEW, _EXISTING = map(_word, ("sync", "unsync", "new", "existing"))
-_BYTE4, _BYTE8 = map(_word, ("4-byte", "8-byte"))
 
 _IS_ACCESS = np.uint64(1)  # no access bit: marks what may stand in an access text
 _ACCESS_LETTERS = np.zeros(256, np.uint64)
@@ -178,6 +185,7 @@ _QUADRANT_SHIFT = np.uint64(ROLE_QUADRANT_SHIFT)
 _CREATED, _UNSYNC_FLAG = int(Flag.CREATED), int(Flag.UNSYNC)
 _ZERO, _ONE, _MINUS_ONE = np.uint64(0), np.uint64(1), np.uint64(2**64 - 1)
 _GET_PAGE = int(Kind.GET_PAGE)
+_COMMA = 44
 
 
 @jit
@@ -191,50 +199,71 @@ def note(marks, step, column, start, end):
 
 
 @jit
+def ends_payload(buf, at):
+    """A payload may end before the byte at ``at``: a blank, or the comma of what a patched kernel adds.
+
+    A digit after the comma is of the same number, written with separators; ESC begins a terminal's colour.
+    """
+    byte = byte_at(buf, at)
+    if byte == _COMMA:
+        return not 48 <= byte_at(buf, at + 1) <= 57
+    return byte <= BLANK and byte != ESC
+
+
+@jit
 def _token_word(buf, at, end):
     """The token ``buf[at:end]`` as one word; 0 if it is longer than 8 bytes."""
     return head64(buf, at, end - at) if end - at <= 8 else _ZERO
 
 
 @jit
+def _word_end(buf, at):
+    """As ``token_end``, of a token that a comma may follow."""
+    while byte_at(buf, at) > BLANK and byte_at(buf, at) != _COMMA:
+        at += 1
+    return at
+
+
+@jit
 def _read_role(buf, at):
     """(role, index of ``root``) of the words behind a PAGE text's level; index -1 if they make no role.
 
-    ``[N-byte|pae ]qQ[ direct] ACCESS[ invalid] [!]nxe [[!]ad ]``; unknown words are skipped.
+    ``[N-byte|pae ]qQ[ direct] ACCESS[ invalid] [!]nxe [[!]ad ]``, in this order: a word that was cut in two
+    or that nobody knows would mean another page.
     """
     role = _ZERO
-    gpte_bytes = 0
-    has_quadrant, has_access = False, False
+    seen = np.int64(0)
     while True:
         at = skip_blanks(buf, at)
         end = token_end(buf, at)
         word = _token_word(buf, at, end)
         if word == _ROOT or word == _ZERO:
             break
-        access = _ZERO
-        if not has_access and 3 <= end - at <= 4:
+        access, place = _ZERO, np.int64(0)
+        if 3 <= end - at <= 4:
             access = _ACC_READ if end - at == 3 else _IS_ACCESS
             for n in range(at, end):
                 letter = _ACCESS_LETTERS[byte_at(buf, n)]
                 access = access | letter if letter != _ZERO and access != _ZERO else _ZERO
         if access != _ZERO:
             role |= access & _ACCESS
-            has_access = True
+            place = np.int64(_IN_ACCESS)
         elif byte_at(buf, at) == 113 and 48 <= byte_at(buf, at + 1) <= 51 and end == at + 2:
             role |= np.uint64(byte_at(buf, at + 1) - 48) << _QUADRANT_SHIFT
-            has_quadrant = True
-        elif word == _BYTE4:
-            gpte_bytes = 4
-        elif word == _BYTE8 or (word == _PAE and not has_quadrant):
-            gpte_bytes = 8
+            place = np.int64(_IN_QUADRANT)
         else:
             for n in range(len(_ROLE_WORDS)):
                 if word == _ROLE_WORDS[n]:
                     role |= _ROLE_VALUES[n]
+                    place = _ROLE_PLACES[n]
+        if place <= seen:  # not above all before it
+            return role, np.int64(-1)
+        seen |= place
         at = end
-    if gpte_bytes != 8:  # before 5.1 only 8-byte entries were marked, by "pae"
+    if seen & _IN_GPTE == 0:  # before 5.1 only 8-byte entries were marked, by "pae"
         role |= _HAS_4_BYTE_GPTE
-    return role, (at if word == _ROOT and has_quadrant and has_access else -1)
+    is_whole = word == _ROOT and seen & _IN_EVERY_ROLE == _IN_EVERY_ROLE
+    return role, (at if is_whole else np.int64(-1))
 
 
 @jit
@@ -288,14 +317,14 @@ def _read_page(buf, at, is_get_page, row, rows, marks):
     note(marks, np.int64(STEP_DECIMAL), np.int64(NUM), start, at)
     rows.wide[NUM, row] = np.uint64(root_count)
     at = skip_blanks(buf, at)
-    end = token_end(buf, at)
+    end = _word_end(buf, at)
     word = _token_word(buf, at, end)
     if word != _SYNC and word != _UNSYNC:
         return -1
     flags = _UNSYNC_FLAG if word == _UNSYNC else 0
     if is_get_page:
         at = skip_blanks(buf, end)
-        end = token_end(buf, at)
+        end = _word_end(buf, at)
         word = _token_word(buf, at, end)
         if word == _NEW:
             flags |= _CREATED
@@ -356,7 +385,7 @@ def read_payload(buf, at, kind, row, rows, marks):
                 at = -1
             rows.level[row] = value
         elif what == STEP_END:
-            return at if byte_at(buf, at) <= BLANK else np.int64(-1)
+            return at if ends_payload(buf, at) else np.int64(-1)
         elif what == STEP_DECIMAL:
             value, at = read_decimal(buf, at)
             rows.wide[where, row] = np.uint64(value)

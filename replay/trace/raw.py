@@ -15,6 +15,7 @@ from replay.jit import jit
 from replay.schema import Flag, Kind, Role
 from replay.trace.lex import (
     BLANK,
+    ESC,
     WORD_MASKS,
     head64,
     load64,
@@ -278,7 +279,7 @@ def read_raw(buf, at, kind, in_hex, fields):
         if end < 0:
             return np.int64(-1)
         at = skip_blanks(buf, end)
-    if seen & _REQUIRED[kind] != _REQUIRED[kind]:
+    if seen & _REQUIRED[kind] != _REQUIRED[kind] or buf[at] == ESC:  # a colour, amid the fields
         return np.int64(-1)
     _derive(kind, ret, fields)
     return at

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from replay.errors import TraceError
+from replay.trace.encodings import decoded
 from replay.trace.formats import check_format, is_of_format
-from replay.trace.parser import BATCH_ROWS, Parser, Progress
+from replay.trace.parser import BATCH_ROWS, ByteSource, Parser, Progress
 from replay.trace.perf import PerfScript
 from replay.trace.sections import thread_count
 from replay.trace.source import Source
@@ -41,7 +42,8 @@ def read_trace(
     """
     path = str(path)
     check_format(file_format)
-    source: Source | PerfScript = Source(path)
+    opened = Source(path)
+    source: ByteSource = opened
     store = BatchStore(memory_bytes)
     try:
         if not is_of_format(file_format, source.format):
@@ -51,6 +53,8 @@ def read_trace(
         if source.format == "perf.data":
             source.close()
             source = PerfScript(path)
+        elif source.format == "text":
+            source = decoded(opened)
         parser_class: type[Parser] = TextParser
         if source.format == "trace.dat":
             from replay.trace.dat.reader import DatParser

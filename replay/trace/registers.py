@@ -14,7 +14,10 @@ LINES, ROWS, KVMMMU, IGNORED, MALFORMED, LOST, STOP, DONE = range(8, 16)
 # there; BASE: of numbers in raw fields, 0 not known; FIRST_TIME and LAST_TIME: the least and the largest time
 # of a row that has one
 DOUBTS, GIVEN_UP, BASE, FIRST_TIME, LAST_TIME = range(16, 21)
-REGISTERS = 21
+# rows whose time is before that of the row before, and the line of the first of them; TIME_BEFORE: the time
+# of the last row of the batch before
+TIMES_BACK, FIRST_BACK, TIME_BEFORE = range(21, 24)
+REGISTERS = 24
 NEVER = np.iinfo(np.int64).max
 """FIRST_TIME where no row has a time."""
 

@@ -10,9 +10,11 @@ import numpy as np
 from replay.jit import jit
 from replay.memory import LARGE_PAGE, Arena
 from replay.schema import COLUMN_TYPES, Columns, Kind
+from replay.trace.lex import keep_apart
 from replay.trace.payload import FLAGS, LEVEL, ROLE, WIDE
 from replay.trace.registers import (
     COMM,
+    FIRST_BACK,
     FIRST_LINE,
     FIRST_TIME,
     KVMMMU,
@@ -21,10 +23,12 @@ from replay.trace.registers import (
     PID,
     ROWS,
     TGID,
+    TIME_BEFORE,
+    TIMES_BACK,
 )
 
 _LAST_KVMMMU = int(Kind.SPLIT_HUGE_PAGE)
-_ZERO = np.uint64(0)
+_ZERO, _ONE = np.uint64(0), np.uint64(1)
 
 _SHOWS_VM = np.zeros(256, np.bool_)
 _SHOWS_VM[[*range(1, _LAST_KVMMMU + 1), Kind.PAGE_FAULT, Kind.SET_REGION, Kind.COMMIT_REGION]] = True
@@ -157,6 +161,17 @@ def clear_row(rows, row):
 
 
 @jit
+def _note_time_back(time, row, rows, state):
+    """Count row ``row`` if its ``time`` is before that of the row before; either may have none."""
+    keep_apart()
+    before = rows.ts_ns[row - _ONE] if row > _ZERO else state[TIME_BEFORE]
+    if 0 < time < before:
+        if state[TIMES_BACK] == 0:
+            state[FIRST_BACK] = state[LINES]
+        state[TIMES_BACK] += 1
+
+
+@jit
 def end_row(kind, task, cpu, time, text, row, rows, tasks, state):
     """Complete row ``row``, whose payload has been written, and go to the next."""
     own = tasks[task]
@@ -170,6 +185,8 @@ def end_row(kind, task, cpu, time, text, row, rows, tasks, state):
     rows.text[row] = text
     if time > state[LAST_TIME]:
         state[LAST_TIME] = time
+    elif time < state[LAST_TIME]:
+        _note_time_back(time, row, rows, state)
     if 0 < time < state[FIRST_TIME]:
         state[FIRST_TIME] = time
     state[ROWS] += 1

@@ -12,12 +12,15 @@ from replay.jit import by_reference, jit, kernel
 from replay.schema import Kind
 from replay.trace.dialect import NEW_TASK, NO_HEADER, SEEN_AT, SLOTS, read_header, search_header
 from replay.trace.event import (
+    DECORATED,
     IGNORED_LINE,
     MALFORMED_LINE,
     NO_BASE,
     NO_ROOM,
     clear_fields,
     find_event,
+    is_cut_header,
+    is_decorated,
     read_event,
     read_lost,
 )
@@ -93,17 +96,20 @@ def _scan(buf, at, stop, rows, scanner):
                 kind = np.int64(_LOST_EVENTS)
             else:
                 event = find_event(buf, at, end, names, names_arena, kinds)
-                if event >= 0 and event != skip_blanks(buf, at):  # a known event behind a broken header
+                is_first = event == skip_blanks(buf, at) and not is_cut_header(buf, at)
+                if event >= 0 and not is_first:  # a known event behind a broken header
                     event, kind = np.int64(-1), np.int64(MALFORMED_LINE)
                 elif event >= 0:  # option nocontext-info, or copied without
                     state[TIME] = 0
+                elif is_decorated(buf, at, end):
+                    kind = np.int64(DECORATED)
         if event >= 0:
             kind, text = read_event(buf, event, rows, scanner)
         if kind == NO_ROOM or kind == NO_BASE:
             state[STOP], state[START] = TEXTS_FULL if kind == NO_ROOM else BASE_IS_NEW, at
             break
-        may_ask = kind == MALFORMED_LINE and state[DOUBTS] != 0 and state[GIVEN_UP] != at
-        if may_ask and state[MALFORMED] % state[DOUBTS] == 0:
+        may_ask = kind == MALFORMED_LINE and state[DOUBTS] != 0 and state[MALFORMED] % state[DOUBTS] == 0
+        if (may_ask or kind == DECORATED) and state[GIVEN_UP] != at:
             state[STOP], state[START], state[END] = DOUBTFUL, at, line_end(buf, at)
             break
         state[LINES] += 1

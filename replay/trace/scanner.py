@@ -20,7 +20,9 @@ MAX_NAMES, MAX_NAME = 2048, 64
 """How many names of other events are counted by name, and their length; the rest are just ignored lines."""
 
 PRINT = 200
-"""Stands for the events ``print`` and ``bprint``, whose text begins with a place and a colon."""
+"""Stands for the event ``print``, the lines of trace_marker, whose text begins with a place and a colon."""
+PRINTK = 202
+"""Stands for the events of trace_printk, as ``PRINT``: they are others, but for control lines."""
 INCOMPLETE = 201
 """Kind of the names under which lines are counted that lack what a replay needs."""
 OTHER = 0
@@ -31,7 +33,8 @@ NAMES: dict[str, int] = {
     "kvm_mmu_invalidate_zap_all_pages": int(Kind.ZAP_ALL_FAST),  # its name from 3.11 to 5.0
     "tracing_mark_write": int(Kind.MARK_TEXT),
     "print": PRINT,
-    "bprint": PRINT,
+    "bprint": PRINTK,
+    "bputs": PRINTK,
     **dict.fromkeys(INCOMPLETE_NAMES, INCOMPLETE),
     **{f" {word}": int(kind) for word, kind in MARK_WORDS.items()},
 }

@@ -17,7 +17,7 @@ import numpy as np
 from replay.schema import Columns
 from replay.trace import registers as reg
 from replay.trace.dialect import parse_task
-from replay.trace.forms import has_prefix
+from replay.trace.forms import has_foreign
 from replay.trace.lex import NEWLINE, PADDING, Strings, added, contents, grown, new_strings
 from replay.trace.rows import Rows, columns_of
 from replay.trace.scan import scan
@@ -173,7 +173,7 @@ class _SectionScan:
                 return False
 
     def _add_task(self, header: bytes) -> bool:
-        if has_prefix(header):
+        if has_foreign(header):
             return False
         task = parse_task(header.decode(errors="replace"))
         comm = -1
@@ -190,6 +190,7 @@ class _SectionScan:
         count = int(self._scanner.state[reg.ROWS])
         if count:
             self._found.batches.append(columns_of(self._rows, count))
+            self._scanner.state[reg.TIME_BEFORE] = self._rows.ts_ns[count - 1]
 
     def finish(self) -> Section:
         """All of it."""
@@ -257,12 +258,28 @@ def join(scanner: Scanner, section: Section, tasks: np.ndarray, numbers: Numbers
     np.add.at(scanner.kinds[:, 1], names, own.kinds[: len(names), 1])
     for counter in (reg.LINES, reg.KVMMMU, reg.IGNORED, reg.MALFORMED, reg.LOST):
         state[counter] += own.state[counter]
+    _add_times_back(state, section, lines)
     state[reg.FIRST_TIME] = min(state[reg.FIRST_TIME], own.state[reg.FIRST_TIME])
     state[reg.LAST_TIME] = max(state[reg.LAST_TIME], own.state[reg.LAST_TIME])
     state[reg.COLUMN] = own.state[reg.COLUMN]
     if own.state[reg.TIME] != _NO_TIME:
         state[reg.TIME] = own.state[reg.TIME]
     return scanner
+
+
+def _add_times_back(state: np.ndarray, section: Section, lines: int) -> None:
+    """Add the rows of ``section`` whose time is before that of the row before, the first one too."""
+    own = section.scanner.state
+    first_lines = [lines + int(own[reg.FIRST_BACK])] if own[reg.TIMES_BACK] else []
+    if section.batches:
+        first = section.batches[0]
+        if 0 < first.ts_ns[0] < state[reg.TIME_BEFORE]:
+            state[reg.TIMES_BACK] += 1
+            first_lines.insert(0, int(first.line[0]))
+        state[reg.TIME_BEFORE] = section.batches[-1].ts_ns[-1]
+    if state[reg.FIRST_BACK] == 0 and first_lines:
+        state[reg.FIRST_BACK] = first_lines[0]
+    state[reg.TIMES_BACK] += own[reg.TIMES_BACK]
 
 
 def number_comms(section: Section, comms: Mapping[str, int]) -> None:

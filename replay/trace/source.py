@@ -132,17 +132,26 @@ class Source:
         except OSError as error:
             raise TraceError(self.path, 0, error.strerror or str(error)) from error
 
+    def peek(self, count: int) -> bytes:
+        """The first ``count`` bytes, which ``read_into`` reads again; of a plain file what comes at once.
+
+        Call it before anything has been read.
+        """
+        if self.plain_file() is not None:
+            return self._buffered.peek(count)[:count]
+        head = bytearray(count)
+        held = 0
+        with contextlib.suppress(TruncatedInput):  # told again by whoever reads on
+            while held < count and (more := self.read_into(memoryview(head)[held:])):
+                held += more
+        self._head = bytes(head[:held])
+        return self._head
+
     def _is_trace_dat(self) -> bool:
         """True for a trace.dat file of trace-cmd, by its first bytes behind any compression."""
         if not self._compression:
             return self._buffered.peek(len(_TRACE_DAT)).startswith(_TRACE_DAT)
-        head = bytearray(len(_TRACE_DAT))
-        count = 0
-        with contextlib.suppress(TruncatedInput):  # told again by whoever reads on
-            while count < len(head) and (more := self.read_into(memoryview(head)[count:])):
-                count += more
-        self._head = bytes(head[:count])
-        return self._head == _TRACE_DAT
+        return self.peek(len(_TRACE_DAT)) == _TRACE_DAT
 
     def plain_file(self) -> int | None:
         """The descriptor of a plain file, to be read at any place; None for all other sources.

@@ -34,6 +34,7 @@ _FACTS = (
     "ignored_events",
     "lost_events",
     "losses",
+    "notes",
     "first_ts_ns",
     "last_ts_ns",
     "vms",

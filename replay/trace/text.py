@@ -15,9 +15,10 @@ from replay.schema import Columns
 from replay.trace import registers as reg
 from replay.trace.dialect import NOBODY, parse_task
 from replay.trace.formats import TEXT_FORMATS, text_format, text_kernel
-from replay.trace.forms import WRAPPED, Forms, has_prefix
+from replay.trace.forms import DECORATED, WRAPPED, Forms, has_foreign
 from replay.trace.lex import NEWLINE, PADDING, grown
-from replay.trace.parser import Parser
+from replay.trace.other_text import other_text
+from replay.trace.parser import ByteSource, Parser
 from replay.trace.perf import PerfScript
 from replay.trace.raw import is_in_hex
 from replay.trace.scan import scan
@@ -34,9 +35,9 @@ from replay.trace.sections import (
     number_comms,
     scan_section,
 )
-from replay.trace.source import PERF_DATA, Source
+from replay.trace.source import PERF_DATA
 from replay.trace.trace import Trace
-from replay.trace.wrapped import MAX_LINES, goes_on, last_event
+from replay.trace.wrapped import MAX_LINES, goes_on, is_cut_header, last_event
 
 CHUNK_BYTES = 1 << 20
 """Read at once: what the processor keeps near while it is scanned."""
@@ -65,7 +66,7 @@ _PERF_KERNEL = re.compile(r"# os release : (\S+)")
 class TextParser(Parser):
     """Feeds chunks of text to the scanner, rewritten where they are of another form."""
 
-    def __init__(self, source: Source | PerfScript, file_format: str | None, *options: Any) -> None:
+    def __init__(self, source: ByteSource, file_format: str | None, *options: Any) -> None:
         self._forms = Forms()
         self._useless_doubts = 0
         self._buffers: list[np.ndarray] = []  # of threads
@@ -254,15 +255,18 @@ class TextParser(Parser):
         state = self._scanner.state
         start, end = int(state[reg.START]), int(state[reg.END])
         if state[reg.STOP] == reg.TASK_IS_NEW:
-            if not has_prefix(buf[start:end].tobytes()):
+            if not has_foreign(buf[start:end].tobytes()):
                 return False
             end = min(stop, start + MAX_LINE)
         text = buf[start : min(stop, start + MAX_LINE)].tobytes()
-        if self._forms.learn(text[: end - start].partition(b"\n")[0]):
+        is_native = state[reg.DOUBTS] == 0  # as the user says
+        line = text[: end - start].partition(b"\n")[0]
+        if self._forms.learn(line, (DECORATED,) if is_native else None):
             return True
-        if state[reg.STOP] == reg.TASK_IS_NEW or WRAPPED in self._forms.used:
+        if state[reg.STOP] == reg.TASK_IS_NEW or is_native or WRAPPED in self._forms.used:
             return False
-        if goes_on(text.split(b"\n", MAX_LINES)[:MAX_LINES]):
+        before = buf[max(0, start - MAX_LINE) : max(0, start - 1)].tobytes().rpartition(b"\n")[2]
+        if is_cut_header(before) or goes_on(text.split(b"\n", MAX_LINES)[:MAX_LINES]):
             self._forms.used.add(WRAPPED)
         return WRAPPED in self._forms.used
 
@@ -279,6 +283,8 @@ class TextParser(Parser):
         return bool(seen or self._scanner.kinds[:, 1].any())
 
     def _check_is_trace(self) -> None:
+        if not self._scanner.state[reg.ROWS] and not self._trace.events and (other := other_text(self._head)):
+            raise TraceError(self._source.path, 0, f"not a trace of events: {other}")
         if self._has_events():
             return
         if _RAW_OR_HEX.search(self._head):

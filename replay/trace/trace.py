@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+NOTES = {
+    "time_back": "steps back in time: {count:,} (first at line {first_line:,})",
+    "repeated_lines": "repeated lines: {count:,} (first at line {first_line:,})",
+}
+"""What may be strange about a trace, and how to say it."""
+
+
 @dataclass
 class Trace:
     """One trace: what it holds, and its events by ``batches`` or ``table``."""
@@ -30,6 +37,7 @@ class Trace:
     ignored_events: dict[str, int] = field(default_factory=dict)  # name of another event: lines
     lost_events: int = 0
     losses: dict[str, int] = field(default_factory=dict)  # what the form of text lacks: events without it
+    notes: dict[str, dict[str, int]] = field(default_factory=dict)  # NOTES: "count", "first_line"
     first_ts_ns: int | None = None
     last_ts_ns: int | None = None
     vms: list[str] = field(default_factory=list)  # the column vm indexes this

@@ -29,13 +29,23 @@ _LOST = re.compile(rb"CPU:\d+ \[")
 _PAIRS = re.compile(rb"(?:\w+=\S+\s*)+$")
 
 
+_CUT_HEADER = re.compile(rb"[^\n]*-\d+\s[^\n]*?\[\d+\](?:\s+[dDbX.][^\s:]{3,4})?(?:\s+\d+\.\d{6,9}:)?\s*")
+
+
+def is_cut_header(line: bytes) -> bool:
+    """A mailer has cut the line amid the header, or before the event's name."""
+    if len(line) > _LOOKED_AT or b"]" not in line or b": " in line.rstrip():
+        return False
+    return _CUT_HEADER.fullmatch(line) is not None
+
+
 def _has_event(line: bytes) -> bool:
     return any(name in _EVENTS for name in _NAMED.findall(line))
 
 
 def _begins(part: bytes) -> bool:
     """A line, without quotes, is not the rest of another."""
-    if part.startswith(_OTHER_BEGINS):
+    if part.startswith(_OTHER_BEGINS) or is_cut_header(part):
         return True
     return b":" in part and bool(_HEADER.match(part) or _LOST.match(part) or _has_event(part))
 
@@ -72,6 +82,10 @@ def unwrap(text: bytes) -> bytes:
     lines = text.split(b"\n")
     number = 0
     while number < len(lines):
+        if is_cut_header(lines[number]) and number + 1 < len(lines) and _has_event(lines[number + 1]):
+            whole = b" ".join([lines[number].rstrip(), lines[number + 1].lstrip(_QUOTE)])
+            lines[number : number + 2] = [b"", whole]
+            number += 1
         if _has_event(lines[number]):
             more = goes_on(lines[number : number + MAX_LINES])
             if more:

@@ -22,6 +22,7 @@ _TRACE = (
     "malformed_lines",
     "lost_events",
     "losses",
+    "notes",
     "first_ts_ns",
     "last_ts_ns",
     "vms",

@@ -8,6 +8,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from replay.bulk.query import query
+from replay.errors import UsageError
 from tests.test_cli import error_of, replay
 
 
@@ -48,6 +50,53 @@ def test_tables_are_joined_by_content_and_policy(dataset: Path) -> None:
     assert json.loads(counts)[0]["n"] > 10
     lists = replay("query", dataset, "SELECT vms FROM runs WHERE path LIKE '%two-vms.txt'", "--csv").stdout
     assert lists.splitlines()[1].count("; ") == 1
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "read_csv('{}')",
+        "READ_CSV('{}')",
+        "\"read_csv\"('{}')",
+        "`read_csv`('{}')",
+        "read_csv ('{}')",
+        "read_csv\n('{}')",
+        "read_csv/* */('{}')",
+        "read_csv--\n('{}')",
+        "read_parquet('{}')",
+        "read_json('{}')",
+        "read_ndjson('{}')",
+        "read_ipc('{}')",
+        "scan_csv('{}')",
+        "runs JOIN read_csv('{}') AS other ON true",
+        "(SELECT * FROM read_csv('{}')) AS other",
+        "'{}'",
+        '"{}"',
+    ],
+)
+def test_no_other_file_is_read(dataset: Path, tmp_path: Path, table: str) -> None:
+    secret = tmp_path / "secret.csv"
+    secret.write_text("word\nhidden\n")
+    with pytest.raises(UsageError) as error:
+        query(str(dataset), f"SELECT * FROM {table.format(secret)}")
+    assert "hidden" not in str(error.value)
+    with pytest.raises(UsageError):
+        query(str(dataset), f"WITH t AS (SELECT * FROM {table.format(secret)}) SELECT * FROM t")
+
+
+def test_nothing_is_written(dataset: Path, tmp_path: Path) -> None:
+    for sql in ("COPY runs TO '{}'", "COPY (SELECT * FROM runs) TO '{}'", "SELECT * INTO '{}' FROM runs"):
+        with pytest.raises(UsageError):
+            query(str(dataset), sql.format(tmp_path / "copy.csv"))
+    before = query(str(dataset), "SELECT count(*) AS n FROM runs").item()
+    for sql in ("DELETE FROM runs", "TRUNCATE TABLE runs", "DROP TABLE runs"):
+        query(str(dataset), sql)  # of the table that this one query sees
+    assert query(str(dataset), "SELECT count(*) AS n FROM runs").item() == before
+    assert not (tmp_path / "copy.csv").exists()
+
+
+def test_words_in_a_text_are_no_function(dataset: Path) -> None:
+    assert query(str(dataset), "SELECT count(*) FROM runs WHERE path LIKE '%/read_only/%'").item() == 0
 
 
 def test_many_rows_are_cut_off(dataset: Path) -> None:

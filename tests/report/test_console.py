@@ -32,6 +32,7 @@ class FakeTrace:
     first_ts_ns: int = 0
     last_ts_ns: int = 9
     losses: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, dict[str, int]] = field(default_factory=dict)
     vms: list[str] = field(default_factory=lambda: ["157"])
 
 

@@ -287,6 +287,7 @@ def test_printed_markers(tmp_path: Path) -> None:
         "memslot id=3 base_gfn=0x123456789 npages=512 flags=0001 vm=guest",
         "resched",
     ]
+    assert trace.ignored_events == {"bprint": 1, "bputs": 1}  # as of text
 
 
 def test_probes(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ SP = "sp gen 0 gfn 12200 l1 8-byte q0 direct wux nxe ad root 0 sync"
         ("sp gen 0 gfn 12200 l1 8-byte q0 --ux nxe ad root 0 sync",
          1 | Role.ACC_USER | Role.ACC_EXEC | Role.EFER_NX, 0, 0),
         ("sp gen 0 gfn 12200 l1 8-byte q0 ---- nxe ad root 0 sync", 1 | Role.EFER_NX, 0, 0),
-        ("sp gen 0 gfn 12200 l1 8-byte q0 direct wux nxe ad mirror root 0 sync later words",
+        ("sp gen 0 gfn 12200 l1 8-byte q0 direct wux nxe ad root 0 sync later words",
          1 | Role.DIRECT | WUX | Role.EFER_NX, 0, 0),
     ],
 )  # fmt: skip
@@ -121,6 +121,90 @@ def test_page_text_of_every_kernel(tmp_path: Path, text: str, role: int, flags: 
     expected |= {"flags": int(flags)} if flags else {}
     expected |= {"num": num} if num else {}
     assert payload(tmp_path, f"kvm_mmu_prepare_zap_page: {text}") == expected
+
+
+@pytest.mark.parametrize(
+    "role",
+    [
+        "8-byte q0 d irect wux nxe ad",  # cut in two by a mailer
+        "8-by te q0 direct wux nxe ad",
+        "8-byte q0 direct wux n xe ad",
+        "8-byte q0 direct wux nx",
+        "8-byte q0 direct wux ad",  # every kernel prints nxe or !nxe
+        "8-byte q0 direct nxe ad",
+        "8-byte direct wux nxe ad",
+        "8-byte q0 direct wux nxe ad mirror",
+        "8-byte q0 Direct wux nxe ad",
+        "16-byte q0 direct wux nxe ad",
+        "8-byte q4 direct wux nxe ad",
+        "8-byte q0 direct direct wux nxe ad",
+        "8-byte q0 wux direct nxe ad",
+        "q0 8-byte direct wux nxe ad",
+        "8-byte 4-byte q0 direct wux nxe ad",
+        "8-byte q0 direct wux nxe !nxe ad",
+    ],
+)
+def test_role_words_that_no_kernel_prints(tmp_path: Path, role: str) -> None:
+    """Such a line is malformed: without the word it would be another page."""
+    good = "sp gen 0 gfn 12200 l1 8-byte q0 direct wux nxe ad root 0 sync"
+    bad = f"sp gen 0 gfn 12200 l1 {role} root 0 sync"
+    lines = [f"{HEAD}kvm_mmu_prepare_zap_page: {text}\n" for text in (good, bad, good)]
+    trace = read(tmp_path, "".join(lines))
+    assert (trace.events, [number for number, _ in trace.malformed]) == (2, [2])
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        "kvm_mmu_spte_requested: gfn 12200 pfn 9a000 level 1",
+        "kvm_page_fault: vcpu 0 rip 0xffffffff81001000 address 0x0000000012200000 error_code 0x6",
+        "kvm_mmu_set_spte: gfn 12200 spte 9a000e67 (rwxu) level 1 at 2717a010",
+        "kvm_mmu_split_huge_page: gfn 12200 spte 9a000e67 level 2 errno -28",
+        "fast_page_fault: vcpu 0 gva 7f01 error_code W sptep 00000000abcd1234 old 0xb new c spurious 0 fixed 1",
+        f"kvm_mmu_prepare_zap_page: {SP}",
+        f"kvm_mmu_get_page: {SP} new",
+    ],
+)
+def test_what_a_patched_kernel_adds_after_a_comma(tmp_path: Path, event: str) -> None:
+    plain = payload(tmp_path, event)
+    assert payload(tmp_path, f"{event}, seq = 0x80001f2a, root = fresh") == plain
+    assert payload(tmp_path, f"{event},seq=1") == plain
+    # after a shape of the text has been learned
+    lines = [f"{HEAD}{event}{tail}\n" for tail in ("", ", access 7", ",x", "", ", access 7", ",234", ";")]
+    trace = read(tmp_path, "".join(lines))
+    assert [number for number, _ in trace.malformed] == [6, 7]  # ",234" is of the number
+    assert only(trace).line.tolist() == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        "PERF_RECORD_MMAP2 4310/4310: [0x55d3c0a00000(0x1c000) @ 0 fe:01 131 77]: r-xp /usr/bin/vmm",
+        "PERF_RECORD_COMM: CPU 0/KVM:4301/4310",
+        "PERF_RECORD_COMM exec: kvm_mmu_set_spte: 4301/4310",
+        "PERF_RECORD_FORK(4301:4311):(4301:4301)",
+        "PERF_RECORD_SWITCH_CPU_WIDE IN           prev pid/tid: 4301/4310",
+    ],
+)
+def test_records_of_perf_itself(tmp_path: Path, record: str) -> None:
+    head = "       CPU 0/KVM  4310 [001]   812.001600: "
+    text = f"{head}{record}\n{head}kvmmmu:{BODY}\n"
+    trace = read(tmp_path, text)
+    assert (trace.events, trace.kvmmmu_events, trace.malformed_lines, trace.lost_events) == (1, 1, 0, 0)
+    lost = read(tmp_path, text + f"{head}PERF_RECORD_LOST lost 7\n{head}PERF_RECORD_LOST_SAMPLES lost 3\n")
+    assert (lost.events, lost.malformed_lines, lost.lost_events) == (3, 0, 10)
+
+
+def test_lines_of_trace_printk_are_others(tmp_path: Path) -> None:
+    """As in trace.dat, but for those that are control lines."""
+    head = "             vmm-4301  [002]   812.001401: "
+    texts = ("bprint:               do_something: step=pre q=7", "bputs:                0xffffffff: done")
+    marker = "print:                tracing_mark_write: a word"
+    control = ("bprint:               f: replay: resched", "bputs:                f: replay: resched")
+    trace = read(tmp_path, "".join(f"{head}{text}\n" for text in (*texts, marker, *control)))
+    assert only(trace).kind.tolist() == [Kind.MARK_TEXT, Kind.MARK_RESCHED, Kind.MARK_RESCHED]
+    assert trace.ignored_events == {"bprint": 1, "bputs": 1}
+    assert trace.texts == ["a word", "resched"]
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,40 @@ def test_text_of_perf_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert_same_rows(read_trace(str(TEXT)), trace, ("vm",))
 
 
+def test_only_tracepoints_are_asked_for_their_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """perf refuses a field of all events that the samples of one of them lack."""
+    said = "Samples for 'cpu-clock' event do not have CPU attribute set. Cannot print 'cpu' field."
+    sample = "vmm 152 7.864600: 250000 cpu-clock: ffffffff8160f478 __mmap_region+0x768 ([kernel.kallsyms])"
+    event = "vmm 152/152 [001] 7.864608: kvmmmu:kvm_mmu_set_dirty_bit: gpa 1000"
+    script = f"""case "$*" in
+*" -F trace:comm,pid,tid,cpu,time,event,trace "*) echo "{sample}"; echo "{event}";;
+*) echo "{said}" >&2; exit 234;;
+esac"""
+    trace = read_trace(str(perf(tmp_path, monkeypatch, script)))
+    assert (trace.events, trace.kvmmmu_events, trace.malformed_lines) == (1, 1, 0)
+
+
+def test_a_field_that_tracepoints_lack_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "Samples for 'kvm:kvm_exit' event do not have CPU attribute set. Cannot print 'cpu' field."
+    event = "vmm 152/152 7.864608: kvmmmu:kvm_mmu_set_dirty_bit: gpa 1000"
+    lost = "Processed 9 events and lost 3 chunks!"
+    script = f"""case "$*" in
+*,cpu,*) echo "{said}" >&2; echo "{lost}" >&2; exit 234;;
+*,tid,time,*) echo "{lost}" >&2; echo "{event}";;
+*) exit 1;;
+esac"""
+    trace = read_trace(str(perf(tmp_path, monkeypatch, script)))
+    assert (trace.events, trace.malformed_lines, trace.lost_events) == (1, 0, 3)
+    assert next(trace.batches()).ts_ns.tolist() == [7864608000]
+
+
+def test_a_perf_that_lacks_what_it_was_not_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "Samples for 'x' event do not have TRACE attribute set. Cannot print 'trace' field."
+    data = perf(tmp_path, monkeypatch, f'echo "{said}" >&2; exit 1')
+    with pytest.raises(TraceError, match=r"cannot read this perf\.data file: Samples for 'x'"):
+        read_trace(str(data))
+
+
 @pytest.mark.skipif(shutil.which("perf") is None, reason="there is no perf")
 def test_the_perf_that_is_installed(tmp_path: Path) -> None:
     packed = FORMS / "linux-5.10" / "perf.data.zst"

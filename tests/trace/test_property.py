@@ -65,7 +65,7 @@ decimals = st.integers(-200, 10**6).map(str)
 levels = st.integers(0, 5).map(str)
 access = st.sampled_from(["---", "wux", "w-x", "-u-", "--x", "rwux", "r---", "----", "rw-x"])
 roles = st.builds(
-    "{} gfn {} {}{}{} q{}{} {}{} {}nxe {}root {} {}{}".format,
+    "{} gfn {} {}{}{} q{}{} {}{} {}{}{}root {} {}{}".format,
     st.sampled_from(["sp", "sp gen 0", "sp gen 1", "sp gen 1f"]),
     hexes,
     st.sampled_from(["l", ""]),
@@ -76,10 +76,11 @@ roles = st.builds(
     access,
     st.sampled_from(["", " invalid"]),
     st.sampled_from(["", "!"]),
-    st.sampled_from(["", "ad ", "!ad "]),
+    st.sampled_from(["nxe ", "nxe ", "nxe ", "nx e ", "smep "]),
+    st.sampled_from(["", "ad ", "!ad ", "wp "]),
     st.integers(0, 99),
     st.sampled_from(["sync", "unsync"]),
-    st.sampled_from(["", " new", " existing"]),
+    st.sampled_from(["", " new", " existing", " new, seq 1", ", new"]),
 )
 pferr = st.lists(st.sampled_from(["P", "W", "U", "RSVD", "F", "0x100000000", "Q"])).map("|".join)
 
@@ -103,7 +104,7 @@ events = st.one_of(
     event("check_mmio_spte: spte {} kvm_gen {} spte-gen {} valid {}", hexes, hexes, hexes, levels),
     event("kvm_mmu_set_spte: gfn {} spte {} ({}) level {} at {}", hexes, hexes, access, levels, hexes),
     event("kvm_mmu_spte_requested: gfn {} pfn {} level {}{}", hexes, hexes, levels,
-          st.sampled_from(["", " access f", "x"])),
+          st.sampled_from(["", " access f", "x", ", access 7", ",1"])),
     event("kvm_tdp_mmu_spte_changed: as id {} gfn {} level {} old_spte {} new_spte {}",
           levels, hexes, levels, hexes, hexes),
     event("kvm_mmu_split_huge_page: gfn {} spte {} level {} errno {}", hexes, hexes, levels, decimals),
