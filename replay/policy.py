@@ -230,7 +230,7 @@ def _knob_value(knob: str, value: object, where: str) -> bool | int | IntEnum:
     if knob not in KnobCodes._fields:
         raise UsageError(f"{where}: unknown knob {knob!r}: use one of {', '.join(KnobCodes._fields)}")
     default = getattr(PRESETS["v2"], knob)
-    word = str(value).lower()
+    word = shown(value).lower()
     words = allowed_values(knob)
     if words:
         if word not in words:
@@ -254,7 +254,7 @@ def _read_toml(path: Path) -> Policy:
     name = content.pop("name", path.stem)
     knobs: Any = content.pop("knobs", {})
     if not isinstance(base, str) or base not in PRESETS:
-        raise InputError(path, 0, f"unknown base {shown(base)}: use one of {', '.join(PRESETS)}")
+        raise InputError(path, 0, f"unknown base {shown(repr(base))}: use one of {', '.join(PRESETS)}")
     if not isinstance(name, str) or not isinstance(knobs, dict):
         raise InputError(path, 0, "name must be text, and knobs a table")
     return replace(PRESETS[base].with_knobs(content | knobs, str(path)), name=name)

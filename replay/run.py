@@ -234,7 +234,8 @@ def check_options(request: Request) -> None:
         known = word in ("every", "seed") and number is not None and number <= MAX_RESCHED
         if not known or (word == "every" and number == 0):
             raise UsageError(
-                f"--resched {shown(request.resched)}: use recorded, never, every=N or seed=S, up to {MAX_RESCHED}"
+                f"--resched {shown(request.resched)}: use recorded, never, every=N or seed=S, "
+                f"numbers up to {MAX_RESCHED}"
             )
     pages = request.max_mmu_pages
     if pages is not None and not 1 <= pages <= MAX_MMU_PAGES:

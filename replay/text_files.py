@@ -64,7 +64,10 @@ def decimal_number(text: str) -> int | None:
 
 def shown(value: object) -> str:
     """``value`` in an error message: short, whatever it is."""
-    text = value if isinstance(value, str) else repr(value)
+    try:
+        text = str(value)
+    except ValueError:  # a number of thousands of digits
+        text = "a number too large"
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 

@@ -152,7 +152,10 @@ def test_constants_are_not_decoded(written: Path) -> None:
     numbers = {name: {word: n for n, word in enumerate(words)} for name, words in WORDS.items()}
     for number in (0, 1, 3, 4):
         group = metadata.row_group(number)
-        found = [parquet._constant(group.column(n), COLUMN_TYPES[name], numbers.get(name)) for n, name in enumerate(places)]
+        found = [
+            parquet._constant(group.column(n), COLUMN_TYPES[name], numbers.get(name))
+            for n, name in enumerate(places)
+        ]
         assert None not in found[: places.index("line")] + found[places.index("comm") :]
 
 
