@@ -10,7 +10,7 @@ import os
 import struct
 import weakref
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -35,14 +35,21 @@ class ArrowFile:
     def __init__(self, path: str) -> None:
         self._file = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
-        reads = _Reads(self._file)
-        reader = self._reader(reads)
-        self.schema: pa.Schema = reader.schema
-        self.rows = sum(len(reads.layout(reader, n)[1]) for n in range(reader.num_record_batches))
+        layouts = self._layouts()
+        self.schema: pa.Schema = layouts.reader.schema
+        reader = self._reader(_Reads(self._file), [0] if self.schema.names else None)
+        self.rows = sum(
+            len(reader.get_batch(number) if (layout := layouts.of(number)) is None else layout.columns)
+            for number in range(reader.num_record_batches)
+        )
 
     def _reader(self, reads: _Reads, columns: list[int] | None = None) -> Any:
         options = pa.ipc.IpcReadOptions(included_fields=columns, use_threads=False)
         return pa.ipc.open_file(pa.PythonFile(reads, mode="r"), options=options)
+
+    def _layouts(self) -> _Layouts:
+        reads = _Reads(self._file)
+        return _Layouts(reads, self._reader(reads))
 
     def batches(self, names: Collection[str]) -> Iterator[Arrays]:
         """The columns ``names``, one or more, so many rows at a time as there are in a batch, or fewer."""
@@ -50,15 +57,14 @@ class ArrowFile:
         reader = self._reader(_Reads(self._file), sorted(places.values()))
         words = [name for name in names if pa.types.is_dictionary(self.schema.field(name).type)]
         dictionaries = self._dictionaries(words)
-        reads = _Reads(self._file)
-        layouts, memory = self._reader(reads), _Memory()
+        layouts, memory = self._layouts(), _Memory()
         for number in range(reader.num_record_batches):
-            body, layout = reads.layout(layouts, number)
-            columns = {name: layout.column(place) for name, place in places.items()}
-            if body is not None and all(_is_inside(column, body) for column in columns.values()):
-                for at in range(0, len(layout), _ROWS):
-                    rows = min(_ROWS, len(layout) - at)
-                    yield _read_columns(body, columns, dictionaries, at, rows, memory)
+            layout = layouts.of(number)
+            columns = {name: layout.columns.column(place) for name, place in places.items()} if layout else {}
+            if layout and all(_is_inside(column, layout.body) for column in columns.values()):
+                for at in range(0, len(layout.columns), _ROWS):
+                    rows = min(_ROWS, len(layout.columns) - at)
+                    yield _read_columns(layout.body, columns, dictionaries, at, rows, memory)
                 continue
             batch = reader.get_batch(number)
             batch.validate(full=True)
@@ -93,6 +99,33 @@ class _Body:
         return at if 0 <= at <= len(self.memory) - size and buffer.size >= size else None
 
 
+class _Layout(NamedTuple):
+    body: _Body
+    columns: pa.RecordBatch
+
+
+class _Layouts:
+    """Batches of ``reader``, which reads by ``reads``, laid out."""
+
+    def __init__(self, reads: _Reads, reader: Any) -> None:
+        self._reads = reads
+        self.reader = reader
+        self._is_possible = True
+
+    def of(self, number: int) -> _Layout | None:
+        """None where a batch is small, or cannot be used as it lies in the file: compressed, or damaged."""
+        if not self._is_possible:
+            return None
+        self._reads.is_layout, self._reads.body = True, None
+        try:
+            columns = self.reader.get_batch(number)
+            columns.validate()
+        except (pa.ArrowException, OSError):
+            self._is_possible = False
+            return None
+        return None if self._reads.body is None else _Layout(self._reads.body, columns)
+
+
 class _Reads:
     """What ``pa.PythonFile`` wants of a file: a place, and reads from there."""
 
@@ -101,16 +134,10 @@ class _Reads:
     def __init__(self, file: int) -> None:
         self._file = file
         self._at = 0
-        self._body: _Body | None = None
-        self._is_layout = False
         self._untouched = new_memory(1)
-
-    def layout(self, reader: Any, number: int) -> tuple[_Body | None, pa.RecordBatch]:
-        """A batch of ``reader``, which reads from here, and its body where that has not been read."""
-        self._is_layout, self._body = True, None
-        batch = reader.get_batch(number)
-        batch.validate()
-        return self._body, batch
+        self.is_layout = False
+        """Large reads give memory that is not read into: ``body`` is the last of them."""
+        self.body: _Body | None = None
 
     def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
         begin = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: os.fstat(self._file).st_size}[whence]
@@ -123,11 +150,11 @@ class _Reads:
     def read_buffer(self, size: int) -> pa.Buffer:
         """Up to ``size`` bytes."""
         size = max(0, min(size, os.fstat(self._file).st_size - self._at))  # a damaged file asks for anything
-        if self._is_layout and size >= _LARGE:
+        if self.is_layout and size >= _LARGE:
             if len(self._untouched) < size:
                 self._untouched = new_memory(size)
             data, count = self._untouched[:size], size
-            self._body = _Body(self._file, self._at, data)  # the last of several is that of the batch
+            self.body = _Body(self._file, self._at, data)
             _read(self._file, data[: _description(self._file, self._at, size)], self._at)
         else:
             data = np.empty(size, np.uint8)
