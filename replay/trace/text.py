@@ -101,9 +101,11 @@ class TextParser(Parser):
             if held < room:
                 continue
             stop = _chunk_end(buf, 0, held)
-            if stop == 0 and held > LONGEST_LINE:
-                held = self._skip_line(buf, held)
-                continue
+            if stop == 0 and held > LONGEST_LINE + MAX_LINE:
+                stop = last_line_end(buf, 0, held)  # what is so long does not go on with the line before
+                if stop == 0:
+                    held = self._skip_line(buf, held)
+                    continue
             if stop == 0:  # one line longer than the buffer
                 buf = np.concatenate([buf, np.empty(len(buf), np.uint8)])
                 continue
