@@ -92,7 +92,7 @@ def _is_deep(kind: Any) -> bool:
     """A type that CSV has no form for."""
     import polars as pl
 
-    return kind.is_nested() or kind in (pl.Binary, pl.Object)
+    return kind.is_nested() or kind in (pl.Binary, pl.Object, pl.Duration)
 
 
 def _word(value: Any) -> str:

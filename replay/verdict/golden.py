@@ -36,7 +36,7 @@ _RESULT = ("outcome", "installed", "nonpresent", "reused", "child_created", "ret
 _HEX = ("gfn", "role", "spte")
 MAX_GOLDEN_BYTES = 256 << 20
 """More than a million attempts."""
-_DEPTHS = {"knobs": 0, "totals": 2, "flushes": 0}
+_DEPTHS = {"totals": 2, "flushes": 0}
 """Tables in tables."""
 _TYPES: dict[str, type] = {
     "policy": str,
@@ -156,25 +156,31 @@ def read_golden(path: str | os.PathLike[str]) -> Golden:
         if not isinstance(content.get(name), kind):
             raise GoldenError(path, 0, f"{name!r} is missing or of another type")
     for name, value in content["options"].items():
-        if not isinstance(value, OPTION_NAMES.get(name, ())):
+        if isinstance(value, bool) or not isinstance(value, OPTION_NAMES.get(name, ())):
             raise GoldenError(path, 0, f"option {shown(name)!r} is unknown or of another type")
     for number, attempt in enumerate(content["outcomes"]):
         if not isinstance(attempt, dict) or not all(map(_is_value, attempt.values())):
             raise GoldenError(path, 0, f"entry {number} of 'outcomes' is not of words and numbers")
-    for name in ("knobs", "totals", "flushes"):
-        if not _are_values(content[name], depth=_DEPTHS[name]):
-            raise GoldenError(path, 0, f"{name!r} is not of words and numbers")
+    if not all(map(_is_value, content["knobs"].values())):
+        raise GoldenError(path, 0, "'knobs' is not of words and numbers")
+    for name, depth in _DEPTHS.items():
+        if not _are_counts(content[name], depth):
+            raise GoldenError(path, 0, f"{name!r} is not of counts")
     _check_options(path, content["options"])
     return Golden(**{name: content[name] for name in _TYPES})
 
 
 def _is_value(value: object) -> bool:
-    return value is None or isinstance(value, (str, bool)) or (type(value) is int and abs(value) < 1 << 64)
+    return isinstance(value, (str, bool)) or _is_count(value)
 
 
-def _are_values(content: dict[str, Any], depth: int) -> bool:
+def _is_count(value: object) -> bool:
+    return value is None or (type(value) is int and abs(value) < 1 << 64)
+
+
+def _are_counts(content: dict[str, Any], depth: int) -> bool:
     return all(
-        _are_values(value, depth - 1) if depth and isinstance(value, dict) else _is_value(value)
+        _are_counts(value, depth - 1) if depth and isinstance(value, dict) else _is_count(value)
         for value in content.values()
     )
 
