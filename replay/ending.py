@@ -45,8 +45,7 @@ def _run() -> Any:
         signal.signal(number, _interrupt)
     try:
         code = app(sys.argv[1:] or ["--help"], prog_name="replay", standalone_mode=False) or 0
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except SystemExit as end:
@@ -77,14 +76,13 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _complain(message: str) -> int:
-    if sys.stderr is not None:
-        with suppress(OSError):  # closed, or a full disk
-            print(f"replay: error: {' '.join(message.split())}", file=sys.stderr)
+    with suppress(OSError):  # a full disk
+        print(f"replay: error: {' '.join(message.split())}", file=sys.stderr)
     return UNUSABLE
 
 
 def _leave(code: int) -> NoReturn:
-    if code in (BROKEN_PIPE, UNUSABLE) and sys.stdout is not None:
+    if code in (BROKEN_PIPE, UNUSABLE):
         # what standard output still holds cannot be written: keep Python from trying again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
