@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from replay.errors import TraceError
 from replay.trace.reader import Trace, read_trace
+from replay.trace.vms import MAX_VMS
 
 WALK = "kvm_mmu_walker_error: pferr 1"
 UNMAP = "kvm_unmap_hva_range: mmu notifier unmap range: 0x0000000000001000 -- 0x0000000000002000"
