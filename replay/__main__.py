@@ -1,77 +1,35 @@
-"""Entry of the command ``replay``: whatever ends a command becomes one line and an exit code."""
+"""Entry of the command ``replay``.
+
+Importing what a command needs takes long: an interrupt ends it as quietly then as it does later.
+"""
 
 from __future__ import annotations
 
-import gc
 import os
-import signal
-import sys
-from types import FrameType
-from typing import Any, NoReturn
 
-import typer
+try:
+    import signal
+    from typing import NoReturn
+except KeyboardInterrupt:
+    os._exit(130)
 
-from replay.bulk.commands import app
-from replay.errors import ReplayError
-from replay.printable import printable
-
-UNUSABLE = 2
 INTERRUPTED = 128 + signal.SIGINT
-TERMINATED = 128 + signal.SIGTERM
-BROKEN_PIPE = 128 + signal.SIGPIPE
-
-OBJECTS_BETWEEN_COLLECTIONS = 200_000
-"""Importing makes objects by the hundred thousand that stay: Python's 700 take a sixth of a short run."""
-
-# typer brings its own copy of click, or the real one, depending on its version
-CommandError: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
 
 def main() -> NoReturn:
     """Run the command line and exit."""
-    gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
     try:
-        code = app(sys.argv[1:] or ["--help"], prog_name="replay", standalone_mode=False) or 0
-        sys.stdout.flush()
-    except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
-    except SystemExit as end:
-        # typer makes exit code 1 of a closed pipe, which here means a mismatch
-        code = BROKEN_PIPE if isinstance(end.__context__, BrokenPipeError) else end.code
-    except BrokenPipeError:
-        code = BROKEN_PIPE
-    except ReplayError as error:
-        code = _complain(str(error))
-    except CommandError as error:
-        code = _complain(f"{error.format_message()} (replay --help)")
-    except MemoryError:
-        code = _complain("not enough memory")
-    except OSError as error:
-        code = _complain(f"{error.filename or 'standard output'}: {error.strerror or error}")
-    _leave(code)
+        signal.signal(signal.SIGINT, end_at_once)
+        from replay.ending import run
+
+        run()
+    except KeyboardInterrupt:
+        os._exit(INTERRUPTED)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    """End by an exception, so that half-written files are removed, and without a word."""
-    # what an interrupted compiler left half-made complains when it is collected
-    sys.unraisablehook = lambda unraisable: None
-    if number == signal.SIGINT:
-        raise KeyboardInterrupt
-    sys.exit(TERMINATED)
-
-
-def _complain(message: str) -> int:
-    print(f"replay: error: {printable(' '.join(message.split()))}", file=sys.stderr)
-    return UNUSABLE
-
-
-def _leave(code: int) -> NoReturn:
-    if code in (BROKEN_PIPE, UNUSABLE):
-        # what standard output still holds cannot be written: keep Python from trying again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(code)
+def end_at_once(number: int, frame: object) -> NoReturn:
+    """A handler for when there is nothing to be removed yet, or any more."""
+    os._exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from replay.schema import COLUMN_TYPES, Columns
 
-Places = dict[str, dict[str, int]]
+Places = Mapping[str, Mapping[str, int]]
 """Of each column of words the number of each word."""
 ReadColumns = Callable[[Places, Collection[str]], Iterator[Columns]]
 """Reads the batches of a table; columns that are not named need not be read."""
@@ -70,14 +70,19 @@ def numpy_array(array: pa.Array, kind: str) -> np.ndarray:
     return np.frombuffer(memory, kind, len(array), array.offset * np.dtype(kind).itemsize)
 
 
-def numbered_array(array: pa.DictionaryArray, numbers: dict[str, int]) -> np.ndarray:
-    """The words of ``array`` by their ``numbers``, -1 where null.  Raises KeyError for any other word."""
+def numbered_array(array: pa.DictionaryArray, numbers: Mapping[str, int]) -> np.ndarray:
+    """The words of ``array``, whose indices are int32, by their ``numbers``, -1 where null.
+
+    Raises KeyError for any other word, ValueError for an index that the dictionary does not have.
+    """
     if array.null_count == len(array):
         return np.full(len(array), -1, np.int32)
     own = [numbers[word] for word in array.dictionary.to_pylist()]
     indices: np.ndarray = numpy_array(array, "int32")
     if array.null_count:
         indices = np.where(_valid(array), indices, np.int32(-1))
+    if len(indices) and (indices.min() < (-1 if array.null_count else 0) or indices.max() >= len(own)):
+        raise ValueError("a word that its dictionary does not have")
     if own == list(range(len(own))):  # most often, and then there is nothing to look up
         return indices
     return np.take(np.array([*own, -1], np.int32), indices)
@@ -85,6 +90,9 @@ def numbered_array(array: pa.DictionaryArray, numbers: dict[str, int]) -> np.nda
 
 def _valid(array: pa.Array) -> np.ndarray:
     """Where ``array``, some of whose values are null, has one; pyarrow.compute takes long to import."""
-    bits = np.frombuffer(array.buffers()[0], np.uint8)
+    validity = array.buffers()[0]
+    if validity is None:
+        raise ValueError("nulls that nothing tells")
+    bits = np.frombuffer(validity, np.uint8)
     places = slice(array.offset, array.offset + len(array))
     return np.unpackbits(bits, bitorder="little")[places].view(np.bool_)

@@ -10,7 +10,6 @@ fix (0cb2af2ea66a, in 6.1.176, 6.1.192 and 6.12.107).
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -18,6 +17,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from replay.errors import InputError, UsageError
+from replay.text_files import TextFileError, decimal_number, parse_toml, read_text_file, shown
+
+MAX_POLICY_BYTES = 1 << 20
+"""Of a policy file: a knob takes fifty."""
 
 
 class Unsync(IntEnum):
@@ -227,32 +230,31 @@ def _knob_value(knob: str, value: object, where: str) -> bool | int | IntEnum:
     if knob not in KnobCodes._fields:
         raise UsageError(f"{where}: unknown knob {knob!r}: use one of {', '.join(KnobCodes._fields)}")
     default = getattr(PRESETS["v2"], knob)
-    word = str(value).lower()
+    word = shown(value).lower()
     words = allowed_values(knob)
     if words:
         if word not in words:
-            raise UsageError(f"{where}: {knob}={value}: use {' or '.join(words)}")
+            raise UsageError(f"{where}: {knob}={shown(value)}: use {' or '.join(words)}")
         return word == "true" if isinstance(default, bool) else type(default)[word.upper()]
-    if isinstance(value, bool) or not word.isdecimal() or int(word) > 1 << 31:
-        raise UsageError(f"{where}: {knob}={value}: use a number, 0 to {1 << 31}")
-    return int(word)
+    number = decimal_number(word)
+    if isinstance(value, bool) or number is None or number > 1 << 31:
+        raise UsageError(f"{where}: {knob}={shown(value)}: use a number, 0 to {1 << 31}")
+    return number
 
 
 def _read_toml(path: Path) -> Policy:
     """A policy file: knobs, or a table ``[knobs]``; ``base``, a preset (default v2); ``name``."""
     try:
-        content = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise InputError(path, 0, error.strerror or str(error)) from error
-    except UnicodeDecodeError as error:
-        raise InputError(path, 0, "not a TOML file: not UTF-8 text") from error
-    except tomllib.TOMLDecodeError as error:
+        content = parse_toml(read_text_file(path, MAX_POLICY_BYTES))
+    except TextFileError as error:
+        raise InputError(path, 0, f"not a policy file: {error}") from error
+    except ValueError as error:
         raise InputError(path, 0, f"not a TOML file: {error}") from error
     base = content.pop("base", "v2")
     name = content.pop("name", path.stem)
     knobs: Any = content.pop("knobs", {})
-    if base not in PRESETS:
-        raise InputError(path, 0, f"unknown base {base!r}: use one of {', '.join(PRESETS)}")
+    if not isinstance(base, str) or base not in PRESETS:
+        raise InputError(path, 0, f"unknown base {shown(repr(base))}: use one of {', '.join(PRESETS)}")
     if not isinstance(name, str) or not isinstance(knobs, dict):
         raise InputError(path, 0, "name must be text, and knobs a table")
     return replace(PRESETS[base].with_knobs(content | knobs, str(path)), name=name)

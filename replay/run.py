@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from replay.errors import UsageError
 from replay.policy import Policy
+from replay.text_files import decimal_number, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from replay.verdict.compare import Comparison
     from replay.verdict.golden import Golden
 
+MAX_RESCHED = 2**63 - 1
+MAX_MMU_PAGES = 2**32 - 1
+"""More than 16 TiB of page tables; the kernel's ioctl takes 32 bits."""
 SPLIT_AT_WORDS = ("auto", "recorded", "control", "end", "never")
 Progress = Callable[[int, int | None], None]
 """Called with the bytes of the trace read so far, and their number, None where it is not known."""
@@ -106,6 +110,7 @@ def run_trace(trace: str | Trace, request: Request, progress: Progress | None = 
         policy, reason, facts = _policy_of_trace(trace)
     policy = policy.with_settings(request.settings)
     options = _options(request, golden)
+    check_split_time(options.split_at, trace)
     facts = facts or trace_facts(trace)
     doubts = doubts_of(trace, facts, request.allow_lost)
     replay = replay_trace(trace, policy, options, facts, doubtful_from(doubts, facts.vms))
@@ -218,15 +223,33 @@ def check_options(request: Request) -> None:
     check_format(request.file_format)
     at = request.split_at
     if at is not None and at not in SPLIT_AT_WORDS and not is_seconds(at):
-        raise UsageError(f"--split-at {at}: use {', '.join(SPLIT_AT_WORDS)}, or seconds")
+        raise UsageError(f"--split-at {at}: use {', '.join(SPLIT_AT_WORDS)}, or seconds of the trace's clock")
     if request.nested not in (None, "auto", "yes", "no"):
         raise UsageError(f"--nested {request.nested}: use auto, yes or no")
     if request.rmap_columns not in ("fls", "ffs"):
         raise UsageError(f"--rmap-columns {request.rmap_columns}: use fls or ffs")
     if request.resched not in (None, "recorded", "never"):
         word, _, count = request.resched.partition("=")
-        if word not in ("every", "seed") or not count.isdecimal() or (word == "every" and int(count) == 0):
-            raise UsageError(f"--resched {request.resched}: use recorded, never, every=N or seed=S")
+        number = decimal_number(count)
+        known = word in ("every", "seed") and number is not None and number <= MAX_RESCHED
+        if not known or (word == "every" and number == 0):
+            raise UsageError(
+                f"--resched {shown(request.resched)}: use recorded, never, every=N or seed=S, "
+                f"numbers up to {MAX_RESCHED}"
+            )
+    pages = request.max_mmu_pages
+    if pages is not None and not 1 <= pages <= MAX_MMU_PAGES:
+        raise UsageError(f"--max-mmu-pages {shown(pages)}: use 1 to {MAX_MMU_PAGES}")
+
+
+def check_split_time(split_at: str, trace: Trace) -> None:
+    """Raises ``UsageError`` where ``trace`` has ended by the time at which it is to be split."""
+    if split_at in SPLIT_AT_WORDS:
+        return
+    last = trace.last_ts_ns
+    if last is None or float(split_at) * 1e9 > last:
+        end = "has no times" if last is None else f"ends at {last / 1e9:.6f}"
+        raise UsageError(f"--split-at {split_at}: the trace {end}; 'end' splits there")
 
 
 def write_run(directory: str | os.PathLike[str], run: Run) -> Path:

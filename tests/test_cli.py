@@ -14,6 +14,10 @@ from typing import Any
 
 import pytest
 
+from replay.bulk.commands import app
+from replay.ending import CommandError
+from replay.errors import ReplayError
+
 HEADER = """# tracer: nop
 #
 #           TASK-PID       TGID    CPU#  |||||  TIMESTAMP  FUNCTION
@@ -499,3 +503,114 @@ def test_policies() -> None:
     ]
     table = replay("policies").stdout
     assert all(knob in table for knob in document["policies"][0]["knobs"])
+
+
+# -- absurd values ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("--split-at", ["9.3e9", "1e300", "nan", "inf", "-1", ""]),
+        (
+            "--resched",
+            [f"seed={2**64}", f"every={2**70}", "every=0", "seed=", "every=-1", "seed=" + "9" * 5000],
+        ),
+        ("--max-mmu-pages", [str(2**63), "-1", "0", "9" * 5000]),
+        ("--set", ["min_free_pages=" + "9" * 5000, "min_free_pages=-1", "=", "flush="]),
+        ("--rmap-histogram", ["9.3e9", "nan", ""]),
+    ],
+)
+def test_option_values_out_of_range(
+    trace: Path, option: str, values: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for value in values:
+        command = ["run", str(trace), "-q", "--expect", "none", f"{option}={value}"]
+        with pytest.raises((ReplayError, CommandError)) as caught:
+            app(command, standalone_mode=False)
+        told = getattr(caught.value, "format_message", caught.value.__str__)()
+        assert option in told or option == "--set"
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_time_at_which_the_trace_has_ended(trace: Path) -> None:
+    message = error_of(replay("run", trace, "--split-at", "1e6", "--expect", "none"))
+    assert message.startswith("--split-at 1e6: the trace ends at ")
+    last = message.split()[6].rstrip(";")
+    assert replay("run", trace, "--split-at", last, "--expect", "none").returncode == 0
+
+
+@pytest.mark.parametrize("size", [1 << 20, 1 << 30])
+def test_files_are_read_up_to_a_size(tmp_path: Path, trace: Path, size: int) -> None:
+    path = tmp_path / "p.toml"
+    with path.open("wb") as file:
+        file.truncate(size + 1)
+    message = error_of(replay("run", trace, "--policy", path, "--expect", "none"))
+    assert message == f"{path}: not a policy file: larger than 1 MiB"
+
+
+@pytest.mark.parametrize(
+    "path", ["/dev/zero", "/dev/null", "/dev", "none"], ids=["endless", "empty", "directory", "missing"]
+)
+def test_scenarios_that_are_none(path: str, tmp_path: Path) -> None:
+    assert error_of(replay("synth", path, "-o", tmp_path / "t")).startswith(f"{path}:")
+
+
+# -- names and ends --------------------------------------------------------------------------------------
+
+
+def test_a_name_that_is_no_text(trace: Path, tmp_path: Path) -> None:
+    path = os.fsencode(trace.parent) + b"/b\xff.txt"
+    os.rename(trace, path)
+    path = os.fsdecode(path)
+    shown = f"{trace.parent}/b\\xff.txt"
+    result = replay("run", path, "--json")
+    assert (result.returncode, json.loads(result.stdout)["trace"]["path"]) == (0, shown)
+    assert replay("run", path).returncode == 0
+    out = tmp_path / "out"
+    (tmp_path / "good.txt").write_text(trace_text())
+    result = replay("bulk", path, tmp_path / "good.txt", "-o", out, "--expect", "none")
+    assert (result.returncode, result.stderr) == (0, "")
+    answer = replay("query", out, "SELECT path, verdict FROM runs ORDER BY path", "--json")
+    assert json.loads(answer.stdout) == [
+        {"path": shown, "verdict": "unchecked"},
+        {"path": f"{tmp_path}/good.txt", "verdict": "unchecked"},
+    ]
+    listed = subprocess.run(
+        [sys.executable, "-m", "replay", "bulk", "-", "-o", out, "--expect", "none", "--json"],
+        input=os.fsencode(path) + b"\n",
+        capture_output=True,
+        check=False,
+    )
+    assert json.loads(listed.stdout)["kept"] == 1
+
+
+@pytest.mark.parametrize("command", [["run", "--json"], ["run"], ["info"], ["--help"]], ids=str)
+def test_nobody_reads_standard_output(trace: Path, command: list[str]) -> None:
+    arguments = command if command == ["--help"] else [*command, str(trace)]
+    read, write = os.pipe()
+    os.close(read)
+    full = [sys.executable, "-m", "replay", *arguments]
+    piped = subprocess.run(full, stdout=write, stderr=subprocess.PIPE, check=False)
+    os.close(write)
+    assert (piped.returncode, piped.stderr) == (141, b"")
+    closed = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *full], stderr=subprocess.PIPE, check=False)
+    assert (closed.returncode, closed.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("module", ["replay.ending", "typer", "replay.bulk.commands", "replay.run", "numba"])
+def test_interrupted_while_modules_are_imported(trace: Path, module: str) -> None:
+    code = f"""
+import os, signal, sys
+class Interrupts:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupts())
+sys.argv = ["replay", "run", {str(trace)!r}]
+from replay.__main__ import main
+main()
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "")

@@ -139,6 +139,14 @@ def test_toml_file(tmp_path: Path) -> None:
         (b'base = "v9"', "unknown base 'v9'"),
         (b"name = 3", "name must be text"),
         (b"min_free_pages = true", "min_free_pages=True: use a number"),
+        (b"base = [1]", "unknown base [1]"),
+        (b"knobs = 1", "knobs a table"),
+        (b"flush = 2020-01-01", "flush=2020-01-01: use deferred"),
+        (b"unsync = {a = 1}", "unsync={'a': 1}: use skip or split"),
+        (b"min_free_pages = nan", "min_free_pages=nan: use a number"),
+        (b"min_free_pages = " + b"9" * 5000, "not a TOML file"),
+        (b"min_free_pages = 0x" + b"f" * 9000, "min_free_pages=a number too large: use a number"),
+        (b"a = " + b"[" * 5000, "nested too deep"),
     ],
 )
 def test_bad_toml_file(tmp_path: Path, content: bytes, message: str) -> None:

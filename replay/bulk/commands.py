@@ -123,8 +123,8 @@ def query(
 
     Exit code 0. 2: no dataset, or the query cannot be answered.
     """
+    from replay.bulk.query import json_rows, write_csv
     from replay.bulk.query import query as ask
-    from replay.bulk.query import write_csv
     from replay.errors import UsageError
 
     if output is not None and output.suffix != ".parquet":
@@ -136,7 +136,7 @@ def query(
         with replacing(output) as temporary:
             answer.write_parquet(temporary)
     if as_json:
-        print(json.dumps(answer.to_dicts(), indent=1))
+        print(json.dumps(json_rows(answer), indent=1))
     elif as_csv:
         write_csv(answer, sys.stdout)
     elif output is None:

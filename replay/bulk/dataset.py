@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -24,8 +25,9 @@ import pyarrow.parquet as pq
 import replay
 from replay.bulk.part import REPLACES, Partition, PartWriter, Row
 from replay.bulk.storage import STAGING, Storage, read_staged
-from replay.errors import UsageError
-from replay.schema import BULK_TABLES
+from replay.errors import OutputError, UsageError
+from replay.schema import BULK_TABLES, bulk_schema
+from replay.text_files import parse_json
 from replay.trace.files import MANIFEST
 
 if TYPE_CHECKING:
@@ -33,6 +35,36 @@ if TYPE_CHECKING:
     from replay.bulk.work import Reply
 
 SCHEMA = "replay.dataset/1"
+MAX_MANIFEST_BYTES = 16 << 20
+PART_NAME = re.compile(r"part-\d{5,18}\.parquet")
+"""Other files beside the parts are left alone."""
+
+Say = Callable[[str], None]
+
+
+class DamagedPart(OutputError):
+    """A file of a part is missing, cut off, or cannot be decoded."""
+
+
+def _silent(line: str) -> None:
+    """Tell nobody."""
+
+
+def _reason(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+def _is_manifest(content: Any) -> bool:
+    """``content`` is of the form that ``Dataset`` gives ``_replay.json``."""
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        return False
+    options, policies = content.get("options"), content.get("policies")
+    return (
+        isinstance(content.get("version"), str)
+        and isinstance(options, dict)
+        and isinstance(policies, dict)
+        and all(knobs is None or isinstance(knobs, dict) for knobs in policies.values())
+    )
 
 
 def results_version() -> str:
@@ -50,12 +82,16 @@ def results_version() -> str:
 class Dataset:
     """An open dataset; hold ``storage.lock()`` while there is one."""
 
-    def __init__(self, storage: Storage, options: Mapping[str, Any], policies: Mapping[str, Any]) -> None:
+    def __init__(
+        self, storage: Storage, options: Mapping[str, Any], policies: Mapping[str, Any], say: Say = _silent
+    ) -> None:
         """``options`` and the knobs by label in ``policies`` must be those that the dataset was begun with.
 
-        Results of another version of the simulator are removed.  Raises ``UsageError``.
+        Results of another version of the simulator are removed, and damaged parts, which ``say`` is told.
+        Raises ``UsageError``.
         """
         self.storage = storage
+        self._say = say
         self.discarded = 0
         version = results_version()
         self.key = hashlib.sha256(json.dumps([version, options]).encode()).hexdigest()
@@ -77,11 +113,11 @@ class Dataset:
             return None
         with self.storage.reading(MANIFEST) as file:
             try:
-                known = json.loads(file.read())
+                known = parse_json(file.read(MAX_MANIFEST_BYTES).decode())
             except ValueError:
                 known = {}
         where = self.storage.url
-        if not isinstance(known, dict) or known.get("schema") != SCHEMA:
+        if not _is_manifest(known):
             raise UsageError(f"{where}: {MANIFEST} is not of schema {SCHEMA!r}: use another directory")
         for name, value in options.items():
             if known["options"].get(name) != value:
@@ -108,11 +144,18 @@ class Dataset:
             for table in BULK_TABLES
             for found in [self.storage.names(partition.directory(table))]
         }
+        for parts in sizes.values():
+            for foreign in [name for name in parts if not PART_NAME.fullmatch(name)]:
+                del parts[foreign]
         replaced: set[str] = set()
-        for part in sizes["runs"]:
-            with self.storage.reading(partition.file("runs", part)) as file:
-                metadata = pq.read_metadata(file).metadata or {}
-            replaced.update(json.loads(metadata.get(REPLACES, b"[]")))
+        for part in list(sizes["runs"]):
+            try:
+                replaced.update(self._check_part(partition, part))
+            except DamagedPart as damage:
+                self._remove_part(partition, part)
+                self._say(f"{damage}: it is removed, what it held is made anew")
+                for parts in sizes.values():
+                    parts.pop(part, None)
         for part in replaced & sizes["runs"].keys():
             self.storage.remove(partition.file("runs", part))
             del sizes["runs"][part]
@@ -127,6 +170,39 @@ class Dataset:
             ):
                 partition.rows[path] = Row(content, size, part, error)
         return partition
+
+    def _check_part(self, partition: Partition, part: str) -> list[str]:
+        """The parts that a part replaces.  Raises ``DamagedPart`` where a file is missing or cut off."""
+        replaced: list[str] = []
+        for table in BULK_TABLES:
+            name = partition.file(table, part)
+            with self._undamaged(name), self.storage.reading(name) as file:
+                found = pq.ParquetFile(file)
+                if found.schema_arrow.remove_metadata() != bulk_schema(table):
+                    raise ValueError("its columns are others")
+                if table == "runs":
+                    replaced = json.loads((found.metadata.metadata or {}).get(REPLACES, b"[]"))
+                    if not isinstance(replaced, list) or not all(isinstance(old, str) for old in replaced):
+                        raise ValueError("its metadata are others")
+        return replaced
+
+    @contextmanager
+    def _undamaged(self, name: str) -> Iterator[None]:
+        """Raises ``DamagedPart`` where the file ``name`` is not there, or cannot be decoded."""
+        try:
+            yield
+        except (pa.ArrowException, ValueError, KeyError) as error:
+            raise DamagedPart(posixpath.join(self.storage.url, name), _reason(error)) from error
+        except OutputError as error:
+            cause = error.__cause__
+            # pyarrow raises OSError without a number for what it cannot decode
+            if isinstance(cause, FileNotFoundError) or getattr(cause, "errno", None) is None:
+                raise DamagedPart(posixpath.join(self.storage.url, name), error.message) from error
+            raise
+
+    def _remove_part(self, partition: Partition, part: str) -> None:
+        for table in BULK_TABLES:
+            self.storage.remove(partition.file(table, part))
 
     def known(self, labels: Iterable[str]) -> dict[str, dict[int, frozenset[str]]]:
         """By policy and size of the file, contents that need not be replayed again."""
@@ -228,8 +304,15 @@ class Dataset:
     def _read(
         self, partition: Partition, table: str, part: str, columns: list[str] | None = None
     ) -> pa.Table:
-        with self.storage.reading(partition.file(table, part)) as file:
-            return pq.read_table(file, columns=columns).replace_schema_metadata(None)
+        name = partition.file(table, part)
+        try:
+            with self._undamaged(name), self.storage.reading(name) as file:
+                return pq.read_table(file, columns=columns).replace_schema_metadata(None)
+        except DamagedPart as damage:
+            self._remove_part(partition, part)
+            raise OutputError(
+                damage.path, f"{damage.message}: it is removed, the same command makes anew what it held"
+            ) from damage
 
     def runs(self, labels: Iterable[str], paths: Iterable[str]) -> list[dict[str, Any]]:
         """The rows of ``runs`` of some traces, with their ``policy``."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from replay.errors import InputError, UsageError
-from replay.trace.files import trace_files
+from replay.trace.files import shown_path, trace_files
 from replay.verdict.golden import GOLDEN_SUFFIX
 
 TRACE_COST = 1 << 21
@@ -18,6 +18,8 @@ TRACE_COST = 1 << 21
 _UNKNOWN_RATIO = {"gzip": 15, "zstd": 20, "xz": 25}
 """Bytes of text to one byte of a file that does not tell its size."""
 _HEADER_BYTES = 18
+_MAX_PATH = 1 << 16
+"""Bytes of a line of a list of paths."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Task:
     """One trace to replay."""
 
     path: str
-    """As it was given; the dataset names it so."""
+    """As it was given, escaped where it is no text; the dataset names it so."""
     file: str
     """Its absolute path."""
     file_bytes: int
@@ -64,10 +66,12 @@ def _listed(paths: Iterable[str]) -> Iterator[str]:
             continue
         if sys.stdin is None:
             raise UsageError("standard input is closed")
-        try:
-            yield from (line for line in sys.stdin.read().splitlines() if line)
-        except UnicodeDecodeError as error:
-            raise InputError("-", 0, "a list of paths is expected, not a trace") from error
+        # bytes, as names of files are
+        while line := sys.stdin.buffer.readline(_MAX_PATH):
+            if len(line) == _MAX_PATH or b"\0" in line:
+                raise InputError("-", 0, "a list of paths is expected, not a trace")
+            if name := os.fsdecode(line.rstrip(b"\r\n")):
+                yield name
 
 
 def _expanded(path: str, left_out: str | None) -> Iterator[str]:
@@ -83,19 +87,20 @@ def _expanded(path: str, left_out: str | None) -> Iterator[str]:
         yield path
 
 
-def _task(path: str) -> Task:
+def _task(given: str) -> Task:
+    path, file_path = shown_path(given), os.path.abspath(given)
     try:
-        status = os.stat(path)
+        status = os.stat(given)
         if not stat.S_ISREG(status.st_mode):
-            return Task(path, os.path.abspath(path), 0, 0, "plain")
-        with open(path, "rb") as file:
+            return Task(path, file_path, 0, 0, "plain")
+        with open(given, "rb") as file:
             head = file.read(_HEADER_BYTES)
             file.seek(max(0, status.st_size - 4))
             tail = file.read(4)
     except (OSError, ValueError):  # told when it is replayed
-        return Task(path, os.path.abspath(path), 0, 0, "plain")
+        return Task(path, file_path, 0, 0, "plain")
     kind, text_bytes = _text_bytes(head, tail, status.st_size)
-    return Task(path, os.path.abspath(path), status.st_size, text_bytes, kind)
+    return Task(path, file_path, status.st_size, text_bytes, kind)
 
 
 def _text_bytes(head: bytes, tail: bytes, size: int) -> tuple[str, int]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import glob
+import json
+import math
 import re
-from typing import IO, TYPE_CHECKING
+from datetime import date, time, timedelta
+from typing import IO, TYPE_CHECKING, Any
 
 from replay.bulk.storage import Storage
 from replay.errors import InputError, UsageError
@@ -52,10 +55,57 @@ def query(url: str, sql: str) -> pl.DataFrame:
         raise UsageError(f"query: {reason}") from error
 
 
+def json_rows(answer: pl.DataFrame) -> list[dict[str, Any]]:
+    """The rows of an answer as JSON can have them; what is no finite number is null."""
+    return [{name: _plain(value) for name, value in row.items()} for row in answer.to_dicts()]
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    if isinstance(value, (date, time)):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, bytes):
+        return value.hex()
+    return str(value)
+
+
 def write_csv(answer: pl.DataFrame, file: IO[str]) -> None:
-    """Write CSV; the entries of a list are joined by ``; ``."""
+    """Write CSV; the entries of a list are joined by ``; ``, what has a deeper form is JSON."""
     import polars as pl
 
-    lists = [name for name, kind in answer.schema.items() if isinstance(kind, pl.List)]
-    text = answer.with_columns(pl.col(lists).cast(pl.List(pl.String)).list.join("; ")).write_csv()
+    lists = [name for name, kind in answer.schema.items() if _is_flat_list(kind)]
+    deep = [name for name, kind in answer.schema.items() if _is_deep(kind) and name not in lists]
+    rows = json_rows(answer.select(deep))
+    as_text = [
+        pl.Series(name, [None if row[name] is None else _word(row[name]) for row in rows], pl.String)
+        for name in deep
+    ]
+    flat = answer.with_columns(pl.col(lists).cast(pl.List(pl.String)).list.join("; "), *as_text)
+    text = flat.write_csv()
     file.write(printable_lines(text) if file.isatty() else text)
+
+
+def _is_flat_list(kind: pl.DataType) -> bool:
+    import polars as pl
+
+    return isinstance(kind, pl.List) and not _is_deep(kind.inner)
+
+
+def _is_deep(kind: Any) -> bool:
+    """A type that CSV has no form for."""
+    import polars as pl
+
+    return kind.is_nested() or kind in (pl.Binary, pl.Object, pl.Duration)
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

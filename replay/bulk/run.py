@@ -129,7 +129,8 @@ def run_bulk(
     storage.make_directory(STAGING)
     begun = time.monotonic()
     with storage.lock():
-        dataset = Dataset(storage, _options(request), {label: _knobs(each) for label, each in chosen.items()})
+        knobs = {label: _knobs(each) for label, each in chosen.items()}
+        dataset = Dataset(storage, _options(request), knobs, watcher.say)
         if dataset.discarded:
             watcher.say(f"{url}: results of another version of replay are made anew")
         job = Job(url if "://" in url else os.path.abspath(url), dataset.key, chosen, request)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ if TYPE_CHECKING:
     from replay.trace.trace import Trace
 
 END = "end"
+MAX_SECONDS = 4.6e9
+"""Nanoseconds of 62 bits, 145 years."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,8 @@ class Moments:
 
 
 def is_seconds(text: str) -> bool:
-    """True if ``text`` is a finite number of seconds, not negative."""
+    """True if ``text`` is a number of seconds, not negative, that the clock of a trace can show."""
     try:
-        return 0 <= float(text) < math.inf
+        return 0 <= float(text) <= MAX_SECONDS
     except ValueError:
         return False

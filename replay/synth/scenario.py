@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from replay.errors import InputError
 from replay.synth.steps import Known, Step, read_steps
 from replay.synth.toml import LEVELS, PAGE_SHIFT, Source, Table, pages
+from replay.text_files import TextFileError, parse_toml, read_text_file
 
+MAX_SCENARIO_BYTES = 16 << 20
 KERNELS = ("6.1",)
 PHYSICAL_BITS = 52
 ROOT_KINDS = ("shadow", "nested", "direct", "tdp")
@@ -103,13 +103,11 @@ def load_scenario(path: str | os.PathLike[str]) -> Scenario:
     """Read and check a scenario file; ``InputError`` with file and line when it cannot be used."""
     name = os.fspath(path)
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        content = tomllib.loads(text)
-    except OSError as error:
-        raise InputError(name, 0, error.strerror or str(error)) from None
-    except UnicodeDecodeError:
-        raise InputError(name, 0, "not a text file") from None
-    except tomllib.TOMLDecodeError as error:
+        text = read_text_file(path, MAX_SCENARIO_BYTES)
+        content = parse_toml(text)
+    except TextFileError as error:
+        raise InputError(name, 0, str(error)) from None
+    except ValueError as error:
         place = re.search(r"line (\d+)", str(error))
         raise InputError(name, int(place.group(1)) if place else 0, f"not TOML: {error}") from None
 

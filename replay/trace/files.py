@@ -12,6 +12,11 @@ MANIFEST = "_replay.json"
 """Marks the directory of a dataset, whose tables are no traces."""
 
 
+def shown_path(path: str) -> str:
+    """``path`` as text that can be printed and stored: bytes of a name that are no UTF-8 as ``\\xff``."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def trace_files(directory: str | os.PathLike[str], left_out: str | None = None) -> Iterator[str]:
     """The files below ``directory`` that are named as traces, sorted."""
     for parent, directories, names in os.walk(directory):

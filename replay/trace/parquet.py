@@ -5,17 +5,17 @@ pyarrow decodes what must be decoded: no column chunk of one value, which its st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from replay.arrow import Places, ReadColumns, numbered_array, numpy_array
+from replay.arrow import Places, ReadColumns
 from replay.schema import COLUMN_TYPES, Columns
+from replay.trace.checked import column_array
+from replay.trace.columns import Filled, ahead
 
 _ROW_GROUP = 1 << 16
 """Rows that are decoded at once: few enough that the same memory serves all of them, near the processor."""
@@ -57,30 +57,21 @@ def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(held)
 
 
-def open_parquet(path: str) -> tuple[pa.Schema, ReadColumns]:
-    """The schema of the file, and what reads its columns."""
+def open_parquet(path: str) -> tuple[pa.Schema, int, ReadColumns]:
+    """The schema of the file, its number of rows, and what reads its columns."""
     file = pq.ParquetFile(path, pre_buffer=False)
 
-    @lru_cache(len(COLUMN_TYPES))
-    def filled(kind: str, value: int) -> np.ndarray:
-        """What constant columns share: nobody writes to the columns of a table."""
-        rows = min(file.metadata.num_rows, _ROW_GROUP)
-        return np.full(rows, value, kind) if value else np.zeros(rows, kind)  # takes no time until it is read
+    filled = Filled()
 
     def batches(places: Places, needed: Collection[str]) -> Iterator[Columns]:
         for number in range(file.num_row_groups):
             yield from _read_row_group(file, number, places, needed, filled)
 
-    return file.schema_arrow, lambda places, needed: _ahead(batches(places, needed))
-
-
-def _ahead(batches: Iterator[Columns]) -> Iterator[Columns]:
-    """``batches``; another thread decodes the next one while one is in use."""
-    with ThreadPoolExecutor(1) as decoder:
-        following = decoder.submit(next, batches, None)
-        while (batch := following.result()) is not None:
-            following = decoder.submit(next, batches, None)
-            yield batch
+    return (
+        file.schema_arrow,
+        file.metadata.num_rows,
+        lambda places, needed: ahead(batches(places, needed)),
+    )
 
 
 def _read_row_group(
@@ -88,11 +79,13 @@ def _read_row_group(
     number: int,
     places: Places,
     needed: Collection[str],
-    filled: Callable[[str, int], np.ndarray],
+    filled: Filled,
 ) -> Iterator[Columns]:
     group = file.metadata.row_group(number)
     constants: dict[str, int] = {}
-    for place, name in enumerate(COLUMN_TYPES):
+    found = {file.schema.column(place).path: place for place in range(group.num_columns)}
+    for name in COLUMN_TYPES:
+        place = found[name]
         chunk = group.column(place)
         if chunk.physical_type != file.schema.column(place).physical_type:
             raise ValueError(f"column {name} is of another type")  # at which pyarrow would end the process
@@ -100,31 +93,31 @@ def _read_row_group(
             continue  # always decoded: it tells the number of rows
         if name not in needed:
             constants[name] = 0
-        elif (value := _constant(chunk, places.get(name))) is not None:
+        elif (value := _constant(chunk, COLUMN_TYPES[name], places.get(name))) is not None:
             constants[name] = value
     decoded = [name for name in COLUMN_TYPES if name not in constants]
     for batch in file.iter_batches(_ROW_GROUP, row_groups=[number], columns=decoded, use_threads=False):
-        arrays = {name: filled(COLUMN_TYPES[name], value)[: len(batch)] for name, value in constants.items()}
-        for name, column in zip(decoded, batch.columns, strict=True):
-            if name in places:
-                arrays[name] = numbered_array(column, places[name])
-            else:
-                arrays[name] = numpy_array(column, COLUMN_TYPES[name])
+        arrays = {name: filled.column(name, value, len(batch)) for name, value in constants.items()}
+        for name in decoded:
+            arrays[name] = column_array(name, batch.column(name), places)
         if any(len(array) != len(batch) for array in arrays.values()):
             raise ValueError(f"row group {number} has columns of several lengths")
         yield Columns(**arrays)
 
 
-def _constant(chunk: Any, places: dict[str, int] | None) -> int | None:
-    """The one value of a column chunk if its statistics say so; of words the number, by ``places``."""
+def _constant(chunk: Any, kind: str, numbers: Mapping[str, int] | None) -> int | None:
+    """The one value of a column chunk if its statistics say so; of words its number, by ``numbers``."""
     statistics = chunk.statistics
     if statistics is None:
         return None
-    if places is not None and statistics.null_count == chunk.num_values:
+    if numbers is not None and statistics.null_count == chunk.num_values:
         return -1
-    if not statistics.has_min_max or (places is not None and statistics.null_count != 0):
+    if not statistics.has_min_max or statistics.null_count:
         return None
     value = statistics.min
     if value != statistics.max:
         return None
-    return value if places is None else places.get(value)
+    if numbers is not None:
+        return numbers.get(value)
+    bounds = np.iinfo(kind)
+    return value if isinstance(value, int) and bounds.min <= value <= bounds.max else None

@@ -155,7 +155,10 @@ class Parser(ABC):
         trace.kernel = trace.kernel or next(told, None)
         first_lines = scanner.tasks[: len(self._tasks), reg.FIRST_LINE].tolist()
         self._add_notes()
-        vms = find_vms(self._tasks, first_lines, self._created, trace.texts)
+        try:
+            vms = find_vms(self._tasks, first_lines, self._created, trace.texts)
+        except ValueError as error:
+            raise TraceError(trace.path, 0, str(error)) from error
         trace.vms = vms.names
         if self._slot_owners.several_vms and len(trace.vms) == 1:
             trace.losses[WITHOUT_PROCESS] = trace.events

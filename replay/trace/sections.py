@@ -28,6 +28,8 @@ MAX_TEXTS = 1 << 12
 """A section with more distinct markers is scanned in place: joining costs more than it saves."""
 MAX_THREADS = 8
 """One thread joins what they find, and each holds a section in memory."""
+MALFORMED_TEXT = 200
+"""Characters that are kept of a malformed line."""
 MAX_GIVEN_UP = 3
 """After so many sections that had to be given up no more are tried."""
 _NO_TIME = np.iinfo(np.int64).min
@@ -204,7 +206,7 @@ def malformed_lines(scanner: Scanner, first: int, buf: np.ndarray) -> list[tuple
     if first >= last:  # as nearly always
         return []
     return [
-        (line, buf[start:end].tobytes().decode(errors="replace").strip()[:200])
+        (line, buf[start:end].tobytes().decode(errors="replace").strip()[:MALFORMED_TEXT])
         for start, end, line in scanner.malformed[first:last].tolist()
     ]
 

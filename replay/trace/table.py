@@ -1,66 +1,39 @@
 """Event tables: a trace as Arrow or Parquet on disk, and back.
 
-All that ``Trace`` tells beside its events stands in the schema metadata under the key ``replay``, as JSON.
+All that ``Trace`` tells beside its events stands in the metadata, see ``replay.trace.metadata``.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import mmap
 import os
 import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import pyarrow as pa
 
-from replay.arrow import Places, ReadColumns, numbered_array, numpy_array
+from replay.arrow import Places, ReadColumns
 from replay.errors import OutputError, TraceError
 from replay.schema import COLUMN_TYPES, Columns, event_schema
+from replay.trace.arrow_file import ArrowFile
+from replay.trace.checked import WORDS, check_columns, check_schema, column_array
+from replay.trace.columns import Filled, ahead
+from replay.trace.metadata import counted_facts, stored_facts, table_metadata
 from replay.trace.trace import Trace
-
-METADATA_KEY = b"replay"
-TABLE_SCHEMA = "replay.events/1"
-_FACTS = (
-    "bytes",
-    "lines",
-    "events",
-    "kvmmmu_events",
-    "ignored_lines",
-    "malformed_lines",
-    "malformed",
-    "ignored_events",
-    "lost_events",
-    "losses",
-    "notes",
-    "first_ts_ns",
-    "last_ts_ns",
-    "vms",
-    "comms",
-    "texts",
-    "kernel",
-    "role_words",
-    "truncated",
-)
-
-
-def _table_schema(trace: Trace) -> pa.Schema:
-    facts = {"schema": TABLE_SCHEMA, **{name: getattr(trace, name) for name in _FACTS}}
-    return event_schema().with_metadata({METADATA_KEY: json.dumps(facts)})
 
 
 def write_table(trace: Trace, path: str | os.PathLike[str]) -> None:
     """Write the events of ``trace``: Parquet for ``.parquet``, Arrow for ``.arrow`` and ``.feather``.
 
-    Arrow is as large as the text and read by mapping it, Parquet is a sixth of that and decoded in part.
+    Arrow is as large as the text and read as it is, Parquet is a sixth of that and decoded in part.
     The file is complete or absent: it is written beside ``path`` and renamed.  Raises OutputError.
     """
     path = Path(path)
     if path.suffix not in (".parquet", ".arrow", ".feather"):
         raise OutputError(path, "the name of a table must end in .parquet, .arrow or .feather")
-    schema = _table_schema(trace)
+    schema = event_schema().with_metadata(table_metadata(trace))
     try:
         with _replacing(path) as file:
             write = _write_parquet if path.suffix == ".parquet" else _write_arrow
@@ -91,27 +64,36 @@ _CORRUPT = (pa.ArrowException, OSError, ValueError, KeyError)
 
 
 def read_table(path: str, file_format: str) -> Trace:
-    """The trace that ``write_table`` wrote; ``file_format`` is "parquet" or "arrow".  Raises TraceError."""
+    """The trace that ``write_table`` wrote, or another program with the same columns.
+
+    ``file_format`` is "parquet" or "arrow".  Metadata that is missing, or does not go with the rows any more,
+    is made up for.  Raises TraceError.
+    """
     if path == "-":
         raise TraceError(path, 0, f"a {file_format} table cannot be read from standard input: give its path")
     try:
-        schema, batches = _open_parquet(path) if file_format == "parquet" else _open_arrow(path)
-        facts = json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
+        opened = _open_parquet(path) if file_format == "parquet" else _open_arrow(path)
     except _CORRUPT as error:
         raise _corrupt(path, file_format, error) from error
-    if facts.get("schema") != TABLE_SCHEMA or schema.remove_metadata() != event_schema():
-        raise TraceError(path, 0, f"a {file_format} file, but no table of events ({TABLE_SCHEMA})")
-    facts = {name: facts[name] for name in _FACTS if name in facts}
-    facts["malformed"] = [(line, text) for line, text in facts["malformed"]]
-    places = {name: {text: n for n, text in enumerate(facts[name + "s"])} for name in ("comm", "text")}
+    try:
+        check_schema(opened.schema)
+        facts = stored_facts(opened.schema.metadata)
+    except ValueError as error:
+        raise TraceError(path, 0, f"a {file_format} file, but no table of events: {error}") from error
 
-    def columns(needed: Collection[str]) -> Iterator[Columns]:
+    def columns(places: Places, needed: Collection[str], vms: int) -> Iterator[Columns]:
         try:
-            yield from batches(places, needed)
+            for batch in opened.read(places, needed):
+                check_columns(batch, needed, vms)
+                yield batch
         except _CORRUPT as error:
             raise _corrupt(path, file_format, error) from error
 
-    return Trace(path, file_format, **facts, _batches=columns)
+    if facts is None or facts["events"] != opened.rows:
+        facts = counted_facts(facts, columns)
+    places = {name: {text: n for n, text in enumerate(facts[name + "s"])} for name in WORDS}
+    vms = len(facts["vms"])
+    return Trace(path, file_format, **facts, _batches=lambda needed: columns(places, needed, vms))
 
 
 def _corrupt(path: str, file_format: str, error: Exception) -> TraceError:
@@ -119,13 +101,31 @@ def _corrupt(path: str, file_format: str, error: Exception) -> TraceError:
     return TraceError(path, 0, f"corrupt {file_format} file: {what}")
 
 
-_Opened = tuple[pa.Schema, ReadColumns]
+class _Opened(NamedTuple):
+    schema: pa.Schema
+    rows: int
+    read: ReadColumns
 
 
 def _open_parquet(path: str) -> _Opened:
     from replay.trace.parquet import open_parquet  # takes long to import
 
-    return open_parquet(path)
+    return _Opened(*open_parquet(path))
+
+
+def _open_arrow(path: str) -> _Opened:
+    file = ArrowFile(path)
+    filled = Filled()
+
+    def batches(places: Places, needed: Collection[str]) -> Iterator[Columns]:
+        for arrays in file.batches({*needed, "line"}):
+            rows = len(arrays["line"])
+            columns = {name: filled.column(name, 0, rows) for name in COLUMN_TYPES if name not in arrays}
+            yield Columns(
+                **columns, **{name: column_array(name, array, places) for name, array in arrays.items()}
+            )
+
+    return _Opened(file.schema, file.rows, lambda places, needed: ahead(batches(places, needed)))
 
 
 def _write_parquet(file: IO[bytes], schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
@@ -135,26 +135,6 @@ def _write_parquet(file: IO[bytes], schema: pa.Schema, batches: Iterator[pa.Reco
 
 
 def _write_arrow(file: IO[bytes], schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
-    with pa.ipc.new_file(file, schema) as writer:  # not compressed, so that it is read by mapping it
+    with pa.ipc.new_file(file, schema) as writer:  # not compressed, so that columns are read as they are
         for batch in batches:
             writer.write_batch(batch)
-
-
-def _open_arrow(path: str) -> _Opened:
-    with open(path, "rb") as file:  # written by nobody, but private, as jitted code wants arrays writable
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    reader = pa.ipc.open_file(pa.py_buffer(mapped))
-
-    def batches(places: Places, _: Collection[str]) -> Iterator[Columns]:
-        for number in range(reader.num_record_batches):
-            batch = reader.get_batch(number)
-            yield Columns(
-                *(
-                    numbered_array(column, places[name]) if name in places else numpy_array(column, kind)
-                    for (name, kind), column in zip(COLUMN_TYPES.items(), batch.columns, strict=True)
-                )
-            )
-            if hasattr(mmap, "MADV_DONTNEED"):
-                mapped.madvise(mmap.MADV_DONTNEED)  # what was read need not stay in memory
-
-    return reader.schema, batches

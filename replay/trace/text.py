@@ -24,6 +24,7 @@ from replay.trace.raw import is_in_hex
 from replay.trace.scan import scan
 from replay.trace.scanner import Scanner, with_header
 from replay.trace.sections import (
+    MALFORMED_TEXT,
     MAX_GIVEN_UP,
     Numbers,
     Section,
@@ -41,6 +42,8 @@ from replay.trace.wrapped import MAX_LINES, goes_on, is_cut_header, last_event
 
 CHUNK_BYTES = 1 << 20
 """Read at once: what the processor keeps near while it is scanned."""
+LONGEST_LINE = 1 << 20
+"""A line of more bytes is malformed, whatever it says, and never held as a whole."""
 SECTION_CHUNKS = 16
 """Chunks of a section at most."""
 SAMPLE_BYTES, HEAD_BYTES = 1 << 14, 1 << 16
@@ -78,10 +81,12 @@ class TextParser(Parser):
         self._saw_header = False
         self._numbers = Numbers({}, {})
         self._scanner.state[reg.DOUBTS] = self._file_format != "ftrace"
+        self._long_lines = 0
         self._at_beginning = True  # the first lines are being scanned, and can be again
 
     def parse(self, chunk_bytes: int, threads: int) -> Trace:
         """Read the source to its end."""
+        chunk_bytes = min(chunk_bytes, LONGEST_LINE)  # so that no section is scanned that has a longer line
         buf = np.empty(chunk_bytes + PADDING, np.uint8)
         held = 0  # bytes at the beginning of the buffer that are yet to be scanned
         while True:
@@ -97,6 +102,11 @@ class TextParser(Parser):
             if held < room:
                 continue
             stop = _chunk_end(buf, 0, held)
+            if stop == 0 and held > LONGEST_LINE + MAX_LINE:
+                stop = last_line_end(buf, 0, held)  # what is so long does not go on with the line before
+                if stop == 0:
+                    held = self._skip_line(buf, held)
+                    continue
             if stop == 0:  # one line longer than the buffer
                 buf = np.concatenate([buf, np.empty(len(buf), np.uint8)])
                 continue
@@ -112,6 +122,33 @@ class TextParser(Parser):
             if threads > 1 and file is not None:
                 self._parse_sections(file, self._trace.bytes - held, chunk_bytes, threads)
                 threads, held = 1, 0
+
+    def _skip_line(self, buf: np.ndarray, held: int) -> int:
+        """Pass over the line that begins with the ``held`` bytes of ``buf``: how many there are behind it."""
+        self._add_long_line(buf[:held])
+        while held and not len(ends := np.flatnonzero(buf[:held] == NEWLINE)):
+            held = self._read(buf[: len(buf) - PADDING])
+            self._trace.bytes += held
+            if self._trace.bytes >= EVENT_WITHIN:
+                self._check_is_trace()
+        if held:
+            rest = buf[int(ends[0]) + 1 : held].copy()
+            held = len(rest)
+            buf[:held] = rest
+        return held
+
+    def _add_long_line(self, line: np.ndarray) -> None:
+        """Count a line that is too long to be read, by its beginning."""
+        if self._at_beginning:
+            self._head, self._at_beginning = line[:HEAD_BYTES].tobytes(), False
+            self._look_at(self._head[:SAMPLE_BYTES])
+        state = self._scanner.state
+        state[reg.LINES] += 1
+        state[reg.MALFORMED] += 1
+        self._long_lines += 1
+        if state[reg.MALFORMED] <= reg.MAX_MALFORMED:
+            text = line[:MALFORMED_TEXT].tobytes().decode(errors="replace").strip()
+            self._add_malformed([(int(state[reg.LINES]), text)])
 
     def _parse_sections(self, file: int, at: int, chunk_bytes: int, threads: int) -> None:
         """Parse sections of ``file`` from ``at`` on by several threads, and go to where the rest begins."""
@@ -198,6 +235,16 @@ class TextParser(Parser):
 
     def _scan(self, buf: np.ndarray, at: int, stop: int) -> None:
         """Scan the whole lines of ``buf[at:stop]``."""
+        while (line := _long_line(buf, at, stop)) is not None:
+            if at < line[0]:
+                self._scan_lines(buf, at, line[0])
+            self._add_long_line(buf[line[0] : line[1]])
+            at = min(stop, line[1] + 1)
+        if at < stop:
+            self._scan_lines(buf, at, stop)
+
+    def _scan_lines(self, buf: np.ndarray, at: int, stop: int) -> None:
+        """Scan the whole lines of ``buf[at:stop]``, none of which is too long."""
         if self._at_beginning:
             self._head = buf[at : min(stop, at + HEAD_BYTES)].tobytes()
             self._look_at(self._head[:SAMPLE_BYTES])
@@ -279,7 +326,8 @@ class TextParser(Parser):
     def _has_events(self) -> bool:
         """Some line has been an event, if only a malformed one."""
         state = self._scanner.state
-        seen = state[reg.ROWS] or state[reg.MALFORMED] or self._trace.events
+        malformed = state[reg.MALFORMED] - self._long_lines  # which may be of anything
+        seen = state[reg.ROWS] or malformed or self._trace.events
         return bool(seen or self._scanner.kinds[:, 1].any())
 
     def _check_is_trace(self) -> None:
@@ -335,6 +383,16 @@ class TextParser(Parser):
         if isinstance(self._source, PerfScript):
             trace.lost_events = max(trace.lost_events, self._source.lost_events())
         return trace
+
+
+def _long_line(buf: np.ndarray, at: int, stop: int) -> tuple[int, int] | None:
+    """Begin and end of the first line of ``buf[at:stop]``, whole lines, that is too long; None if none is."""
+    while stop - at > LONGEST_LINE:
+        end = last_line_end(buf, at, at + LONGEST_LINE + 1)
+        if end <= at:
+            return at, at + int(np.argmax(buf[at:stop] == NEWLINE))
+        at = end
+    return None
 
 
 def _chunk_end(buf: np.ndarray, begin: int, end: int) -> int:

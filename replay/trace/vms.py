@@ -10,6 +10,8 @@ import numpy as np
 from replay.schema import Columns, Kind
 from replay.trace.dialect import Task
 
+MAX_VMS = (1 << 15) - 1
+"""VMs of a trace: what the column ``vm`` can tell apart."""
 _VM_KEY = re.compile(r"(?:^|\s)vm=(\S+)")
 
 
@@ -100,7 +102,7 @@ def find_vms(tasks: list[Task], first_lines: list[int], created: list[VmCreated]
     """The VMs of a trace, in the order in which they appear.
 
     ``first_lines`` has for each task the line of its first VM activity, 0 none; ``texts`` are those of
-    the markers.
+    the markers.  Raises ``ValueError`` for more VMs than ``MAX_VMS``.
     """
     has_tgid = any(task.has_tgid_column for task in tasks)
     vms = VmMap(by_tgid=has_tgid)
@@ -117,6 +119,8 @@ def find_vms(tasks: list[Task], first_lines: list[int], created: list[VmCreated]
         owner = vms.tgid_of_pid.get(marker.pid, marker.pid) if has_tgid else marker.pid
         first[owner] = min(marker.line, first.get(owner, marker.line))
         name_of[owner] = name_of.get(owner) or named[marker.text]
+    if len(first) > MAX_VMS:
+        raise ValueError(f"{len(first):,} VMs, of which {MAX_VMS:,} at most can be told apart")
     owners = sorted(first, key=lambda owner: (first[owner], owner))
     word = "tgid" if has_tgid else "pid"
     vms.names = [name_of.get(owner) or f"{word} {owner}" for owner in owners]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from replay.trace.files import shown_path
 from replay.verdict.outcome import FAULT_WORDS, recorded, rmap_histograms, totals, windows
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def run_document(run: Run) -> dict[str, Any]:
     shown, shown_by = replay.tdp_mmu_shown
     return {
         "schema": RUN_SCHEMA,
-        "trace": {name: getattr(run.trace, name) for name in _TRACE},
+        "trace": {name: getattr(run.trace, name) for name in _TRACE} | {"path": shown_path(run.trace.path)},
         "policy": {"name": policy.name, "reason": run.policy_reason, "knobs": policy.knobs()},
         "tdp_mmu": {"taken_as": replay.tdp_mmu, "shown": shown, "by": shown_by},
         "windows": windows(replay),

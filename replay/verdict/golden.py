@@ -15,9 +15,10 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
-from replay.errors import GoldenError, ReplayError
+from replay.errors import GoldenError, ReplayError, UsageError
 from replay.output import write_text
 from replay.policy import Policy
+from replay.text_files import TextFileError, parse_json, read_text_file, shown
 from replay.verdict.outcome import totals
 
 if TYPE_CHECKING:
@@ -33,6 +34,10 @@ OPTION_NAMES = {"split_at": (str,), "resched": (str,), "max_mmu_pages": (int, No
 _IDENTITY = ("window", "vm", "mmu", "gfn", "level", "role", "spte")
 _RESULT = ("outcome", "installed", "nonpresent", "reused", "child_created", "retries", "flush")
 _HEX = ("gfn", "role", "spte")
+MAX_GOLDEN_BYTES = 256 << 20
+"""More than a million attempts."""
+_DEPTHS = {"totals": 2, "flushes": 0}
+"""Tables in tables."""
 _TYPES: dict[str, type] = {
     "policy": str,
     "knobs": dict,
@@ -135,24 +140,55 @@ def _lines(golden: Golden) -> Iterator[str]:
 
 
 def read_golden(path: str | os.PathLike[str]) -> Golden:
-    """Read a golden file.  Raises ``GoldenError`` where it is missing, no JSON, or of another schema."""
+    """Read a golden file.  Raises ``GoldenError`` where it is missing, no JSON, or not as one is written."""
     try:
-        content = json.loads(Path(path).read_text("utf-8"))
-    except OSError as error:
-        raise GoldenError(path, 0, error.strerror or str(error)) from error
+        content = parse_json(read_text_file(path, MAX_GOLDEN_BYTES))
+    except TextFileError as error:
+        raise GoldenError(path, 0, str(error)) from error
     except json.JSONDecodeError as error:
         raise GoldenError(path, error.lineno, f"not JSON: {error.msg}") from error
-    except UnicodeDecodeError as error:
-        raise GoldenError(path, 0, "not JSON: not UTF-8 text") from error
+    except ValueError as error:
+        raise GoldenError(path, 0, f"not JSON: {error}") from error
     schema = content.get("schema") if isinstance(content, dict) else None
     if schema != GOLDEN_SCHEMA:
-        raise GoldenError(path, 0, f"schema is {schema!r}, not {GOLDEN_SCHEMA!r}")
+        raise GoldenError(path, 0, f"schema is {shown(repr(schema))}, not {GOLDEN_SCHEMA!r}")
     for name, kind in _TYPES.items():
         if not isinstance(content.get(name), kind):
             raise GoldenError(path, 0, f"{name!r} is missing or of another type")
     for name, value in content["options"].items():
-        if not isinstance(value, OPTION_NAMES.get(name, ())):
-            raise GoldenError(path, 0, f"option {name!r} is unknown or of another type")
-    if not all(isinstance(attempt, dict) for attempt in content["outcomes"]):
-        raise GoldenError(path, 0, "an entry of 'outcomes' is no object")
+        if isinstance(value, bool) or not isinstance(value, OPTION_NAMES.get(name, ())):
+            raise GoldenError(path, 0, f"option {shown(name)!r} is unknown or of another type")
+    for number, attempt in enumerate(content["outcomes"]):
+        if not isinstance(attempt, dict) or not all(map(_is_value, attempt.values())):
+            raise GoldenError(path, 0, f"entry {number} of 'outcomes' is not of words and numbers")
+    if not all(map(_is_value, content["knobs"].values())):
+        raise GoldenError(path, 0, "'knobs' is not of words and numbers")
+    for name, depth in _DEPTHS.items():
+        if not _are_counts(content[name], depth):
+            raise GoldenError(path, 0, f"{name!r} is not of counts")
+    _check_options(path, content["options"])
     return Golden(**{name: content[name] for name in _TYPES})
+
+
+def _is_value(value: object) -> bool:
+    return isinstance(value, (str, bool)) or _is_count(value)
+
+
+def _is_count(value: object) -> bool:
+    return value is None or (type(value) is int and abs(value) < 1 << 64)
+
+
+def _are_counts(content: dict[str, Any], depth: int) -> bool:
+    return all(
+        _are_counts(value, depth - 1) if depth and isinstance(value, dict) else _is_count(value)
+        for value in content.values()
+    )
+
+
+def _check_options(path: str | os.PathLike[str], options: dict[str, Any]) -> None:
+    from replay.run import Request, check_options
+
+    try:
+        check_options(Request(**options))
+    except UsageError as error:
+        raise GoldenError(path, 0, f"its options: {error}") from error

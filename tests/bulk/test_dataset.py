@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
-from replay.bulk.dataset import Dataset, results_version
+from replay.bulk.dataset import MAX_MANIFEST_BYTES, Dataset, results_version
 from replay.bulk.plan import Task, find_tasks
 from replay.bulk.storage import STAGING, Storage, write_staged
 from replay.bulk.work import Job, work
@@ -203,3 +205,106 @@ def test_unknown_scheme() -> None:
     pytest.importorskip("fsspec", reason="needs fsspec, of the extra dask")
     with pytest.raises(UsageError, match="nothing://"):
         Storage("nothing://x/y")
+
+
+# -- damage ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def done(corpus: Path, tmp_path: Path) -> Path:
+    """A dataset of two traces."""
+    opened = dataset(tmp_path / "done")
+    for name in ("good", "wrong"):
+        stage(opened, find_tasks([str(corpus / f"{name}.txt")])[0])
+    opened.commit()
+    return tmp_path / "done"
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-50])
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def other(file: Path) -> None:
+    pl.DataFrame({"a": [1]}).write_parquet(file)
+
+
+DAMAGES = [(table, damage) for table in BULK_TABLES for damage in (cut, empty, other)]
+DAMAGES += [(table, Path.unlink) for table in BULK_TABLES[1:]]  # without its rows of runs there is no part
+
+
+@pytest.mark.parametrize(("table", "damage"), DAMAGES)
+def test_a_damaged_part_is_said_and_made_again(
+    done: Path, corpus: Path, table: str, damage: Callable[[Path], None]
+) -> None:
+    (file,) = (done / table / "policy=v2").iterdir()
+    before = content(done)
+    damage(file)
+    said: list[str] = []
+    opened = Dataset(Storage(str(done)), {}, POLICIES, said.append)
+    assert len(said) == 1
+    assert said[0].startswith(f"{file}: ")
+    assert said[0].endswith("it is removed, what it held is made anew")
+    known = opened.known(POLICIES)
+    assert not known["v2"]
+    assert sum(map(len, known["linux-6.0"].values())) == 2
+    for name in ("good", "wrong"):
+        (task,) = find_tasks([str(corpus / f"{name}.txt")])
+        stage(opened, task, {label: known[label].get(task.file_bytes, frozenset()) for label in POLICIES})
+    opened.commit()
+    assert content(done) == before
+    said.clear()
+    Dataset(Storage(str(done)), {}, POLICIES, said.append)
+    assert said == []
+
+
+def test_rows_that_cannot_be_decoded_end_in_one_line(done: Path, corpus: Path) -> None:
+    (file,) = (done / "windows" / "policy=v2").iterdir()
+    data = file.read_bytes()
+    footer = int.from_bytes(data[-8:-4], "little") + 8
+    file.write_bytes(b"\xff" * (len(data) - footer) + data[-footer:])
+    opened = dataset(done)
+    (corpus / "good.txt").write_text(trace_text(EVENTS[:-1]))
+    stage(opened, find_tasks([str(corpus / "good.txt")])[0])
+    with pytest.raises(OutputError, match="the same command makes anew what it held") as caught:
+        opened.commit()
+    assert str(caught.value).startswith(str(file))
+    opened = dataset(done)
+    assert not any(done.glob(f"*/policy=v2/{file.name}"))
+    opened.commit()
+
+
+def test_files_that_are_no_parts_are_left_alone(done: Path) -> None:
+    foreign = [
+        done / table / "policy=v2" / name for table in BULK_TABLES for name in ("notes.txt", "x.parquet")
+    ]
+    for file in foreign:
+        file.write_text("mine")
+    opened = dataset(done)
+    opened.commit()
+    assert all(file.read_text() == "mine" for file in foreign)
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        b"",
+        b"\xff",
+        b"[]",
+        b"[" * 100_000,
+        b'{"schema": "replay.dataset/1"}',
+        b'{"schema": "replay.dataset/1", "version": 1, "options": {}, "policies": {}}',
+        b'{"schema": "replay.dataset/1", "version": "x", "options": [], "policies": {}}',
+        b'{"schema": "replay.dataset/1", "version": "x", "options": {}, "policies": null}',
+        b'{"schema": "replay.dataset/1", "version": "x", "options": {}, "policies": {"v2": "knobs"}}',
+        b" " * MAX_MANIFEST_BYTES + b"{}",
+    ],
+    ids=lambda manifest: manifest[:80].decode(errors="replace"),
+)
+def test_manifests_of_another_form(done: Path, manifest: bytes) -> None:
+    (done / "_replay.json").write_bytes(manifest)
+    with pytest.raises(UsageError, match=r"_replay\.json is not of schema"):
+        dataset(done)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+from datetime import datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import polars as pl
 import pytest
 
-from replay.bulk.query import query
+from replay.bulk.query import json_rows, query, write_csv
 from replay.errors import UsageError
 from tests.test_cli import error_of, replay
 
@@ -120,3 +124,63 @@ def test_no_dataset(tmp_path: Path) -> None:
     refused = error_of(replay("query", tmp_path, "SELECT 1"))
     assert refused == f"{tmp_path}: no dataset of replay bulk: it has no _replay.json"
     assert error_of(replay("query", tmp_path, "SELECT 1", "-o", "x.csv")).endswith("must be .parquet")
+
+
+def test_every_type_of_column_is_json(dataset: Path) -> None:
+    sql = (
+        "SELECT DATE '2024-02-29' AS day, CAST(1.25 AS DECIMAL(10, 3)) AS exact, vms AS list, "
+        "CAST('12:34:56' AS TIME) AS clock, CAST(path AS BYTEA) AS bytes, "
+        "CAST(0 AS DOUBLE) / CAST(0 AS DOUBLE) AS nan, CAST('inf' AS DOUBLE) AS inf, NULL AS nothing, "
+        "DATE '2024-03-01' - DATE '2024-02-28' AS days FROM runs WHERE path LIKE '%good.txt' LIMIT 1"
+    )
+    answer = replay("query", dataset, sql, "--json")
+    assert (answer.returncode, answer.stderr) == (0, "")
+    (row,) = json.loads(answer.stdout)
+    assert bytes.fromhex(row.pop("bytes")).endswith(b"good.txt")
+    assert row.pop("list") == ["guest"]
+    assert row == {
+        "day": "2024-02-29",
+        "exact": "1.250",
+        "clock": "12:34:56",
+        "nan": None,
+        "inf": None,
+        "nothing": None,
+        "days": 172800.0,
+    }
+
+
+def test_any_frame_is_json_and_csv() -> None:
+    frame = pl.DataFrame(
+        {
+            "deep": [[[1, None], []], None],
+            "struct": [{"a": float("nan"), "b": b"\xff"}, None],
+            "flat": [["x", "y"], None],
+            "bytes": [b"\x00", None],
+            "span": [timedelta(seconds=1.5), None],
+            "at": [datetime(2024, 1, 2, 3, 4, 5), None],
+            "exact": [Decimal("1.10"), None],
+            "object": pl.Series([object, None], dtype=pl.Object),
+        }
+    )
+    first, second = json.loads(json.dumps(json_rows(frame), allow_nan=False))
+    assert set(second.values()) == {None}
+    assert first == {
+        "deep": [[1, None], []],
+        "struct": {"a": None, "b": "ff"},
+        "flat": ["x", "y"],
+        "bytes": "00",
+        "span": 1.5,
+        "at": "2024-01-02T03:04:05",
+        "exact": "1.10",
+        "object": "<class 'object'>",
+    }
+    file = io.StringIO()
+    write_csv(frame, file)
+    (read, empty) = csv.DictReader(file.getvalue().splitlines())
+    assert set(empty.values()) == {""}
+    assert (read["deep"], read["struct"], read["flat"]) == (
+        "[[1, null], []]",
+        '{"a": null, "b": "ff"}',
+        "x; y",
+    )
+    assert (read["bytes"], read["object"]) == ("00", "<class 'object'>")

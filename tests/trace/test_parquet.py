@@ -13,12 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from replay.errors import TraceError
-from replay.schema import COLUMN_TYPES, Columns
+from replay.schema import COLUMN_TYPES, Columns, Kind
 from replay.trace import parquet
 from replay.trace.reader import Trace, read_trace
 from replay.trace.table import write_table
+from replay.trace.vms import MAX_VMS
 
 ROW_GROUP = 1000
+KINDS = [int(kind) for kind in Kind]
 WORDS = {"comm": ["vmm", "CPU 0/KVM", "dät\n"], "text": ["hello", ""]}
 OLD_RISING = ("gfn", "addr", "spte", "old_spte", "sptep", "num", "ts_ns", "line")
 OLD: dict[str, Any] = {  # as the first version wrote them
@@ -36,12 +38,17 @@ def small_row_groups(monkeypatch: pytest.MonkeyPatch) -> None:
 def trace_of(*batches: Columns) -> Trace:
     trace = Trace("made", "text", events=sum(len(batch.line) for batch in batches))
     trace.comms, trace.texts = WORDS["comm"], WORDS["text"]
+    trace.vms = [f"vm{number}" for number in range(MAX_VMS)]
     trace._batches = lambda _: iter(batches)
     return trace
 
 
 def columns_of(rows: int, column: Callable[[str, np.dtype[Any]], np.ndarray]) -> Columns:
     arrays = {name: column(name, np.dtype(kind)) for name, kind in COLUMN_TYPES.items()}
+    arrays["kind"] = np.array(KINDS, np.uint8)[arrays["kind"] % len(KINDS)]
+    arrays["vm"] = np.clip(arrays["vm"], -1, MAX_VMS - 1)
+    arrays["level"] = (arrays["level"] % 15 + 1).astype(np.uint8)
+    arrays["role"] = arrays["role"] & np.uint32(0xFFFFFFF0) | arrays["level"]
     return Columns(**arrays | {"line": np.arange(1, rows + 1)})
 
 
@@ -152,7 +159,10 @@ def test_constants_are_not_decoded(written: Path) -> None:
     numbers = {name: {word: n for n, word in enumerate(words)} for name, words in WORDS.items()}
     for number in (0, 1, 3, 4):
         group = metadata.row_group(number)
-        found = [parquet._constant(group.column(n), numbers.get(name)) for n, name in enumerate(places)]
+        found = [
+            parquet._constant(group.column(n), COLUMN_TYPES[name], numbers.get(name))
+            for n, name in enumerate(places)
+        ]
         assert None not in found[: places.index("line")] + found[places.index("comm") :]
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from replay.errors import TraceError
 from replay.trace.reader import Trace, read_trace
+from replay.trace.vms import MAX_VMS
 
 WALK = "kvm_mmu_walker_error: pferr 1"
 UNMAP = "kvm_unmap_hva_range: mmu notifier unmap range: 0x0000000000001000 -- 0x0000000000002000"
@@ -106,3 +108,18 @@ def test_several_vms_without_a_process(regions: list[tuple[int, ...]], several: 
     path.write_text("".join(lines))
     trace = read_trace(str(path))
     assert trace.losses == ({"events of several VMs without process": len(regions)} if several else {})
+
+
+def test_more_vms_than_can_be_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    for count, is_refused in ((MAX_VMS, False), (MAX_VMS + 1, True)):
+        marks = (
+            f"vmm-{pid} [000] 1.0: tracing_mark_write: replay: vm_create vm=v{pid} pid={pid}\n"
+            for pid in range(1, count + 1)
+        )
+        path.write_text("".join(marks))
+        if is_refused:
+            with pytest.raises(TraceError, match="32,768 VMs, of which 32,767 at most"):
+                read_trace(str(path))
+        else:
+            assert len(read_trace(str(path)).vms) == count

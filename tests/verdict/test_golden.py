@@ -78,6 +78,10 @@ def test_policy_by_name_or_by_knobs(golden: Golden) -> None:
         (b"[]", "schema is None, not 'replay.expected/1'"),
         (b'{"schema": "replay.expected/2"}', "schema is 'replay.expected/2'"),
         (b'{"schema": "replay.expected/1"}', "'policy' is missing"),
+        (b'{"a": ' + b"[" * 100_000, "nested too deep"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "not JSON: "),
+        (b'{"schema": "\\ud800"}', "half a surrogate pair"),
+        (b'{"schema": "' + b"x" * 5000 + b'"}', "..., not 'replay.expected/1'"),
     ],
 )
 def test_bad_files(tmp_path: Path, content: bytes, message: str) -> None:
@@ -103,6 +107,40 @@ def test_bad_options(golden: Golden, tmp_path: Path, options: dict[str, Any]) ->
     path = tmp_path / "g.json"
     write_golden(path, Golden(**(vars(golden) | {"options": options})))
     with pytest.raises(GoldenError, match=f"option '{next(iter(options))}' is unknown or of another type"):
+        read_golden(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("options", {"split_at": "9.3e9"}, "--split-at 9.3e9"),
+        ("options", {"split_at": "nan"}, "--split-at nan"),
+        ("options", {"resched": f"every={2**70}"}, "--resched every="),
+        ("options", {"max_mmu_pages": 2**63}, "--max-mmu-pages"),
+        ("options", {"max_mmu_pages": -1}, "--max-mmu-pages -1"),
+        ("options", {"max_mmu_pages": True}, "option 'max_mmu_pages' is unknown or of another type"),
+        ("totals", {"attempts": [1]}, "'totals' is not of counts"),
+        ("totals", {"attempts": 1.5}, "'totals' is not of counts"),
+        ("totals", {"a": {"b": {"c": {}}}}, "'totals' is not of counts"),
+        ("totals", {"attempts": 2**64}, "'totals' is not of counts"),
+        ("flushes", {"total": "4"}, "'flushes' is not of counts"),
+        ("flushes", {"total": {}}, "'flushes' is not of counts"),
+        ("knobs", {"unsync": []}, "'knobs' is not of words and numbers"),
+        ("outcomes", [{}, {"gfn": [1]}], "entry 1 of 'outcomes' is not of words and numbers"),
+    ],
+)
+def test_values_of_other_types(golden: Golden, tmp_path: Path, name: str, value: Any, message: str) -> None:
+    path = tmp_path / "g.json"
+    write_golden(path, golden)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    with pytest.raises(GoldenError) as error:
+        read_golden(path)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev/null", "/dev", "a\0b"])
+def test_what_is_no_file_of_text(path: str) -> None:
+    with pytest.raises(GoldenError):
         read_golden(path)
 
 
