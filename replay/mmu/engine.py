@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 
 NEVER = 1 << 62
+_MOST_HELD = 4 * LOOKAHEAD
+"""Rows of short batches that are held back until they are handled together, so that few are copied twice."""
 REPLAYED_COLUMNS = tuple(name for name in COLUMN_TYPES if name not in ("tgid", "cpu", "comm", "text"))
 """What ``replay_rows`` reads of an event."""
 
@@ -233,25 +235,36 @@ def _no_events() -> Columns:
 
 
 def _with_lookahead(batches: Iterator[Columns]) -> Iterator[tuple[Columns, int]]:
-    """Columns and how many of their first rows to handle: the rows behind those are only looked at.
+    """Columns and how many of their first rows to handle: the rows after those are only looked at.
 
-    The last rows of a batch are handled joined to the first of the next; the last of all, and no others,
-    have none behind them.
+    However short the batches are, ``LOOKAHEAD`` rows follow each row that is handled, or else all that
+    the trace has.  The last rows of a batch are handled joined to those of the next.
     """
-    held: Columns | None = None
+    held: list[Columns] = []
+    rows = 0  # of those held
     for batch in batches:
-        if held is not None:
-            if len(batch.kind) == 0:
+        size = len(batch.kind)
+        if size < LOOKAHEAD:
+            held.append(_copied(batch, 0))
+            rows += size
+            if rows < _MOST_HELD:
                 continue
-            ahead = Columns(*(column[:LOOKAHEAD] for column in batch))
-            yield Columns(*(np.concatenate(pair) for pair in zip(held, ahead, strict=True))), len(held.kind)
-        stop = max(len(batch.kind) - LOOKAHEAD, 0)
+            batch, size = _joined(held), rows
+        elif held:
+            yield _joined([*held, Columns(*(column[:LOOKAHEAD] for column in batch))]), rows
+        stop = size - LOOKAHEAD
         if stop:
             yield batch, stop
-        held = Columns(*(column[stop:].copy() for column in batch))
-    if held is None:
-        held = _no_events()
-    yield held, len(held.kind)
+        held, rows = [_copied(batch, stop)], LOOKAHEAD
+    yield _joined(held or [_no_events()]), rows
+
+
+def _copied(batch: Columns, begin: int) -> Columns:
+    return Columns(*(column[begin:].copy() for column in batch))
+
+
+def _joined(parts: list[Columns]) -> Columns:
+    return Columns(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 _LINES = {
