@@ -32,6 +32,7 @@ from replay.mmu.layout import (
     TASK_VARIANT,
     TASK_WALK_TOP,
     UNIFORM,
+    UNLIMITED,
     VM_BORN,
     VM_EPT,
     VM_HAS_TDP,
@@ -39,9 +40,8 @@ from replay.mmu.layout import (
     VM_OLDER,
     VM_ROOT_NEXT,
     VM_ROOTS,
-    VM_USED,
 )
-from replay.mmu.mmu_pages import add_used_pages
+from replay.mmu.mmu_pages import add_used_page, drop_unknown_page, drop_used_page, tell_used_pages
 from replay.mmu.rmap import pte_list_count, pte_list_get, rmap_head
 from replay.mmu.role import (
     DIRECT,
@@ -86,7 +86,6 @@ from replay.mmu.window import (
     C_UNKNOWN_EXISTING,
     C_UNKNOWN_ZAPS,
     C_UNPLACED,
-    C_USED_DIFFER,
     C_VARIANT_MOVES,
     count,
     note_older,
@@ -138,7 +137,7 @@ def new_variant(m: Mmu, gfn: int, role: int, vm: int, family: int) -> int:
 def make_page(m: Mmu, vm: int, gfn: int, role: int, variant: int, flags: int, order: int) -> int:
     """kvm_mmu_alloc_shadow_page(): a page of the shadow MMU, accounted."""
     sp = alloc_shadow_page(m, gfn, make_key(role, variant, vm), flags)
-    add_used_pages(m, vm, 1)
+    add_used_page(m, vm, flags & FLAG_ADOPTED != 0)
     if not role & DIRECT:
         account_shadowed(m, vm, gfn, 1)
         write_protect_gfn(m, vm, gfn, 1, True)
@@ -152,8 +151,8 @@ def forget_page(m: Mmu, sp: int, order: int) -> None:
     unlink_shadow_page(m, sp, order)
     if not m.sp[sp, SP_KEY] & DIRECT:
         account_shadowed(m, vm, m.sp[sp, SP_GFN], -1)
+    drop_used_page(m, vm, sp)
     free_shadow_page(m, sp)
-    add_used_pages(m, vm, -1)
 
 
 # -- write protection --------------------------------------------------------------------------------------
@@ -381,6 +380,8 @@ def prepare_zap_page(m: Mmu, vm: int, gfn: int, role: int, root_count: int, unsy
             count(m, C_UNKNOWN_ZAPS, 1)  # nothing can depend on an obsolete page
         else:
             note_older(m, vm, C_UNKNOWN_ZAPS)
+        if root_count <= 0:
+            drop_unknown_page(m, vm)
         return
     unlink_shadow_page(m, sp, order)
     if not m.sp[sp, SP_KEY] & DIRECT and not m.sp32[sp, SP32_FLAGS] & FLAG_INVALID:
@@ -388,8 +389,8 @@ def prepare_zap_page(m: Mmu, vm: int, gfn: int, role: int, root_count: int, unsy
     if root_count > 0:
         m.sp32[sp, SP32_FLAGS] = FLAG_INVALID
         return
+    drop_used_page(m, vm, sp)
     free_shadow_page(m, sp)
-    add_used_pages(m, vm, -1)
 
 
 @jit
@@ -398,9 +399,7 @@ def zap_all_fast(m: Mmu, vm: int, gen: int, used_pages: int) -> None:
 
     All pages are obsolete from now on, those too that are older than the trace: nothing unknown is left.
     """
-    if m.vm[vm, VM_USED] != used_pages:
-        count(m, C_USED_DIFFER, 1)
-        m.vm[vm, VM_USED] = used_pages
+    tell_used_pages(m, vm, min(max(used_pages, 0), UNLIMITED))
     m.vm[vm, VM_OBSOLETE] = (gen & 1) + 1
     m.vm[vm, VM_OLDER] = 0
     m.vm[vm, VM_BORN] = 1

@@ -35,10 +35,10 @@ from replay.mmu.layout import (
     UNIFORM,
     VM_DESC,
     VM_EPT,
+    VM_HAS_RMAPS,
     VM_HEADERS,
     VM_MAX,
     VM_PAGES,
-    VM_PEAK,
     VM_SEEN,
     VM_USED,
 )
@@ -66,6 +66,7 @@ from replay.mmu.spte import (
 from replay.mmu.state import Mmu
 from replay.mmu.tables import attempts
 from replay.mmu.window import (
+    C_ENV_ALLOC,
     C_ENV_YIELDS,
     C_RETRIES_CACHE,
     C_RETRIES_RESCHED,
@@ -237,7 +238,7 @@ def census_attempt(m: Mmu, w: int, sptep: int, spte: int, o: int) -> None:
     row[CEN_OCCUPIED] = occupied_children(m, vm, gfn, level)
     row[CEN_RMAP_LENGTH] = pte_list_count(m, rmap_head(m, vm, gfn, level))
     row[CEN_COLLISIONS] = hash_collisions(m, gfn, key, child)
-    for counter in (C_RETRIES_CACHE, C_RETRIES_RESCHED, C_ENV_YIELDS):
+    for counter in (C_RETRIES_CACHE, C_RETRIES_RESCHED, C_ENV_YIELDS, C_ENV_ALLOC):
         row[CEN_HOLD] += m.ctl[CTL_COUNTERS + counter]
     row[CEN_LEAKED] = win[WIN_LEAKED]
     row[CEN_USED] = m.vm[vm, VM_USED]
@@ -267,7 +268,7 @@ def census_head(m: Mmu, w: int) -> None:
         win[WIN_NO_PAGE] += end <= start
         win[WIN_END_ALONE] += end > start and end & 511 == 0
         win[WIN_LAST_ALONE] += end - 1 > start and (end - 1) & 511 == 0
-    if m.vm[win[WIN_VM], VM_PEAK]:  # else the memslots have no rmaps, and the kernel does not walk them
+    if m.vm[win[WIN_VM], VM_HAS_RMAPS]:  # else the memslots have no rmaps, and the kernel does not walk them
         win[WIN_HEADS] += 1
         win[WIN_EMPTY_HEADS] += rmap_head(m, win[WIN_VM], win[WIN_GFN], win[WIN_LEVEL]) == 0
 

@@ -26,8 +26,8 @@ from replay.mmu.layout import (
     SLOT_NPAGES,
     SLOT_VM,
     UNIFORM,
+    VM_HAS_RMAPS,
     VM_HAS_TDP,
-    VM_PEAK,
 )
 from replay.mmu.rmap import pte_list_count
 from replay.mmu.state import Mmu
@@ -147,7 +147,7 @@ def count_rmaps(m: Mmu, vm: int, slots_known: bool, by_ffs: bool, counts: np.nda
 
 def rmap_counts(m: Mmu, vm: int, slots_known: bool, columns_by: str) -> np.ndarray | None:
     """``counts`` of an :class:`RmapHistogram` of one VM."""
-    if m.vm[vm, VM_HAS_TDP] and not m.vm[vm, VM_PEAK]:  # kvm_memslots_have_rmaps()
+    if m.vm[vm, VM_HAS_TDP] and not m.vm[vm, VM_HAS_RMAPS]:  # kvm_memslots_have_rmaps()
         return None
     counts = np.zeros((LEVELS, RMAP_LOG_SIZE), np.int64)
     count_rmaps(m, vm, slots_known, columns_by == "ffs", counts)

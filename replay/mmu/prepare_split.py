@@ -41,6 +41,7 @@ from replay.mmu.window import (
     WIN_LEVEL,
     WIN_OWED,
     WIN_POSITION,
+    WIN_RETRIED,
     WIN_RETRIES,
     WIN_SLOT,
     WIN_SNAP_SPTE,
@@ -123,6 +124,7 @@ def drop_lock(m: Mmu, w: int, sptep: int, spte: int) -> None:
     win[WIN_DROP_IDLE] = 1
     win[WIN_SNAP_SPTEP] = sptep
     win[WIN_SNAP_SPTE] = spte
+    win[WIN_RETRIED] += 1
     win[WIN_RETRIES] += 1
     count(m, C_RETRIES, 1)
     count(m, C_RETRIES_RESCHED, 1)

@@ -119,7 +119,6 @@ def try_split(m: Mmu, w: int, sptep: int, k: KnobCodes, resched: tuple[int, int]
         if short or dropping:
             o = begin_attempt(m, w, sptep, spte)
             topup_split_caches(m, vm, k)
-            count(m, C_RETRIES_CACHE if short else C_RETRIES_RESCHED, 1)
             if not short:
                 count(m, C_ENV_DROPS, 1)
             if win[WIN_ENV_FAIL_KERNEL]:
@@ -127,6 +126,7 @@ def try_split(m: Mmu, w: int, sptep: int, k: KnobCodes, resched: tuple[int, int]
                 end_attempt(m, w, o, NO_MEMORY, ENOMEM)
                 win[WIN_POSITION] = END_OF_HEAD
                 return STOP_ATTEMPT
+            count(m, C_RETRIES_CACHE if short else C_RETRIES_RESCHED, 1)
             end_attempt(m, w, o, RETRY, EAGAIN)
             restart_head(m, w)
             return STOP_ATTEMPT

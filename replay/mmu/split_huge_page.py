@@ -25,7 +25,7 @@ from replay.mmu.layout import (
     VM_HEADERS,
     VM_PAGES,
 )
-from replay.mmu.mmu_pages import add_used_pages
+from replay.mmu.mmu_pages import add_used_page, drop_used_page
 from replay.mmu.rmap import rmap_head
 from replay.mmu.role import ACC_EXEC, GEN, ROLE_MASK, UNPRINTED, child_key, key_access, key_level, key_vm
 from replay.mmu.shadow_page import (
@@ -97,8 +97,8 @@ def zap_unsync_of_gfn(m: Mmu, w: int, gfn: int, key: int, order: int) -> None:
             and not (m.sp[i, SP_KEY] ^ key) & GEN
         ):
             unlink_shadow_page(m, i, order)
+            drop_used_page(m, win[WIN_VM], i)
             free_shadow_page(m, i)
-            add_used_pages(m, win[WIN_VM], -1)
             win[WIN_ZAPPED] += 1
             zapped = True
         i = following
@@ -163,7 +163,7 @@ def split_huge_page(m: Mmu, w: int, sptep: int, o: int, k: KnobCodes) -> bool:
         return False
     if child < 0:
         child = alloc_shadow_page(m, gfn, key, FLAG_SPLIT)
-        add_used_pages(m, vm, 1)
+        add_used_page(m, vm, False)
         m.out16[o, OUT16_FLAGS] |= ATTEMPT_CREATED
         count(m, C_PAGES_CREATED, 1)
         win[WIN_SPARE] = 0

@@ -204,6 +204,7 @@ COUNTERS = (
     "unknown_pages_existing",
     "already_live_pages_new",
     "used_pages_differ",
+    "uncounted_pages",
     "variant_moves",
     "pfn_changes",
     "unplaced_sptes",
@@ -246,6 +247,7 @@ C_UNKNOWN_ZAPS = COUNTERS.index("unknown_zaps")
 C_UNKNOWN_EXISTING = COUNTERS.index("unknown_pages_existing")
 C_ALREADY_LIVE = COUNTERS.index("already_live_pages_new")
 C_USED_DIFFER = COUNTERS.index("used_pages_differ")
+C_UNCOUNTED = COUNTERS.index("uncounted_pages")
 C_VARIANT_MOVES = COUNTERS.index("variant_moves")
 C_PFN_CHANGES = COUNTERS.index("pfn_changes")
 C_UNPLACED = COUNTERS.index("unplaced_sptes")
