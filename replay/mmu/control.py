@@ -12,8 +12,8 @@ from replay.mmu.layout import (
     PROBES_PROTECT,
     SLOT_BASE,
     SLOT_NPAGES,
+    VM_HAS_RMAPS,
     VM_HAS_TDP,
-    VM_PEAK,
     VM_PROBES,
     VM_WINDOW,
 )
@@ -58,7 +58,7 @@ AT_TIME = int(WindowCause.TIME)
 @jit
 def has_rmaps(m: Mmu, vm: int) -> bool:
     """kvm_memslots_have_rmaps(): a shadow root was made, or there is no TDP MMU."""
-    return not m.vm[vm, VM_HAS_TDP] or m.vm[vm, VM_PEAK] > 0
+    return not m.vm[vm, VM_HAS_TDP] or m.vm[vm, VM_HAS_RMAPS] != 0
 
 
 @jit
