@@ -88,11 +88,11 @@ class Kind(IntEnum):
     V2_RESTART = 74  # gfn, level, code=why
     # marker lines "replay: WORD key=value ..."; text = what follows "replay: "
     MARK_VM_CREATE = 90  # num=pid (0 where not given)
-    MARK_MEMSLOT = 91  # num=id|as<<16, gfn=base_gfn, end=base_gfn+npages, code=flags, addr=hva, level=as
+    # num=id|as<<16, gfn=base_gfn, end=base_gfn+npages, code=flags, addr=hva, level=as, flags VMM
+    MARK_MEMSLOT = 91
     MARK_MANUAL_PROTECT = 92  # num=arg
-    MARK_CLEAR_DIRTY_LOG = (
-        93  # num=slot, gfn=first_page, end=first_page+num_pages, code=mask (all ones where not given)
-    )
+    # num=slot, gfn=first_page, end=first_page+num_pages, code=mask (all ones where not given), flags VMM
+    MARK_CLEAR_DIRTY_LOG = 93
     MARK_GET_DIRTY_LOG = 94  # num=slot
     MARK_NR_MMU_PAGES = 95  # num=n
     MARK_RESCHED = 96
@@ -151,6 +151,7 @@ class Flag(IntFlag):
     SPURIOUS = 4  # fast_page_fault
     FIXED = 8  # fast_page_fault
     VALID = 16  # check_mmio_spte
+    VMM = 32  # markers: a trace event of the VMM itself, which may stand before the ioctl's lines or after
 
 
 class Role(IntFlag):

@@ -38,6 +38,7 @@ from replay.trace.registers import BASE, CPU, DONE, LOST, ROWS
 from replay.trace.rows import clear_row, write_fields
 from replay.trace.scanner import INCOMPLETE, MAX_NAME, OTHER, PRINT, PRINTK
 from replay.trace.shape import learn_shape, read_by_shape
+from replay.trace.vmm import BROKEN, FAILED, read_vmm_marker
 
 _MARK_TEXT, _MARK_UNKNOWN, _SCENARIO = int(Kind.MARK_TEXT), int(Kind.MARK_UNKNOWN), int(Kind.MARK_SCENARIO)
 _FIRST_CONTROL = int(Kind.SET_REGION)
@@ -121,6 +122,14 @@ def read_marker(buf, at, names, names_arena, kinds, texts, texts_arena, fields, 
         has_pairs = kind != _MARK_UNKNOWN and kind != _SCENARIO
         if has_pairs and read_control(buf, word_end, kind, fields, marks) < 0:
             return np.int64(MALFORMED_LINE), np.int64(-1)
+    else:
+        read = read_vmm_marker(buf, at, fields)
+        if read == BROKEN:
+            return np.int64(MALFORMED_LINE), np.int64(-1)
+        if read > 0:
+            kind = read
+        elif read == FAILED:
+            clear_fields(fields)
     text = intern(buf, at, end if end > at else at, ADD, texts, texts_arena)
     return (kind if text >= 0 else np.int64(NO_ROOM)), text
 
