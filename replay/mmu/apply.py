@@ -6,6 +6,7 @@ from replay.jit import jit
 from replay.mmu.layout import (
     FLAG_ADOPTED,
     FLAG_CLEARED,
+    FLAG_FLOOD,
     FLAG_INVALID,
     FLAG_LIVE,
     FLAG_RECORDED,
@@ -26,6 +27,7 @@ from replay.mmu.layout import (
     SP_PARENTS,
     TASK_CHAIN,
     TASK_DIRECT_ROOT,
+    TASK_LAZY,
     TASK_LINKED,
     TASK_ROOT,
     TASK_STATE,
@@ -54,6 +56,7 @@ from replay.mmu.role import (
     key_vm,
     make_key,
 )
+from replay.mmu.roots import NOT_CACHED, cached_root, load_root, reaches, root_that_lacks, use_root
 from replay.mmu.shadow_page import (
     account_shadowed,
     alloc_shadow_page,
@@ -237,7 +240,7 @@ def get_root(m: Mmu, t: int, vm: int, gfn: int, role: int, created: bool, order:
     if family:
         task[TASK_DIRECT_ROOT] = sp
     else:
-        task[TASK_ROOT] = sp
+        load_root(m, t, vm, sp)
         task[TASK_VARIANT] = key_variant(m.sp[sp, SP_KEY])
         slot = m.vm[vm, VM_ROOT_NEXT]
         m.vm[vm, VM_ROOTS + slot] = sp + 1
@@ -281,6 +284,7 @@ def find_child(m: Mmu, t: int, vm: int, gfn: int, role: int, created: bool, orde
     if sp < 0:
         note_older(m, vm, C_UNKNOWN_EXISTING)
         sp = make_page(m, vm, gfn, role, variant, FLAG_ADOPTED, order)
+    m.sp32[sp, SP32_FLAGS] &= ~FLAG_FLOOD
     return sp
 
 
@@ -293,6 +297,7 @@ def link_in_fault(m: Mmu, t: int, parent: int, sp: int, order: int) -> None:
     if is_shadow_present_pte(old):
         if is_last_spte(old, level):
             count(m, C_LAZY_SPLITS, 1)
+            m.task[t, TASK_LAZY] = m.sp[sp, SP_GFN] + 1
         elif spte_child(old) == sp:
             return
     m.task[t, TASK_LINKED] = 1
@@ -327,6 +332,8 @@ def get_page(m: Mmu, t: int, vm: int, gfn: int, role: int, created: bool, order:
     if level >= top and (top or level > 3):
         get_root(m, t, vm, gfn, role, created, order)
         return
+    if m.task[t, TASK_WALK_TOP]:
+        settle_root(m, t, vm, gfn, role, created)
     sp = find_child(m, t, vm, gfn, role, created, order)
     parent = chain(m, t, vm, level + 1)
     if parent >= 0:
@@ -335,8 +342,27 @@ def get_page(m: Mmu, t: int, vm: int, gfn: int, role: int, created: bool, order:
 
 
 @jit
-def find_printed(m: Mmu, vm: int, gfn: int, role: int, unsync: bool) -> int:
-    """The page that a PAGE line names: synced as printed, then (nested) without parents, then the oldest."""
+def settle_root(m: Mmu, t: int, vm: int, gfn: int, role: int, created: bool) -> None:
+    """The root of a fault that gets this page, before anything is read from the root's printed twin."""
+    top = top_level(m, t)
+    task = m.task[t]
+    if role & LEVEL == top - 1 and top > 3 and task[TASK_WALK_TOP] == top:
+        place = root_that_lacks(m, t, vm, top, walk_index(m, t, top), gfn, role, created)
+        if place != NOT_CACHED:
+            if place:
+                use_root(m, t, place)
+            task[TASK_CHAIN + top] = task[TASK_ROOT]
+            return
+    chain(m, t, vm, top)
+
+
+@jit
+def find_printed(m: Mmu, vm: int, gfn: int, role: int, unsync: bool, root: int) -> int:
+    """The page that a PAGE line names, of those that print alike.
+
+    Rather one whose writes reached the limit, since such a write zaps it at once; one below ``root``,
+    unless that is -1; one synced as printed; (nested) one without parents; the oldest.
+    """
     invalid = (role & INVALID) != 0
     role &= ~INVALID
     best = -1
@@ -346,6 +372,10 @@ def find_printed(m: Mmu, vm: int, gfn: int, role: int, unsync: bool) -> int:
         flags = m.sp32[i, SP32_FLAGS]
         if same_print(m, i, gfn, role, vm) and ((flags & FLAG_INVALID) != 0) == invalid:
             rank = 1 << 40
+            if flags & FLAG_FLOOD == FLAG_FLOOD:
+                rank += 1 << 44
+            if root >= 0 and reaches(m, root, i):
+                rank += 1 << 43
             if ((flags & FLAG_UNSYNC) != 0) == unsync:
                 rank += 1 << 42
             if m.vm[vm, VM_HAS_TDP] and m.sp[i, SP_PARENTS] == 0:
@@ -359,9 +389,10 @@ def find_printed(m: Mmu, vm: int, gfn: int, role: int, unsync: bool) -> int:
 
 
 @jit
-def set_unsync(m: Mmu, vm: int, gfn: int, role: int, unsync: bool) -> None:
-    """kvm_mmu_unsync_page (the page was sync) and kvm_mmu_sync_page (it was unsync)."""
-    sp = find_printed(m, vm, gfn, role, not unsync)
+def set_unsync(m: Mmu, t: int, vm: int, gfn: int, role: int, unsync: bool) -> None:
+    """kvm_mmu_unsync_page (the page was sync) and kvm_mmu_sync_page (it was not, below the task's root)."""
+    root = -1 if unsync else cached_root(m, t, vm, 0)
+    sp = find_printed(m, vm, gfn, role, not unsync, root)
     if sp < 0:
         return
     if unsync:
@@ -373,7 +404,7 @@ def set_unsync(m: Mmu, vm: int, gfn: int, role: int, unsync: bool) -> None:
 @jit
 def prepare_zap_page(m: Mmu, vm: int, gfn: int, role: int, root_count: int, unsync: bool, order: int) -> None:
     """kvm_mmu_prepare_zap_page of a shadow page; a root in use goes on invalid until its second line."""
-    sp = find_printed(m, vm, gfn, role, unsync)
+    sp = find_printed(m, vm, gfn, role, unsync, -1)
     if sp < 0:
         gen = 1 if role & GEN else 0
         if m.vm[vm, VM_OBSOLETE] == gen + 1:

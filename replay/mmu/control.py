@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from replay.jit import jit
+from replay.mmu import spaces
 from replay.mmu.align import finish, finish_shadow
 from replay.mmu.dirty_log import need_bitmap, protect_cleared, walks_shadow_mmu
 from replay.mmu.kinds import V2_TRY_SPLIT_BEGIN
@@ -37,6 +38,7 @@ from replay.mmu.window import (
     WIN_MASK,
     WIN_PHASE,
     WIN_SLOT,
+    WIN_SPACE,
     WIN_START,
     WIN_TDP_GFN,
     WIN_VM,
@@ -81,7 +83,7 @@ def begin_window(
     w = open_window(m, vm, pid, cause, s, start, end, target)
     m.window[w, WIN_BY_PROBE] = by_probe
     m.window[w, WIN_ALIGNED] = m.ctl[CTL_HAS_RECORDED] if cause < END_OF_TRACE else 0
-    if not walks_shadow_mmu(m, k):
+    if not walks_shadow_mmu(m, k) or m.window[w, WIN_SPACE]:
         m.window[w, WIN_WALK_DONE] = 1
     if by_probe and has_rmaps(m, vm):
         simulated_line(m, w, V2_TRY_SPLIT_BEGIN, start, target, end, 0)
@@ -113,6 +115,8 @@ def tdp_part_begins(m: Mmu, w: int, k: KnobCodes) -> int:
     """The TDP MMU's turn: the shadow part is over."""
     win = m.window[w]
     if win[WIN_PHASE] < PHASE_TDP:
+        if win[WIN_ALIGNED] and spaces.shadow_part_ends(m, w, k) == NO_ROOM:
+            return NO_ROOM
         if win[WIN_ALIGNED] and not win[WIN_WORDS] and finish_shadow(m, w, k) == NO_ROOM:
             return NO_ROOM
         win[WIN_PHASE] = PHASE_TDP
@@ -124,6 +128,8 @@ def close_window(m: Mmu, w: int, k: KnobCodes) -> int:
     """The end of a window: what is left of either part, the recording lacks."""
     win = m.window[w]
     vm = win[WIN_VM]
+    if spaces.window_ends(m, w, k) == NO_ROOM:
+        return NO_ROOM
     if win[WIN_ALIGNED] and win[WIN_CAUSE] != RECORDED and finish(m, w, k) == NO_ROOM:
         return NO_ROOM
     if win[WIN_CAUSE] == RECORDED or win[WIN_CUT]:

@@ -15,6 +15,7 @@ from replay.mmu.layout import (
     SLOT_BASE,
     SLOT_BITMAP,
     SLOT_BITMAP_WORDS,
+    SLOT_ID,
     SLOT_NPAGES,
 )
 from replay.mmu.room import NO_ROOM, OK
@@ -29,6 +30,7 @@ from replay.mmu.window import (
     WIN_LEVEL,
     WIN_MASK,
     WIN_SLOT,
+    WIN_SPACE,
     WIN_START,
     WIN_TDP_GFN,
     WIN_VM,
@@ -104,6 +106,8 @@ def protect_cleared(m: Mmu, vm: int, s: int, start: int, end: int, bits: int) ->
     Before 6.8 the range ends with the last gfn, since then one behind it; an end on a 64-page
     boundary of the slot tells the latter.
     """
+    if s >= 0 and m.slot[s, SLOT_ID] >> 16:
+        return  # the rmaps of SMM's slots are empty
     base = m.slot[s, SLOT_BASE] if s >= 0 else 0
     last = end
     if last > start and (last - base) & 63 == 0:
@@ -148,7 +152,7 @@ def next_word(m: Mmu, w: int, k: KnobCodes) -> bool:
         win[WIN_END] = end if k.clear_end == CLEAR_END_INCLUSIVE else end + 1
         win[WIN_LEVEL] = 3
         win[WIN_GFN] = -1
-        win[WIN_WALK_DONE] = 0 if walks_shadow_mmu(m, k) else 1
+        win[WIN_WALK_DONE] = 0 if walks_shadow_mmu(m, k) and not win[WIN_SPACE] else 1
         win[WIN_TDP_GFN] = 0
         return True
     win[WIN_TDP_GFN] = 1 << 41

@@ -17,6 +17,7 @@ from replay.mmu.kinds import V2_FIRST
 from replay.mmu.lookahead import LOOKAHEAD
 from replay.mmu.loop import ROWS_DONE, replay_rows
 from replay.mmu.moments import Moment, Moments
+from replay.mmu.placed_markers import place_markers, with_markers_placed
 from replay.mmu.truth import GET_PAGE_BIT, UNKNOWN
 from replay.policy import Policy
 from replay.schema import (
@@ -121,8 +122,10 @@ def replay_trace(
     codes = policy.codes()
     resched = _resched(options.resched)
     cause = WindowCause.END if m.ctl[layout.CTL_SPLIT_TIME] == NEVER else WindowCause.TIME
-    needed = REPLAYED_COLUMNS + moments.columns
-    for columns, stop in _with_lookahead(trace.batches(needed)):
+    batches = trace.batches(REPLAYED_COLUMNS + moments.columns)
+    if any(facts.vmm_marks(vm) for vm in range(facts.vms)):
+        batches = with_markers_placed(batches, place_markers(trace))
+    for columns, stop in _with_lookahead(batches):
         end_cause = int(cause) if stop == len(columns.kind) else -1
         m.ctl[layout.CTL_ROW] = 0
         for moment in moments.of_batch(columns, stop):
@@ -217,6 +220,9 @@ def _new_state(facts: TraceFacts, options: Options, doubtful_from: Mapping[int, 
         m.vm[vm, layout.VM_TRUTHS] = _compared_kinds(facts, vm)
         m.vm[vm, layout.VM_RAW_ROLES] = facts.role_words
         m.vm[vm, layout.VM_DOUBT_LINE] = doubtful_from.get(vm, NEVER)
+        if facts.vmm_clears(vm):
+            # QEMU asks for all that the kernel has of it: since 5.7 that is initially all set, too
+            m.vm[vm, layout.VM_MANUAL] = layout.MANUAL_PROTECT | layout.INITIALLY_SET
         if options.max_mmu_pages is not None:
             m.vm[vm, layout.VM_MAX] = options.max_mmu_pages
             m.vm[vm, layout.VM_MAX_KNOWN] = layout.MAX_GIVEN

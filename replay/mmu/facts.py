@@ -24,6 +24,7 @@ from replay.mmu.kinds import (
     TDP_CHANGED,
     TDP_TRY_SPLIT,
     TRY_SPLIT_RET,
+    VMM,
 )
 from replay.mmu.role import DIRECT
 from replay.schema import EAGAIN, EINVAL, EOPNOTSUPP, Columns, Kind
@@ -40,14 +41,16 @@ HUGE_SPTES = 8
 NONPRESENT_SPTES = 9  # TDP SPTEs that are non-present by bit 63, as 6.10 and later print them
 INDIRECT_PAGES = 10  # kvm_mmu_get_page lines of pages that shadow a guest's table
 FIRST_LOST = 11  # line of the first loss that the trace marks, in row 0 whatever the VM
-FACTS = 12
+VMM_MARKS = 12  # control lines that the VMM wrote itself
+VMM_CLEARS = 13  # those of them that clear the log
+FACTS = 14
 KINDS = 128
 SHADOW_NONPRESENT_VALUE = np.uint64(1 << 63)
 _TASKS = 1024
 _MERGED = ("linux-6.0", "linux-2026")
 
 
-FACT_COLUMNS = ("kind", "vm", "pid", "level", "old_spte", "code", "num", "role", "line")
+FACT_COLUMNS = ("kind", "vm", "pid", "level", "flags", "old_spte", "code", "num", "role", "line")
 """What ``scan_rows`` reads of an event."""
 
 
@@ -88,8 +91,11 @@ def scan_rows(c: Columns, kinds: np.ndarray, facts: np.ndarray, last: np.ndarray
             facts[vm, LOG_CHANGES] += 1
         elif kind == SET_REGION or kind == MARK_MEMSLOT:
             facts[vm, LOG_CONTROL] += c.code[i] & np.uint64(1) != 0
+            facts[vm, VMM_MARKS] += kind == MARK_MEMSLOT and c.flags[i] & VMM != 0
         elif kind == MARK_CLEAR_DIRTY_LOG:
             facts[vm, LOG_CONTROL] += 1
+            facts[vm, VMM_MARKS] += c.flags[i] & VMM != 0
+            facts[vm, VMM_CLEARS] += c.flags[i] & VMM != 0
         elif kind == SHADOW_TRY_SPLIT:
             facts[vm, IN_SHADOW_PART] = 1
         elif kind == TDP_TRY_SPLIT or kind == SLOT_TRY_SPLIT_RET or kind == TRY_SPLIT_RET:
@@ -183,6 +189,14 @@ class TraceFacts:
     def vm_has_control(self, vm: int) -> bool:
         """Probes or markers say when dirty logging of this VM changed, or would have."""
         return self.split_probes(vm) or bool(self.facts[vm, LOG_CONTROL])
+
+    def vmm_clears(self, vm: int) -> bool:
+        """The VMM itself tells of KVM_CLEAR_DIRTY_LOG, and nothing else of the capability that it needs."""
+        return bool(self.facts[vm, VMM_CLEARS]) and not self.has(vm, Kind.MARK_MANUAL_PROTECT)
+
+    def vmm_marks(self, vm: int) -> bool:
+        """The VMM itself writes control lines."""
+        return bool(self.facts[vm, VMM_MARKS])
 
     @property
     def has_control(self) -> bool:

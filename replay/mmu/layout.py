@@ -32,6 +32,8 @@ FLAG_SPLIT = 32  # made by a simulated split; SP32_TRANSLATION marks the SPTEs t
 FLAG_RECORDED = 64  # of those: the recording has the page, too
 FLAG_CLEARED = 256  # UNIFORM: FLAG_CLEARED << n is set where SPTEs 64 * n to 64 * n + 63 are write-protected
 ALL_CLEARED = 255 * FLAG_CLEARED
+FLOOD_SHIFT = 16  # writes to the shadowed table since a fault last walked it, up to 3
+FLAG_FLOOD = 3 << FLOOD_SHIFT
 
 NO_TABLE = -1
 UNIFORM = -2
@@ -114,12 +116,16 @@ VM_HAS_RMAPS = VM_TDP_ROLE + 1  # kvm_memslots_have_rmaps(): the VM has had a sh
 VM_TOLD_BIRTH = VM_HAS_RMAPS + 1  # CTL_BIRTH when kvm_mmu_zap_all_fast last told n_used_mmu_pages
 VM_KEPT = VM_TOLD_BIRTH + 1  # pages made until then that it counts and that live
 VM_UNSEEN = VM_KEPT + 1  # pages that it counts beside those: older than the trace, or their lines were lost
-VM_COLUMNS = VM_UNSEEN + 1
+VM_VMM_BYTES = VM_UNSEEN + 1  # its VMM's own markers give ranges of slots in bytes
+VM_SMM_RANGE = VM_VMM_BYTES + 1  # first gfn + 1 of the last window taken for SMM's since nothing followed
+VM_COLUMNS = VM_SMM_RANGE + 1
 PROBES_REGION = 1  # set_region and commit_region: memslot markers are not needed
 PROBES_SPLIT = 2  # the split functions: windows open and close by them
 PROBES_LIMIT = 4  # change_mmu_pages
 PROBES_PROTECT = 8  # slot_remove_write_access
 PROBES_COLLAPSE = 16  # zap_collapsible or recover_huge
+MANUAL_PROTECT = 1  # KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, of VM_MANUAL
+INITIALLY_SET = 2  # KVM_DIRTY_LOG_INITIALLY_SET
 UNLIMITED = 1 << 40
 
 # -- tasks, Mmu.task -----------------------------------------------------------------------------
@@ -150,7 +156,16 @@ TASK_REGION_HVA = 33
 TASK_SLOT = 34  # row of the slot last committed + 1
 TASK_LEAF_ACCESS = 35  # walk.leaf_access of the walk + 1, 0 not worked out yet
 TASK_LINKED = 36  # this fault had to link a table into the tree
-TASK_COLUMNS = 37
+TASK_PREV_ROOTS = 37  # the roots used before, sp + 1, the last one first (mmu->prev_roots)
+PREV_ROOTS = 3  # KVM_MMU_NUM_PREV_ROOTS
+TASK_WRITE = 40  # WRITE_*: whose the walk for writing is that has been read last
+TASK_LAST_KIND = 41  # of the last kvmmmu event, and its gfn
+TASK_LAST_GFN = 42
+TASK_LAZY = 43  # gfn + 1 of the huge page that the last page got in a fault replaced
+TASK_COLUMNS = 44
+
+WRITE_WALKED = 1  # the emulator's, unless the next event shows that it was the fault's own
+WRITE_OF_FAULT = 2  # the next walk is that of the fault which kvm_page_fault tells of
 
 STATE_IDLE = 0
 STATE_FAULT = 1  # kvm_page_fault or pagetable_walk seen

@@ -80,7 +80,7 @@ from replay.mmu.spte import (
     is_shadow_present_pte,
 )
 from replay.mmu.state import Mmu, alloc_table, find_gib, find_region
-from replay.mmu.walk import PFERR_FETCH, PFERR_WRITE, chain, leaf_access, template_key, walk_index
+from replay.mmu.walk import PFERR_FETCH, PFERR_WRITE, chain, leaf_access, template_key, walk_index, walked
 from replay.mmu.window import (
     C_ADOPTED,
     C_FAULTS_AVOIDED,
@@ -286,6 +286,7 @@ def apply_set_spte(m: Mmu, t: int, vm: int, gfn: int, spte: int, level: int, at:
     if sp < 0:
         count(m, C_UNPLACED, 1)
         return
+    walked(m, t)
     bind_page(m, sp, page)
     g = note_host_level(m, vm, gfn, level)
     spte |= SPTE_MMU_PRESENT_MASK | (PT_PAGE_SIZE_MASK if level > 1 else 0)

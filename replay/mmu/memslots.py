@@ -48,9 +48,11 @@ def find_slot(m: Mmu, vm: int, slot_id: int) -> int:
 
 @jit
 def gfn_to_slot(m: Mmu, vm: int, gfn: int) -> int:
+    """gfn_to_memslot(): in the normal address space, not that of SMM."""
     for s in range(m.ctl[CTL_SLOT_TOP]):
         page = gfn - m.slot[s, SLOT_BASE]
-        if m.slot[s, SLOT_LIVE] and m.slot[s, SLOT_VM] == vm and 0 <= page < m.slot[s, SLOT_NPAGES]:
+        own = m.slot[s, SLOT_LIVE] and m.slot[s, SLOT_VM] == vm and m.slot[s, SLOT_ID] >> 16 == 0
+        if own and 0 <= page < m.slot[s, SLOT_NPAGES]:
             return s
     return -1
 

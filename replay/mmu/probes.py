@@ -9,10 +9,11 @@ from __future__ import annotations
 import numpy as np
 
 from replay.jit import jit
-from replay.mmu import align, control, memslots, slot_passes
+from replay.mmu import align, control, guest_tables, memslots, slot_passes, spaces
 from replay.mmu.kinds import (
     CHANGE_MMU_PAGES,
     COMMIT_REGION,
+    FLUSH_RANGE,
     FLUSH_REMOTE_TLBS,
     MARK_CLEAR_DIRTY_LOG,
     MARK_MANUAL_PROTECT,
@@ -38,9 +39,11 @@ from replay.mmu.kinds import (
     V2_SPLIT_NONPRESENT,
     V2_TRY_SPLIT_BEGIN,
     V2_TRY_SPLIT_END,
+    VMM,
     ZAP_COLLAPSIBLE,
 )
 from replay.mmu.layout import (
+    INITIALLY_SET,
     MAX_GIVEN,
     MAX_REQUESTED,
     PROBES_LIMIT,
@@ -56,6 +59,7 @@ from replay.mmu.layout import (
     VM_MAX_KNOWN,
     VM_PROBES,
     VM_RESCHED,
+    VM_VMM_BYTES,
 )
 from replay.mmu.mmu_pages import change_mmu_pages
 from replay.mmu.role import role_of_word
@@ -79,7 +83,6 @@ from replay.mmu.window import (
 from replay.policy import KnobCodes
 from replay.schema import Columns
 
-INITIALLY_SET = 2  # KVM_DIRTY_LOG_INITIALLY_SET
 NOWAIT_FAILED = 3  # reason of v2_lock_dropped: no page without waiting
 
 
@@ -96,6 +99,11 @@ def probe_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool, 
     if kind == FLUSH_REMOTE_TLBS:
         if own and m.window[w, WIN_PHASE] == PHASE_SHADOW:
             m.window[w, WIN_FLUSHES_RECORDED] += 1
+    elif kind == FLUSH_RANGE:
+        if not own and end == gfn + 1:
+            guest_tables.one_page_flushed(m, t, vm, gfn, k.rmap_order)
+        elif not own and end == gfn + 512:
+            guest_tables.huge_page_flushed(m, t, vm, gfn, k.rmap_order)
     elif kind == SET_REGION:
         npages = end - gfn
         memslots.set_region(m, t, c.num[i], gfn, npages, np.int64(c.code[i]), np.int64(c.addr[i]))
@@ -116,8 +124,9 @@ def probe_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool, 
         s = m.task[t, TASK_SLOT] - 1
         control.begin_slot_window(m, vm, pid, control.MEMSLOT_FLAGS, s, level, True, k)
     elif kind == TRY_SPLIT:
-        s = memslots.gfn_to_slot(m, vm, gfn)
-        control.begin_window(m, vm, pid, control.CLEAR_DIRTY_LOG, s, gfn, end, level, True, k)
+        s = spaces.any_slot_of_range(m, vm, gfn, end)
+        w = control.begin_window(m, vm, pid, control.CLEAR_DIRTY_LOG, s, gfn, end, level, True, k)
+        spaces.leave_undecided(m, w)
     elif kind == SHADOW_TRY_SPLIT or kind == TDP_TRY_SPLIT:
         # where the callers are inlined, ranges of one KVM_CLEAR_DIRTY_LOG follow each other directly
         begun = PHASE_SHADOW if kind == SHADOW_TRY_SPLIT else PHASE_TDP
@@ -126,9 +135,10 @@ def probe_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool, 
                 return NO_ROOM
             w = -1
         if w < 0:
-            s = memslots.gfn_to_slot(m, vm, gfn)
+            s = spaces.any_slot_of_range(m, vm, gfn, end)
             w = control.begin_window(m, vm, pid, control.CLEAR_DIRTY_LOG, s, gfn, end, level, False, k)
             m.window[w, WIN_OPEN_ENDED] = 1
+            spaces.leave_undecided(m, w)
         if kind == TDP_TRY_SPLIT:
             return control.tdp_part_begins(m, w, k)
         control.shadow_part_begins(m, w, gfn, end)
@@ -185,6 +195,17 @@ def v2_event(m: Mmu, c: Columns, i: int, w: int, k: KnobCodes) -> int:
 
 
 @jit
+def in_bytes(m: Mmu, vm: int, s: int, first: int, last: int) -> bool:
+    """True if the VMM's own markers give ranges of slots in bytes, not in pages as QEMU does.
+
+    A range that does not fit into slot ``s`` as pages shows it.
+    """
+    if last > m.slot[s, SLOT_NPAGES] and not (first | last) & 0xFFF:
+        m.vm[vm, VM_VMM_BYTES] = 1
+    return m.vm[vm, VM_VMM_BYTES] != 0
+
+
+@jit
 def marker_event(m: Mmu, c: Columns, i: int, t: int, vm: int, k: KnobCodes) -> int:
     """Marker lines; those that repeat what probes of this VM tell are not needed."""
     kind = c.kind[i]
@@ -220,5 +241,7 @@ def marker_event(m: Mmu, c: Columns, i: int, t: int, vm: int, k: KnobCodes) -> i
         s = memslots.find_slot(m, vm, c.num[i])
         if s >= 0 and m.slot[s, SLOT_FLAGS] & SLOT_DIRTY_LOG:
             first, last, mask = np.int64(c.gfn[i]), np.int64(c.end[i]), np.int64(c.code[i])
+            if c.flags[i] & VMM and in_bytes(m, vm, s, first, last):
+                first, last = first >> 12, last >> 12
             return control.begin_clear_window(m, vm, np.int64(c.pid[i]), s, first, last, mask, k)
     return OK

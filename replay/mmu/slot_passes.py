@@ -20,6 +20,7 @@ from replay.mmu.layout import (
     REGION_TABLES,
     SLOT_BASE,
     SLOT_HVA,
+    SLOT_ID,
     SLOT_NPAGES,
     SP_KEY,
     UNIFORM,
@@ -36,6 +37,8 @@ from replay.mmu.state import Mmu, find_gib
 @jit
 def write_protect_slot(m: Mmu, vm: int, s: int, start_level: int) -> int:
     """kvm_mmu_slot_remove_write_access(): every SPTE of the slot at ``start_level`` and above."""
+    if m.slot[s, SLOT_ID] >> 16:
+        return OK  # the rmaps of SMM's slots are empty
     ept = m.vm[vm, VM_EPT] != 0
     gfn = m.slot[s, SLOT_BASE]
     end = min(gfn + m.slot[s, SLOT_NPAGES], m.vm[vm, VM_END])
@@ -89,6 +92,8 @@ def zap_collapsible(m: Mmu, vm: int, s: int, order: int) -> int:
     The host's page size is the largest at which it was seen to map the region.
     """
     base = m.slot[s, SLOT_BASE]
+    if m.slot[s, SLOT_ID] >> 16:
+        return OK
     end = min(base + m.slot[s, SLOT_NPAGES], m.vm[vm, VM_END])
     gfn = base
     while gfn < end:

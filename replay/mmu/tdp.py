@@ -64,6 +64,7 @@ from replay.mmu.window import (
     OUT_GFN,
     OUT_SPTE,
     WIN_END,
+    WIN_SPACE,
     WIN_START,
     WIN_TARGET,
     WIN_TDP_ATTEMPTS,
@@ -189,32 +190,48 @@ def spte_changed(m: Mmu, vm: int, as_id: int, gfn: int, level: int, old: int, ne
 @jit
 def fast_fix(m: Mmu, vm: int, gfn: int, old: int, new: int) -> bool:
     """fast_page_fault() on the TDP MMU: the leaf that maps ``gfn`` and holds ``old`` becomes ``new``."""
-    for level in range(1, 4):
-        t = find_table(m, vm, 0, level, gfn, False)
-        if t < 0:
-            continue
-        index = (gfn >> (9 * (level - 1))) & 511
-        spte = get_spte(m, t, index)
-        if is_shadow_present_pte(spte) and is_last_spte(spte, level):
-            # a page recovered in place after logging went off is restored without a line of its own
-            set_spte(m, t, index, new)
-            return spte == old
-    return False
+    t, index = find_leaf(m, vm, 0, gfn)
+    if t < 0 or get_spte(m, t, index) != old:
+        smm, at = find_leaf(m, vm, 1, gfn)
+        if smm >= 0 and get_spte(m, smm, at) == old:
+            t, index = smm, at
+    if t < 0:
+        return False
+    fixed = get_spte(m, t, index) == old
+    # a page recovered in place after logging went off is restored without a line of its own
+    set_spte(m, t, index, new)
+    return fixed
 
 
 @jit
-def next_huge(m: Mmu, vm: int, gfn: int, end: int, target: int) -> tuple[int, int, int]:
-    """The next huge leaf at or after ``gfn`` in pre-order: (gfn, level, SPTE), level 0 if there is none."""
+def find_leaf(m: Mmu, vm: int, space: int, gfn: int) -> tuple[int, int]:
+    """(table, index) of the leaf SPTE that maps ``gfn`` in address space ``space``; table -1: none does."""
+    for level in range(1, 4):
+        t = find_table(m, vm, space, level, gfn, False)
+        index = (gfn >> (9 * (level - 1))) & 511
+        if t >= 0:
+            spte = get_spte(m, t, index)
+            if is_shadow_present_pte(spte) and is_last_spte(spte, level):
+                return t, index
+    return -1, 0
+
+
+@jit
+def next_huge(m: Mmu, vm: int, space: int, gfn: int, end: int, target: int) -> tuple[int, int, int]:
+    """The next huge leaf of address space ``space`` at or after ``gfn`` in pre-order: (gfn, level, SPTE).
+
+    The level is 0 if there is none.
+    """
     end = min(end, m.vm[vm, VM_END])
     while gfn < end:
-        t = find_table(m, vm, 0, 3, gfn, False)
+        t = find_table(m, vm, space, 3, gfn, False)
         spte = get_spte(m, t, (gfn >> 18) & 511) if t >= 0 else 0
         if is_shadow_present_pte(spte):
             if is_last_spte(spte, 3):
                 if target < 3:
                     return gfn >> 18 << 18, 3, spte
             elif target < 2:
-                t = find_table(m, vm, 0, 2, gfn, False)
+                t = find_table(m, vm, space, 2, gfn, False)
                 first = (gfn >> 9) & 511
                 if t >= 0 and m.sp32[t, SP32_SPT] != NO_TABLE:
                     for i in range(first, 512):
@@ -234,7 +251,8 @@ def predict_split(m: Mmu, w: int, errno: int) -> int:
     win = m.window[w]
     # the iterator begins with the 2M entry around the first gfn, even if the range ends before its end
     win[WIN_TDP_GFN] = max(win[WIN_TDP_GFN], win[WIN_START] >> 9 << 9)
-    gfn, level, spte = next_huge(m, win[WIN_VM], win[WIN_TDP_GFN], win[WIN_END], win[WIN_TARGET])
+    space = max(win[WIN_SPACE], 0)
+    gfn, level, spte = next_huge(m, win[WIN_VM], space, win[WIN_TDP_GFN], win[WIN_END], win[WIN_TARGET])
     if level == 0:
         return -1
     o = new_outcome(m, w, ATTEMPT_TDP)
@@ -271,7 +289,9 @@ def split_all(m: Mmu, w: int) -> bool:
         if o < 0:
             return True
         gfn, level, spte = m.out[o, OUT_GFN], np.int64(m.out16[o, OUT16_LEVEL]), m.out[o, OUT_SPTE]
-        spte_changed(m, m.window[w, WIN_VM], 0, gfn, level, spte, make_nonleaf_spte(0))
+        spte_changed(
+            m, m.window[w, WIN_VM], max(m.window[w, WIN_SPACE], 0), gfn, level, spte, make_nonleaf_spte(0)
+        )
 
 
 @jit

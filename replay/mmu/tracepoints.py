@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from replay.jit import jit
-from replay.mmu import align, apply, control, leaf, memslots, tdp, walk
+from replay.mmu import align, apply, control, guest_tables, leaf, memslots, spaces, tdp, walk
 from replay.mmu.dirty_log import mark_page_dirty
 from replay.mmu.kinds import (
     CREATED,
     FAST_PAGE_FAULT,
     FIXED,
     GET_PAGE,
+    PAGE_FAULT,
     PAGETABLE_WALK,
     PAGING_ELEMENT,
     PREPARE_ZAP,
@@ -35,14 +36,20 @@ from replay.mmu.layout import (
     SLOT_VM,
     TASK_FAULT_ADDR,
     TASK_FAULT_CODE,
+    TASK_LAST_GFN,
+    TASK_LAST_KIND,
+    TASK_LAZY,
     TASK_TDP_GFN,
     TASK_TDP_LEVEL,
     TASK_TDP_NEW,
     TASK_TDP_OLD,
+    TASK_WRITE,
     VM_BEGUN,
     VM_BY_RECORD,
     VM_HAS_TDP,
     VM_TDP_ROLE,
+    WRITE_OF_FAULT,
+    WRITE_WALKED,
 )
 from replay.mmu.lookahead import begins_recorded_window, is_tdp_get_page, is_tdp_zap
 from replay.mmu.role import DIRECT, LEVEL, UNPRINTED
@@ -81,6 +88,7 @@ def get_page_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: boo
         w = control.begin_window(m, vm, pid, control.RECORDED, -1, gfn, 1 << 40, 1, False, k)
         own = True
     if own and m.window[w, WIN_ALIGNED] and role & DIRECT:
+        spaces.decide(m, w, spaces.NORMAL)
         return align.get_page_line(m, w, k, gfn, role, flags, root_count)
     apply.get_page(m, t, vm, gfn, role, created, k.rmap_order)
     return OK
@@ -116,6 +124,7 @@ def split_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool, 
     # the ranges of one KVM_CLEAR_DIRTY_LOG alternate between the MMUs
     if tdp_before or (m.window[w, WIN_PHASE] == PHASE_TDP and not m.window[w, WIN_WORDS]):
         return align.tdp_split_line(m, w, k, gfn, spte, level, errno)
+    spaces.decide(m, w, spaces.NORMAL)
     return align.split_line(m, w, k, gfn, spte, level, errno)
 
 
@@ -129,6 +138,7 @@ def tdp_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool, k:
     if own and level > 1 and m.window[w, WIN_ALIGNED]:
         splits = is_shadow_present_pte(old) and is_last_spte(old, level)
         if splits and is_shadow_present_pte(new) and not is_last_spte(new, level) and k.enabled:
+            spaces.decide(m, w, c.num[i] & 1)
             if control.tdp_part_begins(m, w, k) == NO_ROOM:
                 return NO_ROOM
             if align.tdp_split_change(m, w, k) == NO_ROOM:
@@ -189,12 +199,15 @@ def kvmmmu_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool,
         return OK
     if not m.vm[vm, VM_BEGUN] and changes_state(kind):
         m.vm[vm, VM_BEGUN] = 1
+    m.task[t, TASK_LAZY] = 0
+    if m.task[t, TASK_WRITE] == WRITE_WALKED:
+        guest_tables.settle_write(m, t, vm, kind, k.rmap_order)
     if kind == TDP_CHANGED:
         return tdp_event(m, c, i, t, vm, w, own, k)
     if kind == SET_SPTE:
         set_spte_event(m, c, i, t, vm, gfn, k.rmap_order)
     elif kind == PAGING_ELEMENT:
-        walk.add_element(m, t, np.int64(c.spte[i]), np.int64(c.level[i]))
+        walk.add_element(m, t, vm, np.int64(c.spte[i]), np.int64(c.level[i]))
     elif kind == PAGETABLE_WALK:
         walk.begin_walk(m, t, np.int64(c.addr[i]), np.int64(c.code[i]))
     elif kind == SPTE_REQUESTED:
@@ -216,7 +229,9 @@ def kvmmmu_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool,
             else:
                 apply.prepare_zap_page(m, vm, gfn, np.int64(c.role[i]), c.num[i], unsync, k.rmap_order)
     elif kind == SYNC_PAGE or kind == UNSYNC_PAGE:
-        apply.set_unsync(m, vm, gfn, np.int64(c.role[i]), kind == UNSYNC_PAGE)
+        if kind == SYNC_PAGE and not own:
+            guest_tables.note_root_of_sync(m, t, vm, gfn, np.int64(c.role[i]))
+        apply.set_unsync(m, t, vm, gfn, np.int64(c.role[i]), kind == UNSYNC_PAGE)
     elif kind == FAST_PAGE_FAULT:
         if c.flags[i] & FIXED:
             fault_gfn = np.int64(c.addr[i] >> np.uint64(12))
@@ -227,12 +242,17 @@ def kvmmmu_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool,
     elif kind == ZAP_ALL_FAST:
         apply.zap_all_fast(m, vm, np.int64(c.code[i]), c.num[i])
     m.task[t, TASK_TDP_LEVEL] = 0
+    m.task[t, TASK_LAST_KIND] = kind
+    m.task[t, TASK_LAST_GFN] = gfn
     return OK
 
 
 @jit
-def page_fault(m: Mmu, t: int, addr: int, code: int) -> None:
+def page_fault(m: Mmu, t: int, vm: int, addr: int, code: int, order: int) -> None:
     """kvm_page_fault."""
+    if m.task[t, TASK_WRITE] == WRITE_WALKED:
+        guest_tables.settle_write(m, t, vm, PAGE_FAULT, order)
+    m.task[t, TASK_WRITE] = WRITE_OF_FAULT
     m.task[t, TASK_FAULT_ADDR] = addr
     m.task[t, TASK_FAULT_CODE] = code
     walk.begin_fault(m, t)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from replay.jit import jit
 from replay.mmu.layout import (
+    FLAG_FLOOD,
     FLAG_LIVE,
-    FLAG_ROOT,
+    PREV_ROOTS,
     ROOTS,
     SP32_FLAGS,
     SP32_NEXT,
@@ -31,8 +32,11 @@ from replay.mmu.layout import (
     TASK_WALK_CODE,
     TASK_WALK_LEAF,
     TASK_WALK_TOP,
+    TASK_WRITE,
     VM_EPT,
     VM_ROOTS,
+    WRITE_OF_FAULT,
+    WRITE_WALKED,
 )
 from replay.mmu.role import (
     ACC_ALL,
@@ -50,11 +54,21 @@ from replay.mmu.role import (
     key_level,
     key_vm,
 )
-from replay.mmu.shadow_page import find_shadow_page, get_spte
-from replay.mmu.spte import PT64_NX_MASK, is_last_spte, is_shadow_present_pte, spte_child
+from replay.mmu.roots import (
+    NOT_CACHED,
+    cached_root,
+    is_root,
+    linked_child,
+    note_root_of_walk,
+    root_that_leads_to,
+    use_root,
+)
+from replay.mmu.shadow_page import find_shadow_page
+from replay.mmu.spte import PT64_NX_MASK
 from replay.mmu.state import Mmu, page_bucket
 
 NOT_LOOKED_UP = -2
+PFERR_PRESENT = 1
 PFERR_WRITE = 2
 PFERR_FETCH = 16
 PT_WRITABLE = 2
@@ -83,17 +97,21 @@ def begin_walk(m: Mmu, t: int, addr: int, code: int) -> None:
     task = m.task[t]
     task[TASK_WALK_ADDR] = addr
     task[TASK_WALK_CODE] = code
+    own = task[TASK_WRITE] == WRITE_OF_FAULT
+    task[TASK_WRITE] = 0 if own or not code & PFERR_WRITE or code & PFERR_PRESENT else WRITE_WALKED
     begin_fault(m, t)
 
 
 @jit
-def add_element(m: Mmu, t: int, pte: int, level: int) -> None:
+def add_element(m: Mmu, t: int, vm: int, pte: int, level: int) -> None:
     """kvm_mmu_paging_element; a level that is not below the last one restarts the walk."""
     task = m.task[t]
     if level < 1 or level > 5:
         return
     if task[TASK_WALK_TOP] == 0 or level >= task[TASK_WALK_LEAF]:
         task[TASK_WALK_TOP] = level
+        if level > 3 and pte & 1:
+            note_root_of_walk(m, t, vm, level, walk_index(m, t, level), pte_gfn(pte))
     task[TASK_WALK_LEAF] = level
     task[TASK_PTE + level] = pte
     task[TASK_LEAF_ACCESS] = 0
@@ -178,15 +196,6 @@ def walk_index(m: Mmu, t: int, level: int) -> int:
 
 
 @jit
-def linked_child(m: Mmu, parent: int, index: int) -> int:
-    """The page that SPTE ``index`` of ``parent`` points to, or -1."""
-    spte = get_spte(m, parent, index)
-    if not is_shadow_present_pte(spte) or is_last_spte(spte, key_level(m.sp[parent, SP_KEY])):
-        return -1
-    return spte_child(spte)
-
-
-@jit
 def find_any_access(m: Mmu, gfn: int, key: int) -> int:
     """A live page that differs from ``key`` in access only; the one first in the hash chain, or -1."""
     i = int(m.hash[page_bucket(gfn, key, m.hash.shape[0])])
@@ -203,15 +212,10 @@ def find_any_access(m: Mmu, gfn: int, key: int) -> int:
 
 @jit
 def find_root(m: Mmu, t: int, vm: int) -> int:
-    """The root of the walk: the task's, unless another root of the VM leads to the table read.
-
-    A switch to a cached root prints nothing (fast_pgd_switch).
-    """
+    """The root of the walk: the task's, unless another one leads to the table read."""
     task = m.task[t]
     top = task[TASK_WALK_TOP]
-    root = task[TASK_ROOT]
-    if root >= 0 and not m.sp32[root, SP32_FLAGS] & FLAG_LIVE:
-        root = -1
+    root = live_root(m, t, vm)
     if root < 0:
         return -1
     key = m.sp[root, SP_KEY]
@@ -228,20 +232,35 @@ def find_root(m: Mmu, t: int, vm: int) -> int:
         return root
     gfn = pte_gfn(task[TASK_PTE + top])
     index = walk_index(m, t, top)
-    child = linked_child(m, root, index) if key_level(key) == top else -1
-    if child >= 0 and m.sp[child, SP_GFN] == gfn:
-        return root
+    place = root_that_leads_to(m, t, vm, top, index, gfn)
+    if place != NOT_CACHED:
+        return use_root(m, t, place) if place else root
+    return other_root(m, t, vm, top, index, gfn)
+
+
+@jit
+def live_root(m: Mmu, t: int, vm: int) -> int:
+    """The task's root, another one of its cache if that one was zapped, or -1."""
+    for place in range(PREV_ROOTS + 1):
+        root = cached_root(m, t, vm, place)
+        if root >= 0:
+            return use_root(m, t, place) if place else root
+    return -1
+
+
+@jit
+def other_root(m: Mmu, t: int, vm: int, top: int, index: int, gfn: int) -> int:
+    """A root of the VM, not known to be in the task's cache, that leads to the table of ``gfn``."""
+    task = m.task[t]
     for i in range(ROOTS):
         other = m.vm[vm, VM_ROOTS + i] - 1
-        if other < 0 or m.sp32[other, SP32_FLAGS] & (FLAG_LIVE | FLAG_ROOT) != FLAG_LIVE | FLAG_ROOT:
-            continue
-        if key_level(m.sp[other, SP_KEY]) != top:
+        if not is_root(m, other, vm) or key_level(m.sp[other, SP_KEY]) != top:
             continue
         child = linked_child(m, other, index)
         if child >= 0 and m.sp[child, SP_GFN] == gfn:
             task[TASK_ROOT] = other
             return other
-    return root
+    return task[TASK_ROOT]
 
 
 @jit
@@ -329,6 +348,18 @@ def chain(m: Mmu, t: int, vm: int, level: int) -> int:
             sp = look_up(m, t, vm, at, parent)
         task[TASK_CHAIN + at] = sp
     return task[TASK_CHAIN + level]
+
+
+@jit
+def walked(m: Mmu, t: int) -> None:
+    """FNAME(fetch) walked the pages of the chain: clear_sp_write_flooding_count()."""
+    task = m.task[t]
+    if task[TASK_WALK_TOP] == 0:
+        return
+    for level in range(task[TASK_WALK_LEAF], task[TASK_WALK_TOP] + 1):
+        sp = task[TASK_CHAIN + level]
+        if sp > 0:
+            m.sp32[sp, SP32_FLAGS] &= ~FLAG_FLOOD
 
 
 @jit

@@ -18,6 +18,7 @@ from replay.mmu.layout import (
     CTL_SOURCE_TOP,
     CTL_TS,
     CTL_WINDOW_TOP,
+    SLOT_ID,
     VM_BEGUN,
     VM_BORN,
     VM_DIFFERS,
@@ -103,7 +104,8 @@ WIN_DIFFERENT_LINE = 86  # the first trace line that differs, 0 none does
 WIN_OPEN_ENDED = 87  # opened by a range probe: the task's next other event closes it
 WIN_CUT = 88  # the trace ends in it: what the walk is ahead has no counterpart
 WIN_DOUBTED = 89  # at its end, not all of the state was known
-WIN_COLUMNS = 90
+WIN_SPACE = 90  # address space: 0, 1 that of SMM, -1 not known yet
+WIN_COLUMNS = 91
 
 ANY_PLACE = 1 << 62
 
@@ -307,6 +309,7 @@ def open_window(m: Mmu, vm: int, pid: int, cause: int, slot: int, start: int, en
     m.window[w, WIN_TASK] = pid
     m.window[w, WIN_CAUSE] = cause
     m.window[w, WIN_SLOT] = slot
+    m.window[w, WIN_SPACE] = m.slot[slot, SLOT_ID] >> 16 if slot >= 0 else 0
     m.window[w, WIN_START] = start
     m.window[w, WIN_END] = end
     m.window[w, WIN_TARGET] = target

@@ -23,7 +23,7 @@ def t(m: state.Mmu) -> int:
 def begin(m: state.Mmu, t: int, elements: list[tuple[int, int]], addr: int = ADDR, code: int = 6) -> None:
     walk.begin_walk(m, t, addr, code)
     for pte, level in elements:
-        walk.add_element(m, t, pte, level)
+        walk.add_element(m, t, 0, pte, level)
 
 
 FOUR_LEVELS = [(0x201000 | TABLE, 4), (0x202000 | TABLE, 3), (0x203000 | TABLE, 2), (0x50003000 | TABLE, 1)]
@@ -46,7 +46,7 @@ def test_leaf_of_a_4_mib_page(m: state.Mmu, t: int) -> None:
 def test_restarted_walk_forgets_what_it_read(m: state.Mmu, t: int) -> None:
     begin(m, t, FOUR_LEVELS)
     for pte, level in [(0x201000 | TABLE, 4), (0x40000000 | TABLE | 0x80, 3)]:
-        walk.add_element(m, t, pte, level)
+        walk.add_element(m, t, 0, pte, level)
     assert walk.leaf_gfn(m, t) == 0x40003
 
 
@@ -88,7 +88,8 @@ def test_read_through_a_clean_leaf_is_write_protected(m: state.Mmu, t: int) -> N
 
 
 def indirect(m: state.Mmu, gfn: int, level: int, variant: int = 0) -> int:
-    return int(shadow_page.alloc_shadow_page(m, gfn, make_key(ALL | level, variant, 0), 0))
+    flags = layout.FLAG_ROOT if level == 4 else 0
+    return int(shadow_page.alloc_shadow_page(m, gfn, make_key(ALL | level, variant, 0), flags))
 
 
 def test_chain_follows_links_and_identity(m: state.Mmu, t: int) -> None:

@@ -1,0 +1,173 @@
+"""What a guest does to tables that are shadowed: emulated writes, INVLPG, and the sync of a CR3 load.
+
+None has an event of its own.  A write shows as the emulator's walk for the written address, INVLPG as
+a flush of one page, a switch to a cached root as the pages below it that are synced.
+"""
+
+from __future__ import annotations
+
+from replay.jit import jit
+from replay.mmu.apply import find_printed
+from replay.mmu.kinds import GET_PAGE, PAGING_ELEMENT, SET_SPTE, SPTE_REQUESTED, UNSYNC_PAGE
+from replay.mmu.layout import (
+    FLAG_FLOOD,
+    FLAG_LIVE,
+    FLAG_UNSYNC,
+    FLOOD_SHIFT,
+    SP32_FLAGS,
+    SP32_NEXT,
+    SP_GFN,
+    SP_KEY,
+    STATE_DONE,
+    STATE_FAULT,
+    TASK_LAST_GFN,
+    TASK_LAST_KIND,
+    TASK_LAZY,
+    TASK_LINKED,
+    TASK_PTE,
+    TASK_STATE,
+    TASK_WALK_ADDR,
+    TASK_WALK_TOP,
+    TASK_WRITE,
+    TDP_KEY,
+    VM_HAS_TDP,
+)
+from replay.mmu.rmap import pte_list_get, rmap_head
+from replay.mmu.role import DIRECT, HAS_4_BYTE_GPTE, QUADRANT, QUADRANT_SHIFT, key_level, key_vm, make_key
+from replay.mmu.roots import NOT_CACHED, cached_root, root_above, use_root
+from replay.mmu.shadow_page import drop_spte
+from replay.mmu.state import Mmu, page_bucket
+from replay.mmu.walk import leaf_gfn, pte_gfn
+from replay.mmu.window import C_LAZY_SPLITS, count
+
+FLOODED = 3  # writes after which detect_write_flooding() has a page zapped
+
+
+@jit
+def settle_write(m: Mmu, t: int, vm: int, kind: int, order: int) -> None:
+    """The event that follows a walk for writing shows whether it was the emulator's: then it has written.
+
+    A fault's own walk is followed by the look-up of its pages.
+    """
+    if kind == PAGING_ELEMENT:
+        return
+    task = m.task[t]
+    task[TASK_WRITE] = 0
+    if kind == SPTE_REQUESTED or kind == GET_PAGE or not task[TASK_WALK_TOP]:
+        return
+    track_write(m, vm, leaf_gfn(m, t), task[TASK_WALK_ADDR] & 0xFFF, order)
+
+
+@jit
+def track_write(m: Mmu, vm: int, gfn: int, offset: int, order: int) -> None:
+    """kvm_mmu_track_write(): the SPTEs that shadow the entry at ``offset`` of table ``gfn`` are zapped."""
+    i = int(m.hash[page_bucket(gfn, make_key(0, 0, vm), m.hash.shape[0])])
+    while i:
+        key = m.sp[i, SP_KEY]
+        following = m.sp32[i, SP32_NEXT]
+        if (
+            m.sp[i, SP_GFN] == gfn
+            and m.sp32[i, SP32_FLAGS] & FLAG_LIVE
+            and not key & (DIRECT | TDP_KEY)
+            and key_vm(key) == vm
+        ):
+            note_flood(m, i)
+            zap_written(m, i, offset, order)
+        i = following
+
+
+@jit
+def note_flood(m: Mmu, sp: int) -> None:
+    """detect_write_flooding() counts writes to a table that no fault walks meanwhile."""
+    flags = m.sp32[sp, SP32_FLAGS]
+    if key_level(m.sp[sp, SP_KEY]) > 1 and (flags & FLAG_FLOOD) >> FLOOD_SHIFT < FLOODED:
+        m.sp32[sp, SP32_FLAGS] = flags + (1 << FLOOD_SHIFT)
+
+
+@jit
+def zap_written(m: Mmu, sp: int, offset: int, order: int) -> None:
+    """get_written_sptes() and mmu_page_zap_pte(): a 4-byte entry of level 2 has two SPTEs."""
+    key = m.sp[sp, SP_KEY]
+    n = 1
+    if key & HAS_4_BYTE_GPTE:
+        offset <<= 1
+        if key_level(key) == 2:
+            offset = (offset & ~7) << 1
+            n = 2
+        if offset >> 12 != (key & QUADRANT) >> QUADRANT_SHIFT:
+            return
+        offset &= 0xFFF
+    for index in range(offset >> 3, (offset >> 3) + n):
+        drop_spte(m, sp, index, order)
+
+
+@jit
+def one_page_flushed(m: Mmu, t: int, vm: int, gfn: int, order: int) -> None:
+    """kvm_mmu_invlpg(): the guest changed an entry of an unsync table; the SPTE that mapped ``gfn`` goes.
+
+    A flush of one page that a fault makes is for other reasons, write protection or a changed SPTE.
+    """
+    task = m.task[t]
+    if m.vm[vm, VM_HAS_TDP] or task[TASK_LAST_KIND] == GET_PAGE or task[TASK_LAST_KIND] == SPTE_REQUESTED:
+        return
+    if task[TASK_LAST_KIND] == SET_SPTE and task[TASK_LAST_GFN] == gfn:
+        return
+    head = rmap_head(m, vm, gfn, 1)
+    found = -1
+    best = NOT_CACHED
+    position = 0
+    while True:
+        sptep = pte_list_get(m, head, position)
+        if sptep < 0:
+            break
+        position += 1
+        if not m.sp32[sptep // 512, SP32_FLAGS] & FLAG_UNSYNC:
+            continue
+        place = root_above(m, t, vm, sptep // 512)
+        if place != NOT_CACHED and (best == NOT_CACHED or place < best):
+            best = place
+            found = sptep
+    if found >= 0:
+        drop_spte(m, found // 512, found % 512, order)
+
+
+@jit
+def huge_page_flushed(m: Mmu, t: int, vm: int, gfn: int, order: int) -> None:
+    """drop_large_spte(): the table of ``gfn`` that the task has just got replaces a huge page.
+
+    The flush is that of the huge SPTE.  Where none was known in the table's place, that of a twin of its
+    parent was taken for it, if there is one.
+    """
+    task = m.task[t]
+    if task[TASK_LAST_KIND] != GET_PAGE or task[TASK_LAST_GFN] != gfn or task[TASK_LAZY] == gfn + 1:
+        return
+    count(m, C_LAZY_SPLITS, 1)
+    if task[TASK_WALK_TOP] < 3:
+        return
+    head = rmap_head(m, vm, gfn, 2)
+    position = 0
+    while True:
+        sptep = pte_list_get(m, head, position)
+        if sptep < 0:
+            return
+        if m.sp[sptep // 512, SP_GFN] == pte_gfn(task[TASK_PTE + 3]):
+            drop_spte(m, sptep // 512, sptep % 512, order)
+            return
+        position += 1
+
+
+@jit
+def note_root_of_sync(m: Mmu, t: int, vm: int, gfn: int, role: int) -> None:
+    """A page is synced outside a fault: a root above it came into use (kvm_mmu_sync_roots())."""
+    task = m.task[t]
+    kind = task[TASK_LAST_KIND]
+    if task[TASK_STATE] == STATE_FAULT and task[TASK_LINKED]:
+        return
+    if kind == GET_PAGE or kind == SPTE_REQUESTED or kind == UNSYNC_PAGE:
+        return
+    sp = find_printed(m, vm, gfn, role, True, cached_root(m, t, vm, 0))
+    if sp >= 0:
+        place = root_above(m, t, vm, sp)
+        if place > 0:
+            use_root(m, t, place)
+            task[TASK_STATE] = STATE_DONE
