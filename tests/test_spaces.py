@@ -43,6 +43,7 @@ def mapped(space: int, gfn: int) -> list[str]:
 
 def split(space: int, gfn: int) -> list[str]:
     return [
+        f"TDP kvm_mmu_get_page: sp gen 0 gfn {gfn:x} l1 {ROLE}",
         f"kvm_tdp_mmu_spte_changed: as id {space} gfn {gfn:x} level 2 old_spte {SPTE:x} new_spte {TABLE:x}",
         f"TDP kvm_mmu_split_huge_page: gfn {gfn:x} spte {SPTE:x} level 2 errno 0",
     ]
@@ -54,8 +55,10 @@ def run(tmp_path: Path, events: list[str], **options: Any) -> Any:
     return run_trace(str(path), Request(policy=options.pop("policy", "linux-6.0"), **options))
 
 
+ROOT = f"kvm_mmu_get_page: sp gen 0 gfn 0 l4 {ROLE}"
 BOTH = [
     "tracing_mark_write: replay: vm_create vm=guest pid=157",
+    ROOT,
     *region(0, 0, CREATE),
     *region(SMM, 0, CREATE),
 ]
@@ -103,7 +106,13 @@ def test_but_not_twice(tmp_path: Path) -> None:
 
 
 def test_a_range_that_one_slot_alone_holds_lacks_its_split(tmp_path: Path) -> None:
-    only = [BOTH[0], *region(0, 0, CREATE), *mapped(0, 0x40000), mapped(0, 0x40200)[-1], *region(0, 1, FLAGS)]
+    only = [
+        *BOTH[:2],
+        *region(0, 0, CREATE),
+        *mapped(0, 0x40000),
+        mapped(0, 0x40200)[-1],
+        *region(0, 1, FLAGS),
+    ]
     found = run(tmp_path, [*only, *clear(0x40000), *clear(0x40200, *split(0, 0x40200))])
     assert found.comparison.verdict == "mismatch"
 
