@@ -99,7 +99,7 @@ def compare(trace: Path) -> Recording:
 
 
 def _stripped(lines: Sequence[str]) -> list[str]:
-    return [line.rstrip() for line in lines if line.strip()]
+    return [line.rstrip() for line in lines if line.strip() and not line.startswith("#")]
 
 
 def _counts(run: Run) -> dict[str, tuple[int, int]]:
