@@ -207,7 +207,8 @@ def kvmmmu_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool,
     if kind == SET_SPTE:
         set_spte_event(m, c, i, t, vm, gfn, k.rmap_order)
     elif kind == PAGING_ELEMENT:
-        walk.add_element(m, t, vm, np.int64(c.spte[i]), np.int64(c.level[i]))
+        walk.add_element(m, t, np.int64(c.spte[i]), np.int64(c.level[i]))
+        walk.note_first_element(m, t, vm)
     elif kind == PAGETABLE_WALK:
         walk.begin_walk(m, t, np.int64(c.addr[i]), np.int64(c.code[i]))
     elif kind == SPTE_REQUESTED:

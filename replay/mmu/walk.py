@@ -103,18 +103,25 @@ def begin_walk(m: Mmu, t: int, addr: int, code: int) -> None:
 
 
 @jit
-def add_element(m: Mmu, t: int, vm: int, pte: int, level: int) -> None:
+def add_element(m: Mmu, t: int, pte: int, level: int) -> None:
     """kvm_mmu_paging_element; a level that is not below the last one restarts the walk."""
     task = m.task[t]
     if level < 1 or level > 5:
         return
     if task[TASK_WALK_TOP] == 0 or level >= task[TASK_WALK_LEAF]:
         task[TASK_WALK_TOP] = level
-        if level > 3 and pte & 1:
-            note_root_of_walk(m, t, vm, level, walk_index(m, t, level), pte_gfn(pte))
     task[TASK_WALK_LEAF] = level
     task[TASK_PTE + level] = pte
     task[TASK_LEAF_ACCESS] = 0
+
+
+@jit
+def note_first_element(m: Mmu, t: int, vm: int) -> None:
+    """The entry of the guest's top table, just read, may show that another root is in use."""
+    task = m.task[t]
+    top = task[TASK_WALK_TOP]
+    if top > 3 and top == task[TASK_WALK_LEAF] and task[TASK_PTE + top] & 1:
+        note_root_of_walk(m, t, vm, top, walk_index(m, t, top), pte_gfn(task[TASK_PTE + top]))
 
 
 @jit

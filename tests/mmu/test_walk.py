@@ -23,7 +23,7 @@ def t(m: state.Mmu) -> int:
 def begin(m: state.Mmu, t: int, elements: list[tuple[int, int]], addr: int = ADDR, code: int = 6) -> None:
     walk.begin_walk(m, t, addr, code)
     for pte, level in elements:
-        walk.add_element(m, t, 0, pte, level)
+        walk.add_element(m, t, pte, level)
 
 
 FOUR_LEVELS = [(0x201000 | TABLE, 4), (0x202000 | TABLE, 3), (0x203000 | TABLE, 2), (0x50003000 | TABLE, 1)]
@@ -46,7 +46,7 @@ def test_leaf_of_a_4_mib_page(m: state.Mmu, t: int) -> None:
 def test_restarted_walk_forgets_what_it_read(m: state.Mmu, t: int) -> None:
     begin(m, t, FOUR_LEVELS)
     for pte, level in [(0x201000 | TABLE, 4), (0x40000000 | TABLE | 0x80, 3)]:
-        walk.add_element(m, t, 0, pte, level)
+        walk.add_element(m, t, pte, level)
     assert walk.leaf_gfn(m, t) == 0x40003
 
 
