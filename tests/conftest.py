@@ -7,10 +7,15 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, settings
 
 from replay.mmu.engine import Replay
 from replay.schema import SKIP_WORDS, FlushCause, flush_schema, outcome_schema, window_schema
 from replay.verdict.outcome import FAULT_WORDS
+
+# how long an example takes is no property of the code: other processes use the machine, too
+settings.register_profile("replay", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("replay")
 
 ATTEMPT = {
     "window": 0,

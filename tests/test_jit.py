@@ -71,7 +71,8 @@ for _ in range(24):
     for expected in ((0, 1), (1, 0)):
         again = kernel(caller.py_func)
         assert again(values) == 6.0
-        assert (sum(again.stats.cache_hits.values()), sum(again.stats.cache_misses.values())) == expected, file
+        found, made = (sum(count.values()) for count in (again.stats.cache_hits, again.stats.cache_misses))
+        assert (found, made) == expected, file
 print(caller(values))
 print(cache_directory())
 """
