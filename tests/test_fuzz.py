@@ -61,17 +61,24 @@ from replay.jit import by_reference, jit, kernel
 
 class State(NamedTuple):
     rows: np.ndarray
+    table: np.ndarray
 
 @jit
 def look(state, i):
     return state.rows[i]
 
+@jit
+def of_row(row, i):
+    return row[i]
+
 @kernel
-def begin(state, i):
+def begin(state, i, in_row):
+    if in_row:
+        return of_row(by_reference(state).table[1], i)
     return look(by_reference(state), i)
 
 def run(target, path, companion, seed):
-    begin(State(np.arange(5)), seed)
+    begin(State(np.arange(5), np.zeros((9, 5), np.int64)), seed, bool(path.read_bytes()))
 """
 
 
@@ -110,16 +117,17 @@ def test_a_failure_is_seen_and_made_small(
         assert process.run(shrink.build(shrink.Recipe(1, 0, (), 7), TARGETS["text"], seeds)) is None
 
 
-def test_an_index_out_of_bounds_is_seen(broken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of compiled code, under NUMBA_BOUNDSCHECK."""
+@pytest.mark.parametrize("row", [b"", b"row"])
+def test_an_index_out_of_bounds_is_seen(row: bytes, broken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of compiled code, in a table and in one row of it, under NUMBA_BOUNDSCHECK."""
     from tools.fuzz import child
 
     (broken / "defects.py").write_text(INDEX)
     monkeypatch.setenv("NUMBA_BOUNDSCHECK", "1")
     monkeypatch.setenv("REPLAY_CACHE_DIR", str(broken / "cache"))
     with child.Child("text") as process:
-        assert process.run(child.Case(b"", ".txt", "", 4)) is None
-        failure = process.run(child.Case(b"", ".txt", "", 5))
+        assert process.run(child.Case(row, ".txt", "", 4)) is None
+        failure = process.run(child.Case(row, ".txt", "", 5))
     assert failure is not None
     assert failure.kind.startswith("dies SIGABRT")
     assert "index 5 of 5" in failure.text
