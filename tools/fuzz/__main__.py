@@ -57,13 +57,13 @@ def _fuzz(arguments: argparse.Namespace, child: Child) -> int:
     seeds = list(given_seeds(arguments.corpus, target) if arguments.corpus else target.seeds())
     rng = Random(arguments.seed)
     seen: Counter[str] = Counter()
+    child.start()
     begun = shown = time.monotonic()
     count = 0
     for recipe in _recipes(rng, seeds):
         if count == arguments.runs:
             break
         now = time.monotonic()
-        begun = begun if count > 1 else now  # the first one compiles the kernels
         if arguments.runs is None and now - begun >= arguments.seconds:
             break
         if now - shown >= _SHOWN_SECONDS:

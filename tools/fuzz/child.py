@@ -17,8 +17,9 @@ from typing import Any
 HANG_SECONDS = 20
 MOST_BYTES = 3 << 30
 _LOOK_SECONDS = 0.25
-_FIRST_SECONDS = 900
-"""The first input of a process compiles the kernels."""
+_READY = "ready"
+_START_SECONDS = 1800
+"""A process compiles the kernels first, where they are not kept."""
 _SAID_BYTES = 2000
 
 
@@ -60,22 +61,22 @@ class Child:
 
     def run(self, case: Case) -> Failure | None:
         """What goes wrong with a case, None if nothing does."""
-        is_first = self._connection is None
         if self._connection is None:
-            self._start()
+            self.start()
         assert self._connection is not None
         path = Path(self._directory.name, f"input{case.suffix}")
         path.write_bytes(case.data)
         try:
             self._connection.send((str(path), case.companion, case.options))
-            failure = self._answer(_FIRST_SECONDS if is_first else HANG_SECONDS)
+            failure = self._answer(HANG_SECONDS)
         except (EOFError, OSError):
             failure = self._died()
         if failure is not None and not failure.kind.startswith("raises"):
             self._end()
         return failure
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Have a process that is ready for a case."""
         context = get_context("spawn")
         ours, theirs = context.Pipe()
         self._process = context.Process(
@@ -84,6 +85,8 @@ class Child:
         self._process.start()
         theirs.close()
         self._connection = ours
+        if not ours.poll(_START_SECONDS) or ours.recv() != _READY:
+            raise RuntimeError(f"a process does not start: {self._output()}")
 
     def _end(self) -> None:
         if self._connection is None:
@@ -139,8 +142,10 @@ def _serve(target: str, connection: Connection, said: str) -> None:
     os.dup2(out, 2)
     faulthandler.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    from tools.fuzz.pipeline import run
+    from tools.fuzz.pipeline import run, warm_up
 
+    warm_up()
+    connection.send(_READY)
     while True:
         try:
             path, companion, options = connection.recv()

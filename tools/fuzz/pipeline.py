@@ -6,6 +6,7 @@ defect.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 from collections.abc import Callable, Mapping
@@ -14,7 +15,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from replay.errors import ReplayError
+from replay import warmup
+from replay.errors import ReplayError, UsageError
 from replay.info import info_document
 from replay.policy import PRESETS, KnobCodes, Policy, allowed_values
 from replay.report.check import print_check
@@ -56,6 +58,12 @@ def run(target: str, path: Path, companion: str, seed: int) -> None:
         message.encode()  # it is to be printed
         if "\n" in message:
             raise AssertionError(f"an error of several lines: {message!r}") from error
+
+
+def warm_up() -> None:
+    """Have all kernels ready, so that no input takes the time of a compilation."""
+    with contextlib.suppress(UsageError):  # no cache: the first inputs compile
+        warmup.warm_up()
 
 
 def _trace(path: Path, rng: Random) -> None:
