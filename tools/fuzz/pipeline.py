@@ -38,7 +38,7 @@ from replay.verdict.outcome import ERRNO_WORDS
 
 CHILD_SPTES = 512
 _MOST_TEXT = 4 << 20
-_MOST_PAUSES = 4
+_MOST_PAUSES = 1
 
 
 def run(target: str, path: Path, companion: str, seed: int) -> None:
