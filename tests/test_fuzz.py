@@ -14,7 +14,7 @@ from replay.trace.reader import read_trace
 from tests.test_cli import trace_text
 
 ROOT = Path(__file__).parents[1]
-INPUTS = {"text": 40, "dat": 12, "tables": 30, "golden": 40, "toml": 40}
+INPUTS = {"text": 100, "dat": 12, "tables": 40, "golden": 40, "toml": 40}
 
 
 @pytest.mark.parametrize("target", INPUTS)
@@ -101,7 +101,7 @@ def test_a_failure_is_seen_and_made_small(
     from tools.fuzz import child, shrink
     from tools.fuzz.targets import TARGETS, Seed
 
-    monkeypatch.setattr(child, "HANG_SECONDS", 1 if word == b"sleep" else 600)
+    monkeypatch.setattr(child, "STUCK_SECONDS", 1 if word == b"sleep" else 600)
     monkeypatch.setattr(shrink, "SHRINK_SECONDS", 600)
     lines = b"one\ntwo\n%s three\nfour\n" % word
     seeds = [Seed(lines), Seed(b"good\n" * 9)]

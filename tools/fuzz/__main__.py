@@ -66,7 +66,7 @@ def _fuzz(arguments: argparse.Namespace, child: Child) -> int:
         now = time.monotonic()
         if arguments.runs is None and now - begun >= arguments.seconds:
             break
-        if now - shown >= _SHOWN_SECONDS:
+        if arguments.runs is None and now - shown >= _SHOWN_SECONDS:
             shown = now
             print(f"{now - begun:.0f} s, {count} inputs, {len(seen)} failures", file=sys.stderr, flush=True)
         count += 1

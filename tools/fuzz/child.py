@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 HANG_SECONDS = 20
+"""Of processor time: other processes use the machine, too."""
+STUCK_SECONDS = 600
+"""Of time, for what waits for ever."""
 MOST_BYTES = 3 << 30
 _LOOK_SECONDS = 0.25
 _READY = "ready"
@@ -68,7 +71,7 @@ class Child:
         path.write_bytes(case.data)
         try:
             self._connection.send((str(path), case.companion, case.options))
-            failure = self._answer(HANG_SECONDS)
+            failure = self._answer()
         except (EOFError, OSError):
             failure = self._died()
         if failure is not None and not failure.kind.startswith("raises"):
@@ -96,15 +99,17 @@ class Child:
         self._process.kill()
         self._process.join()
 
-    def _answer(self, seconds: float) -> Failure | None:
+    def _answer(self) -> Failure | None:
         assert self._connection is not None
-        until = time.monotonic() + seconds
+        pid = self._process.pid
+        begun, used = time.monotonic(), _processor_seconds(pid)
         while not self._connection.poll(_LOOK_SECONDS):
-            if time.monotonic() > until:
-                os.kill(self._process.pid, signal.SIGABRT)  # faulthandler then says where it is
-                self._process.join(5)
+            is_stuck = time.monotonic() - begun > STUCK_SECONDS
+            if is_stuck or _processor_seconds(pid) - used > HANG_SECONDS:
+                os.kill(pid, signal.SIGABRT)  # faulthandler then says where it is
+                self._process.join(10)
                 return Failure(f"hangs {_last_frame(self._output())}", self._output())
-            if (taken := _resident(self._process.pid)) > MOST_BYTES:
+            if (taken := _resident(pid)) > MOST_BYTES:
                 return Failure("takes too much memory", f"{taken >> 20} MiB")
         answer: Failure | None = self._connection.recv()
         return answer
@@ -124,6 +129,14 @@ def _last_frame(text: str) -> str:
     """The place in a dump of faulthandler."""
     found = re.search(r'File "[^"]*?/?(replay/[^"]+)", line \d+ in (\w+)', text)
     return f"{found[1]}:{found[2]}" if found else ""
+
+
+def _processor_seconds(pid: int) -> float:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError):
+        return 0.0
 
 
 def _resident(pid: int) -> int:
