@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, settings
 
 from replay.mmu.engine import Replay
 from replay.schema import SKIP_WORDS, FlushCause, flush_schema, outcome_schema, window_schema
 from replay.verdict.outcome import FAULT_WORDS
+
+# how long an example takes is no property of the code: other processes use the machine, too
+settings.register_profile("replay", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("replay")
 
 ATTEMPT = {
     "window": 0,
@@ -58,6 +65,14 @@ ATTEMPTS = [
 
 MakeReplay = Callable[..., Replay]
 LINES = ("get_page", "tdp_get_page", "probes")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled() -> None:
+    """Compile all kernels beforehand, so that no command that a test runs has to say that it does."""
+    subprocess.run(
+        [sys.executable, "-m", "replay", "warmup", "--quiet"], stderr=subprocess.DEVNULL, check=False
+    )
 
 
 def window(index: int, **counts: int | None) -> dict[str, Any]:

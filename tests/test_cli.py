@@ -82,14 +82,6 @@ def trace(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Compile the kernels beforehand, so that no other run has to say that it does."""
-    path = tmp_path_factory.mktemp("compile") / "t.txt"
-    path.write_text(trace_text())
-    replay("run", path)
-
-
 def test_help_imports_nothing_heavy() -> None:
     code = """
 import sys

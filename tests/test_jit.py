@@ -49,6 +49,34 @@ print(caller(np.arange(3, dtype=sys.argv[1] if len(sys.argv) > 1 else "int64")))
 print(jit.cache_directory())
 """
 
+DAMAGE = """
+import random
+from pathlib import Path
+import numpy as np
+from replay.caller import caller
+from replay.jit import cache_directory, kernel
+
+chance = random.Random(7)
+values = np.arange(3)
+caller(values)
+for _ in range(24):
+    file = chance.choice(sorted(cache_directory().rglob("*.nb?")))
+    content = bytearray(file.read_bytes())
+    if chance.random() < 0.3:
+        del content[chance.randrange(len(content)) :]
+    for _ in range(chance.choice((1, 1, 20))):
+        if content:
+            content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+    file.write_bytes(content)
+    for expected in ((0, 1), (1, 0)):
+        again = kernel(caller.py_func)
+        assert again(values) == 6.0
+        found, made = (sum(count.values()) for count in (again.stats.cache_hits, again.stats.cache_misses))
+        assert (found, made) == expected, file
+print(caller(values))
+print(cache_directory())
+"""
+
 OTHER = """
 import numpy as np
 from replay.jit import kernel
@@ -110,7 +138,7 @@ def start(
 
 def finish(process: subprocess.Popen[str]) -> tuple[str, str, str]:
     """The number that was computed, the cache directory in use, and standard error."""
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     number, directory = out.splitlines()
     return number, directory, err
@@ -161,6 +189,24 @@ def test_damaged_entries_are_compiled_again(package: Path, tmp_path: Path) -> No
         file.write_bytes(file.read_bytes()[:20])
     assert finish(start(package, REPLAY_CACHE_DIR=cache))[0] == "6.0"
     assert finish(start(package, REPLAY_CACHE_DIR=cache))[2] == ""
+
+
+def test_random_damage_never_reaches_a_result(package: Path, tmp_path: Path) -> None:
+    """Bits flipped and ends cut off, anywhere: the entry is made again, and good the next time."""
+    (package.parent / "main.py").write_text(DAMAGE)
+    assert finish(start(package, REPLAY_CACHE_DIR=str(tmp_path / "cache")))[0] == "6.0"
+
+
+def test_an_entry_under_the_name_of_another_is_not_loaded(package: Path, tmp_path: Path) -> None:
+    cache = str(tmp_path / "cache")
+    for element in ("int64", "int32"):
+        directory = Path(finish(start(package, element, REPLAY_CACHE_DIR=cache))[1])
+    first, second = sorted(directory.rglob("*.nbc"))
+    shutil.copy(first, second)
+    number, _, err = finish(start(package, "int32", REPLAY_CACHE_DIR=cache))
+    assert number == "6.0"
+    assert err != ""
+    assert finish(start(package, "int32", REPLAY_CACHE_DIR=cache))[2] == ""
 
 
 def test_concurrent_first_runs_of_several_signatures(package: Path, tmp_path: Path) -> None:

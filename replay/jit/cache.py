@@ -16,6 +16,7 @@ import fcntl
 import hashlib
 import inspect
 import os
+import pickle
 import shutil
 import stat
 import subprocess
@@ -31,11 +32,19 @@ from typing import Any
 import llvmlite
 import numba
 from numba.core import config
-from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache, UserProvidedCacheLocator
+from numba.core.caching import (
+    CompileResultCacheImpl,
+    FunctionCache,
+    IndexDataCacheFile,
+    NullCache,
+    UserProvidedCacheLocator,
+)
 
 KEPT_DIRECTORIES = 4
 KEPT_SECONDS = 2 * 3600
 """A directory is removed only if it is not among the last ``KEPT_DIRECTORIES`` used, and unused this long."""
+
+_CHECKSUM_BYTES = hashlib.sha256().digest_size
 
 _on_compile: Callable[[str], None] | None = None
 _meanwhile: tuple[Callable[[], None], tuple[Any, ...]] | None = None
@@ -218,6 +227,46 @@ class _KernelCacheImpl(CompileResultCacheImpl):
         self._filename_base = self.get_filename_base(name, getattr(sys, "abiflags", ""))
 
 
+class _CheckedFiles(IndexDataCacheFile):
+    """The index and the entries of one kernel, each after a checksum of its name and content.
+
+    What is loaded is code: one flipped bit of it may crash the process or change a result.
+    """
+
+    def _load_index(self) -> dict[Any, str]:
+        try:
+            stamp, overloads = self._read(self._index_name)
+        except FileNotFoundError:
+            return {}
+        return overloads if stamp == self._source_stamp else {}
+
+    def _save_index(self, overloads: dict[Any, str]) -> None:
+        self._write(self._index_name, (self._source_stamp, overloads))
+
+    def _load_data(self, name: str) -> Any:
+        return self._read(name)
+
+    def _save_data(self, name: str, data: Any) -> None:
+        self._write(name, data)
+
+    def _read(self, name: str) -> Any:
+        """What was written under ``name``.  Raises ``ValueError`` if the file is damaged."""
+        content = Path(self._data_path(name)).read_bytes()
+        checksum, kept = content[:_CHECKSUM_BYTES], content[_CHECKSUM_BYTES:]
+        if checksum != _checksum(name, kept):
+            raise ValueError(f"{name}: damaged")
+        return pickle.loads(kept)
+
+    def _write(self, name: str, content: Any) -> None:
+        kept = self._dump(content)
+        with self._open_for_write(self._data_path(name)) as file:
+            file.write(_checksum(name, kept) + kept)
+
+
+def _checksum(name: str, kept: bytes) -> bytes:
+    return hashlib.sha256(f"{name}\0".encode() + kept).digest()
+
+
 class KernelCache(FunctionCache):
     """numba's cache of one function, made safe for several processes, full disks and damaged entries.
 
@@ -227,6 +276,11 @@ class KernelCache(FunctionCache):
     """
 
     _impl_class = _KernelCacheImpl
+
+    def __init__(self, py_func: Callable[..., Any]) -> None:
+        super().__init__(py_func)
+        stamp = self._impl.locator.get_source_stamp()
+        self._cache_file = _CheckedFiles(self._cache_path, self._impl.filename_base, stamp)
 
     def stamp(self) -> int:
         """A number that changes when an entry is saved, by this process or another."""
@@ -247,7 +301,7 @@ class KernelCache(FunctionCache):
         try:
             # numba's own load_overload first fills its typing tables, which only compiling needs
             return self._load_overload(sig, target_context)
-        except Exception:  # whatever a damaged pickle raises: the kernel is compiled again
+        except Exception:  # a damaged or unreadable entry: the kernel is compiled again
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:

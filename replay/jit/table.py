@@ -61,10 +61,19 @@ class RowType(types.Type):
         super().__init__(f"Row({dtype})")
 
 
-@register_model(RowType)
 class _RowModel(models.PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: Any) -> None:
         super().__init__(dmm, fe_type, dmm.lookup(fe_type.dtype).get_data_type().as_pointer())
+
+
+class _CheckedRowModel(models.StructModel):
+    """A row that knows its length, under ``NUMBA_BOUNDSCHECK=1``."""
+
+    def __init__(self, dmm: Any, fe_type: Any) -> None:
+        super().__init__(dmm, fe_type, [("data", types.CPointer(fe_type.dtype)), ("length", types.intp)])
+
+
+register_model(RowType)(_CheckedRowModel if config.BOUNDSCHECK else _RowModel)
 
 
 register_model(TableType)(_ReferenceModel)
@@ -142,10 +151,14 @@ def _tagged(builder: Any, access: Any, memory: str) -> Any:
 def data_pointer(context: Any, builder: Any, typ: Any, value: Any) -> Any:
     """Pointer to the first element of an array, a table or a row, for intrinsics."""
     if isinstance(typ, RowType):
-        return value
+        return _checked_row(context, builder, typ, value).data if config.BOUNDSCHECK else value
     if isinstance(typ, TableType):
         return _member(context, builder, typ, value, "data")
     return context.make_array(typ)(context, builder, value).data
+
+
+def _checked_row(context: Any, builder: Any, typ: Any, value: Any = None) -> Any:
+    return cgutils.create_struct_proxy(typ)(context, builder, value=value)
 
 
 @lower_getattr(TableType, "shape")
@@ -205,7 +218,9 @@ def _pointer_to(context: Any, builder: Any, signature: Any, target: Any, index: 
         context.cast(builder, value, of, types.intp) for value, of in zip(indices, types_of, strict=True)
     ]
     if isinstance(typ, RowType):
-        return builder.gep(target, indices, inbounds=True)
+        if config.BOUNDSCHECK:
+            _check_bounds(builder, indices[0], _checked_row(context, builder, typ, target).length)
+        return builder.gep(data_pointer(context, builder, typ, target), indices, inbounds=True)
     if config.BOUNDSCHECK:
         for axis, value in enumerate(indices):
             _check_bounds(builder, value, _member(context, builder, typ, target, "shape", axis))
@@ -229,7 +244,11 @@ def _check_bounds(builder: Any, index: Any, length: Any) -> None:
 def _load_element(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     pointer = _pointer_to(context, builder, signature, *args)
     if isinstance(signature.return_type, RowType):
-        return pointer
+        if not config.BOUNDSCHECK:
+            return pointer
+        row = _checked_row(context, builder, signature.return_type)
+        row.data, row.length = pointer, _member(context, builder, signature.args[0], args[0], "shape", 1)
+        return row._getvalue()
     if not isinstance(signature.return_type, types.Integer):
         return context.unpack_value(builder, signature.return_type, pointer)
     return _tagged(builder, builder.load(pointer), "element")

@@ -116,7 +116,7 @@ def replay_trace(
     Raises ``UsageError`` for a moment that the trace does not have.
     """
     facts = facts or trace_facts(trace)
-    moments = Moments(trace, options.rmap_histogram)
+    moments = Moments(trace, options.rmap_histogram if trace.vms else ())  # there are rmaps of VMs only
     histograms: list[RmapHistogram] = []
     m = _new_state(facts, options, doubtful_from or {})
     codes = policy.codes()

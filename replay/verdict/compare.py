@@ -188,12 +188,13 @@ def compare_golden(golden: Golden, run: Golden, doubts: Sequence[str] = ()) -> C
     if not reasons and golden.outcomes_digest != run.outcomes_digest:
         reasons.append("outcomes_digest does not fit the outcomes of the golden file")
     verdict, reasons = _verdict(reasons, True, doubts)
+    flushes = golden.flushes.get("total")
     return Comparison(
         source="file",
         recorded=len(golden.outcomes),
         compared=len(golden.outcomes),
         attempts=len(golden.outcomes),
-        flushes_expected=golden.flushes.get("total"),
+        flushes_expected=flushes if type(flushes) is int else None,
         verdict=verdict,
         reasons=reasons,
         differences=differences,

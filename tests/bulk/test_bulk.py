@@ -8,8 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from replay.bulk.rows import run_row
 from replay.bulk.storage import STAGING, Storage
 from replay.schema import BULK_TABLES, bulk_schema, runs_schema
 from tests.bulk.conftest import content, rows_of
+from tests.bulk.gate import ENVIRONMENT, HANGS_SECONDS, PROGRAM, Gate
 from tests.test_cli import EVENTS, error_of, replay, trace_text
 
 
@@ -243,40 +243,32 @@ def test_two_runs_exclude_each_other(corpus: Path, tmp_path: Path) -> None:
 
 # -- interruptions --------------------------------------------------------------------------------------
 
-COPIES = 80
+COPIES, DONE = 20, 7
 
 
 @pytest.fixture
 def many(corpus: Path, tmp_path: Path) -> Path:
-    """More traces than are replayed in a moment, no two alike."""
+    """Traces that are replayed in the order of their names, no two alike."""
     made = tmp_path / "many"
     made.mkdir()
     text = (corpus / "kinds" / "rule1-no-free-pages.txt").read_text()
     for number in range(COPIES):
-        (made / f"{number:03}.txt").write_text(f"{text}# {number}\n")
+        (made / f"{number:03}.txt").write_text(f"{text}# {number:03}\n")
     return made
 
 
 @contextmanager
 def started(*arguments: object) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "replay", "bulk", *map(str, arguments)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+    command = [sys.executable, str(PROGRAM), "bulk", *map(str, arguments)]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=ENVIRONMENT
+    ) as process:
         try:
             yield process
         finally:
             with_children = process.poll() is None
             if with_children:
                 os.killpg(process.pid, signal.SIGKILL)
-
-
-def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
-    deadline = time.monotonic() + 100
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        assert process.poll() is None, "it ended before that"
-        time.sleep(0.002)
-    raise AssertionError("it did not come to that")
 
 
 def staged(out: Path) -> int:
@@ -287,60 +279,47 @@ def staged(out: Path) -> int:
 def test_interrupted_run_goes_on(many: Path, tmp_path: Path, number: signal.Signals) -> None:
     whole, out = tmp_path / "whole", tmp_path / "out"
     options = ["--jobs", "1", "--policy", "v2", "--policy", "linux-6.0", "--expect", "none"]
-    with started(many, "-o", out, *options) as process:
-        wait_for(lambda: staged(out) >= 5, process)
+    with Gate(many / f"{DONE:03}.txt") as gate, started(many, "-o", out, *options) as process:
+        worker = gate.holds(process)
+        assert staged(out) == DONE
         if number == signal.SIGINT:  # Ctrl-C goes to all processes of a terminal
             os.killpg(process.pid, number)
         else:
             process.send_signal(number)
-        _, errors = process.communicate(timeout=100)
+        if number == signal.SIGKILL:
+            process.wait()
+            os.kill(worker, number)
+        _, errors = process.communicate(timeout=HANGS_SECONDS)
     if number == signal.SIGKILL:
         assert not list(out.glob("runs/*/*"))
-        done = staged(out)
+        assert staged(out) == DONE
     else:
         assert process.returncode == 128 + number
         assert f"of {COPIES} traces are done: the same command goes on" in errors
         assert "Traceback" not in errors
         assert not list(out.glob(f"{STAGING}/*"))
-        done = rows_of(out).height // 2
-    assert 5 <= done < COPIES
+        assert rows_of(out).height == 2 * DONE
     again = summary(many, "-o", out, *options)
-    assert done <= again["kept"] <= done + 1
-    assert again["replayed"] + again["kept"] == COPIES
+    assert (again["kept"], again["replayed"]) == (DONE, COPIES - DONE)
     assert not list(out.glob(f"{STAGING}/*"))
     summary(many, "-o", whole, *options)
     assert content(out) == content(whole)
 
 
-def has_open(path: Path) -> list[int]:
-    """The processes that read or map a file."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            maps = (process / "maps").read_text()
-            files = [os.readlink(entry) for entry in (process / "fd").iterdir()]
-        except OSError:
-            continue
-        if str(path) in files or str(path) in maps:
-            found.append(int(process.name))
-    return found
-
-
 def test_a_trace_that_kills_its_process_is_given_up(corpus: Path, tmp_path: Path) -> None:
-    large, out = corpus / "large.txt", tmp_path / "out"
-    fault = "kvm_mmu_spte_requested: gfn 40000 pfn 15800 level 2"
-    large.write_text(trace_text([*EVENTS, *[fault] * 400_000]))
-    with started(corpus, "-o", out, "--jobs", "2") as process:
-        killed: set[int] = set()
-        for _ in range(2):
-            (worker,) = wait_for(lambda: set(has_open(large)) - killed - {process.pid}, process)
-            os.kill(worker, signal.SIGKILL)
-            killed.add(worker)
-        process.communicate(timeout=100)
+    bad, out = corpus / "bad.txt", tmp_path / "out"
+    bad.write_text(trace_text(EVENTS * 2))
+    with Gate(bad) as gate, started(corpus, "-o", out, "--jobs", "2") as process:
+        killed = [gate.holds(process)]
+        os.kill(killed[0], signal.SIGKILL)
+        killed.append(gate.holds(process))
+        os.kill(killed[1], signal.SIGKILL)
+        process.communicate(timeout=HANGS_SECONDS)
+    assert killed[0] != killed[1]
     assert process.returncode == 1
     errors = rows_of(out).select("path", "error_code", "error_message").drop_nulls().rows()
     assert sorted(errors) == [
-        (f"{corpus}/large.txt", "worker_died", "its process died twice: SIGKILL"),
+        (f"{bad}", "worker_died", "its process died twice: SIGKILL"),
         (f"{corpus}/none.txt", "trace", "not a trace: no line is an ftrace event or header"),
     ]
     assert rows_of(out).height == 17

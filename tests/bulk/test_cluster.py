@@ -7,42 +7,43 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from replay.bulk.storage import STAGING
 from tests.bulk.conftest import content
+from tests.bulk.gate import ENVIRONMENT, HANGS_SECONDS, PROGRAM, Gate
 from tests.test_cli import EVENTS, error_of, replay, trace_text
 
 pytest.importorskip("distributed", reason="needs Dask: pip install 'kvm-replay[dask]'")
 
 CLUSTER = """
-import sys, time
+import sys
 from distributed import LocalCluster
 if __name__ == "__main__":
-    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
-        print(cluster.scheduler_address, *(w.pid for w in cluster.workers.values()), flush=True)
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, preload=sys.argv[1]
+    ) as cluster:
+        print(cluster.scheduler_address, flush=True)
         sys.stdin.read()
 """
 
 
 @contextmanager
-def cluster() -> Iterator[tuple[str, list[int]]]:
-    """A cluster of two worker processes: the address of its scheduler, the processes."""
+def cluster() -> Iterator[str]:
+    """A cluster of two worker processes, which know gates: the address of its scheduler."""
     with subprocess.Popen(
-        [sys.executable, "-c", CLUSTER],
+        [sys.executable, "-c", CLUSTER, str(PROGRAM)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
+        env=ENVIRONMENT,
     ) as process:
         assert process.stdout is not None
-        address, *workers = process.stdout.readline().split()
-        yield address, [int(worker) for worker in workers]
+        yield process.stdout.readline().strip()
         process.communicate("")
 
 
@@ -54,15 +55,15 @@ def test_same_dataset_though_a_worker_is_killed(corpus: Path, tmp_path: Path) ->
     out = tmp_path / "dask"
     command = [sys.executable, "-m", "replay", "bulk", corpus, "-o", f"file://{out}", "--json", *options]
     with (
-        cluster() as (address, (first, _)),
+        cluster() as address,
+        Gate(corpus / "more-7.txt") as gate,
         subprocess.Popen([*map(str, command), "--scheduler", address], stdout=subprocess.PIPE) as process,
     ):
-        deadline = time.monotonic() + 100
-        while len(list((out / STAGING).glob("*.arrow"))) < 3 and time.monotonic() < deadline:
-            time.sleep(0.002)
-        assert process.poll() is None
-        os.kill(first, signal.SIGKILL)
-        printed, _ = process.communicate(timeout=200)
+        killed = gate.holds(process)
+        os.kill(killed, signal.SIGKILL)
+        assert gate.holds(process) != killed
+        gate.let_go()
+        printed, _ = process.communicate(timeout=HANGS_SECONDS)
         assert process.returncode == 1
         summary = json.loads(printed)
         assert (summary["traces"], summary["replayed"]) == (46, 46)

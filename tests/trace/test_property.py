@@ -151,7 +151,7 @@ lines = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(lines, min_size=1, max_size=12), st.sampled_from(["\n", "\r\n"]), st.sampled_from([100, 4 << 20])
 )
@@ -200,7 +200,7 @@ def test_lines_that_differ_in_one_byte_from_one_seen_before(event: str, tmp_path
     assert found[0] == found[1]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_damaged_lines_do_no_harm(recorded: str, data: st.DataObject) -> None:
     start = data.draw(st.integers(0, len(recorded) - 3000))

@@ -76,7 +76,7 @@ def test_junit_holds_any_text() -> None:
 
 def pytest_run(directory: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pytest", "-p", "replay.pytest_plugin", "-rs", *map(str, arguments)]
-    return subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False, timeout=300)
+    return subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False, timeout=600)
 
 
 def test_pytest_plugin(corpus: Path, tmp_path: Path) -> None:

@@ -223,6 +223,14 @@ def test_golden_totals_flushes_policy_and_options_count(make_replay: Any) -> Non
     ]
 
 
+def test_a_number_of_flushes_that_is_none_is_unknown(make_replay: Any) -> None:
+    old = golden(make_replay())
+    edited = Golden(**(vars(old) | {"flushes": vars(old)["flushes"] | {"total": "-1"}}))
+    comparison = compare_golden(edited, old)
+    assert comparison.reasons == ["flushes.total: expected -1, got 1"]
+    assert comparison.flushes_expected is None
+
+
 def test_digest_alone_differs(make_replay: Any) -> None:
     old = golden(make_replay())
     edited = Golden(**(vars(old) | {"outcomes_digest": "sha256:0"}))
