@@ -49,6 +49,7 @@ REGION_COLUMNS = 5
 
 # -- GiB of guest memory, Mmu.gib ----------------------------------------------------------------
 GIB_KEY = 0  # (gfn >> 18) << 16 | vm, -1 a free row
+KEY_OF_HOST = 1 << 15  # in a key: host memory, by hva, of which the host's page sizes are kept
 GIB_HEAD = 1  # rmap head of the 1G level
 GIB_REGION = 2  # first of its 512 rows in Mmu.region
 GIB_HOST = 3
@@ -83,7 +84,7 @@ MAX_GIVEN = 1  # by the caller
 MAX_REQUESTED = 2  # by KVM_SET_NR_MMU_PAGES
 VM_GOAL_TASK = 3  # task + 1 whose change_mmu_pages still zaps
 VM_HAS_TDP = 4
-VM_EPT = 5
+VM_LAYOUT = 5  # of its SPTEs: spte.LEGACY, EPT or EPT_2026
 VM_OBSOLETE = 6  # mmu_valid_gen + 1 of the pages that kvm_mmu_zap_all_fast made obsolete, 0 none
 VM_MANUAL = 7  # KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 argument
 VM_PROBES = 8  # PROBES_* bits: which control probes the trace has of this VM
@@ -110,12 +111,16 @@ VM_BEGUN = VM_DIFFERS + 1  # the first events of this VM are in the trace, or ar
 VM_RAW_ROLES = VM_BEGUN + 1  # its roles have guest_mode
 VM_DOUBT_LINE = VM_RAW_ROLES + 1  # what differs from this line on proves nothing
 VM_TDP_ROLE = VM_DOUBT_LINE + 1  # role of the TDP MMU's tables less its level, 0 unknown
-VM_COLUMNS = VM_TDP_ROLE + 1
+VM_PML = VM_TDP_ROLE + 1  # the CPU logs what is written, as far as the trace shows
+VM_NX_HUGE = VM_PML + 1  # nx_huge_pages is on: huge pages were seen to lose X
+VM_HOST_LEVELS = VM_NX_HUGE + 1  # something was noted of it by hva, see host_pages.py
+VM_COLUMNS = VM_HOST_LEVELS + 1
 PROBES_REGION = 1  # set_region and commit_region: memslot markers are not needed
 PROBES_SPLIT = 2  # the split functions: windows open and close by them
 PROBES_LIMIT = 4  # change_mmu_pages
 PROBES_PROTECT = 8  # slot_remove_write_access
 PROBES_COLLAPSE = 16  # zap_collapsible or recover_huge
+PROBES_CLEAR_DIRTY = 32  # slot_leaf_clear_dirty
 UNLIMITED = 1 << 40
 
 # -- tasks, Mmu.task -----------------------------------------------------------------------------

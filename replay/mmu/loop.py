@@ -181,7 +181,7 @@ def replay_row(m: Mmu, c: Columns, i: int, k: KnobCodes) -> int:
     if kind <= LAST_KVMMMU:
         return kvmmmu_event(m, c, i, t, vm, w, own, k)
     if kind == PAGE_FAULT:
-        page_fault(m, t, np.int64(c.addr[i]), np.int64(c.code[i]))
+        page_fault(m, t, vm, np.int64(c.addr[i]), np.int64(c.code[i]))
         return OK
     if kind == UNMAP_HVA_RANGE:
         return unmap_hva_range(m, vm, np.int64(c.addr[i]), np.int64(c.end[i]), k.rmap_order)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from replay.errors import GoldenError, ReplayError
 from replay.output import write_text
-from replay.policy import Policy
+from replay.policy import LATER_KNOBS, Policy
 from replay.verdict.outcome import totals
 
 if TYPE_CHECKING:
@@ -155,4 +155,5 @@ def read_golden(path: str | os.PathLike[str]) -> Golden:
             raise GoldenError(path, 0, f"option {name!r} is unknown or of another type")
     if not all(isinstance(attempt, dict) for attempt in content["outcomes"]):
         raise GoldenError(path, 0, "an entry of 'outcomes' is no object")
-    return Golden(**{name: content[name] for name in _TYPES})
+    known = {name: content[name] for name in _TYPES}
+    return Golden(**known | {"knobs": LATER_KNOBS | content["knobs"]})
