@@ -25,7 +25,7 @@ NEW_WRITE_PROTECTED = 5  # as the newer layout has them
 SIGNS = 6
 
 _MEMORY_TYPE = 1 << 4  # of write-back and write-protected memory; legacy paging leaves cache control to PAT
-_HIGH = (1 << 63) - (1 << 52)  # used by EPT alone, but for bit 63
+_HIGH = (1 << 63) - (1 << 54)  # used by EPT alone; 52 and 53 mark nested NPT in 5.10, 63 is NX
 _OLD = 1 << 56 | 1 << 57 | 1 << 58
 _NEW = 1 << 55 | 3 << 60 | 1 << 62
 _NEW_USER_X = LAYOUTS[EPT_2026].user_executable

@@ -32,6 +32,7 @@ def signs_of(*vms: tuple[int, ...]) -> np.ndarray:
     [
         (0x140000EE7, LEGACY),
         (0x8000000140000EE7, LEGACY),  # NX
+        (0x20000114200CE7, LEGACY),  # nested NPT of 5.10
         (0x61000000A6008F7, EPT),
         (0x86000000FE000B77 | 0x80, EPT),  # of 6.12, where bit 63 suppresses #VE
         (0x75000000A6008F0, EPT),  # access-tracked
