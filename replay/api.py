@@ -21,7 +21,7 @@ def replay(
     strict: bool = False,
     allow_lost: bool = False,
     rmap_histogram: Sequence[str] = (),
-    rmap_columns: str = "fls",
+    rmap_columns: str = "auto",
 ) -> Run:
     """Replay a trace with eager page splitting and compare with what is expected.
 

@@ -132,10 +132,11 @@ def run(
         str,
         typer.Option(
             "--rmap-columns",
-            metavar="fls|ffs",
-            help="Column of a length: fls as labelled, ffs as kernels up to 6.12 at least.",
+            metavar="auto|fls|ffs",
+            help="Column of a length: fls as labelled, ffs as kernels up to 7.1, auto as the one that "
+            "recorded.",
         ),
-    ] = "fls",
+    ] = "auto",
     quiet: QuietOption = False,
     strict: StrictOption = False,
     allow_lost: LostOption = False,

@@ -6,8 +6,10 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from replay.kernel import parse_kernel_version
 from replay.mmu.engine import trace_facts
 from replay.mmu.facts import TraceFacts
+from replay.mmu.spte import LAYOUTS, LEGACY
 from replay.run import Request, Run, run_trace
 from replay.schema import EVENT_NAMES, Kind
 from replay.trace.trace import Trace
@@ -32,6 +34,7 @@ _FACTS = (
     "notes",
     "malformed_lines",
 )
+_SPTE_LINES = (Kind.SET_SPTE, Kind.TDP_MMU_SPTE_CHANGED)
 _WHAT_IF = ("end", "time")
 _SOURCES = {
     "probes": range(Kind.SET_REGION, Kind.MARK_VM_CREATE),
@@ -54,6 +57,8 @@ def info_document(trace: Trace) -> dict[str, Any]:
     window_vms = Counter(run.replay.windows["vm"].to_pylist() if has_events else ())
     control = {name: sum(counts[kind] for kind in kinds) for name, kinds in _SOURCES.items()}
     told = _told_columns(trace)
+    kernel = parse_kernel_version(trace.kernel)
+    layouts = [facts.spte_layout(vm, kernel) for vm in range(facts.vms)]
     return {
         "schema": INFO_SCHEMA,
         **{name: getattr(trace, name) for name in _FACTS},
@@ -61,7 +66,13 @@ def info_document(trace: Trace) -> dict[str, Any]:
         "kinds": {EVENT_NAMES[Kind(kind)]: count for kind, count in sorted(counts.items())},
         "ignored_events": dict(sorted(trace.ignored_events.items(), key=lambda item: -item[1])),
         "vms": [
-            {"name": name, "events": int(facts.kinds[vm].sum()), "windows": window_vms[vm]}
+            {
+                "name": name,
+                "events": int(facts.kinds[vm].sum()),
+                "windows": window_vms[vm],
+                "spte_layout": LAYOUTS[layouts[vm]].name if facts.has(vm, *_SPTE_LINES) else None,
+                "pml": facts.shows_pml(vm, layouts[vm]) if layouts[vm] != LEGACY else None,
+            }
             for vm, name in enumerate(trace.vms)
         ],
         "control": control,

@@ -100,6 +100,14 @@ class AllocFailure(IntEnum):
     DROP_LOCK = 1  # allocate again with the lock dropped
 
 
+class Pml(IntEnum):
+    """Whether the CPU logs writes of the guest (page modification logging of Intel, EPT only)."""
+
+    AUTO = 0  # as the trace shows: by its probes, else by the SPTEs of nested MMUs
+    OFF = 1  # dirty logging write-protects 4K SPTEs
+    ON = 2  # it clears their D bit instead, and write-protects those of nested MMUs only
+
+
 class KnobCodes(NamedTuple):
     """A policy as plain integers, for jitted code: enum values, 0 or 1, and sizes in objects.
 
@@ -124,6 +132,7 @@ class KnobCodes(NamedTuple):
     lock_drop_traced: int
     alloc_failure: int
     tdp_order: int
+    pml: int
 
 
 @dataclass(frozen=True)
@@ -156,6 +165,7 @@ class Policy:
     """A lock drop leaves a split line with -EAGAIN."""
     alloc_failure: AllocFailure = AllocFailure.UNCHECKED
     tdp_order: TdpOrder = TdpOrder.AFTER
+    pml: Pml = Pml.AUTO
 
     def codes(self) -> KnobCodes:
         """The knobs as plain integers."""
@@ -296,6 +306,9 @@ PRESETS: dict[str, Policy] = {
         replace(_V2, name="off", enabled=False),
     )
 }
+
+LATER_KNOBS: dict[str, str | int | bool] = {"pml": "auto"}
+"""What a golden file means that is older than the knob."""
 
 DESCRIPTIONS: dict[str, str] = {
     "v2": "patch 20 of the v2 series, exactly as posted",

@@ -49,7 +49,7 @@ class Request:
     allow_lost: bool = False
     rmap_histogram: tuple[str, ...] = ()
     """Moments: ``end``, seconds, or words of marker lines."""
-    rmap_columns: str = "fls"
+    rmap_columns: str = "auto"
     census: bool = False
     """Keep the facts that ``replay review`` asks for."""
     file_format: str | None = None
@@ -226,8 +226,8 @@ def check_options(request: Request) -> None:
         raise UsageError(f"--split-at {at}: use {', '.join(SPLIT_AT_WORDS)}, or seconds of the trace's clock")
     if request.nested not in (None, "auto", "yes", "no"):
         raise UsageError(f"--nested {request.nested}: use auto, yes or no")
-    if request.rmap_columns not in ("fls", "ffs"):
-        raise UsageError(f"--rmap-columns {request.rmap_columns}: use fls or ffs")
+    if request.rmap_columns not in ("auto", "fls", "ffs"):
+        raise UsageError(f"--rmap-columns {request.rmap_columns}: use auto, fls or ffs")
     if request.resched not in (None, "recorded", "never"):
         word, _, count = request.resched.partition("=")
         number = decimal_number(count)

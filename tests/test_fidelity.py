@@ -10,7 +10,14 @@ import pytest
 
 PROJECT = Path(__file__).parents[1]
 RECORDED = PROJECT / "traces" / "recorded"
-CHECKED = ("v2/C3-mixed4k", "v2/V-clear-npt2m-back1g", "linux-6.1/C4-enospc", "linux-5.10/C1-nested-2m")
+CHECKED = (
+    "v2/C3-mixed4k",
+    "v2/V-clear-npt2m-back1g",
+    "linux-6.1/C4-enospc",
+    "linux-5.10/C1-nested-2m",
+    "intel-7.3.4/C6-ept-perm-nxhp",
+    "intel-6.1.176/E7-ept-slotmove",
+)
 
 
 def table(text: str) -> list[list[str]]:

@@ -41,6 +41,7 @@ def test_v2_is_the_patch_as_posted() -> None:
         "lock_drop_traced": False,
         "alloc_failure": "unchecked",
         "tdp_order": "after",
+        "pml": "auto",
     }
 
 

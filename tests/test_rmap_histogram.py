@@ -78,7 +78,9 @@ def test_unusable_calls(tmp_path: Any) -> None:
     path = tmp_path / "t.txt"
     path.write_text(trace_text())
     assert "noon: use end, seconds, or words" in error_of(replay("run", path, "--rmap-histogram", "noon"))
-    assert "--rmap-columns abs: use fls or ffs" in error_of(replay("run", path, "--rmap-columns", "abs"))
+    assert "--rmap-columns abs: use auto, fls or ffs" in error_of(
+        replay("run", path, "--rmap-columns", "abs")
+    )
 
 
 def aliased(times: int) -> list[str]:

@@ -21,6 +21,7 @@ from typing import Any
 
 from replay.errors import ReplayError
 from replay.kernel import parse_kernel_version
+from replay.mmu.histogram import FIRST_BY_FLS
 from replay.report.console import rmaps_text
 from replay.run import Request, Run, run_trace
 from replay.verdict.compare import Lines
@@ -76,7 +77,7 @@ def compare(trace: Path) -> Recording:
         policy="auto",
         expect="recorded",
         rmap_histogram=tuple(stats),
-        rmap_columns="fls" if kernel and kernel.series >= (7, 0) else "ffs",
+        rmap_columns="fls" if kernel and kernel.series >= FIRST_BY_FLS else "ffs",
     )
     run = run_trace(str(trace), request)
     kernel = kernel or parse_kernel_version(run.trace.kernel)

@@ -19,10 +19,19 @@ from replay.mmu.judge import (
     unexpected,
 )
 from replay.mmu.kinds import GET_PAGE, V2_LOCK_DROPPED, V2_RANGE_YIELD
-from replay.mmu.layout import CTL_OUT_TOP, CTL_TS, FLAG_LIVE, FLAG_RECORDED, SP32_FLAGS, VM_HAS_TDP
+from replay.mmu.layout import (
+    CTL_OUT_TOP,
+    CTL_TS,
+    FLAG_LIVE,
+    FLAG_RECORDED,
+    SP32_FLAGS,
+    VM_HAS_TDP,
+    VM_LAYOUT,
+)
 from replay.mmu.role import LEVEL
 from replay.mmu.room import NO_ROOM, OK, has_room
 from replay.mmu.split import STOP_ATTEMPT, STOP_DONE, STOP_DROPPED, STOP_NO_ROOM, STOP_YIELDED, advance
+from replay.mmu.spte import with_accessed_dirty_of
 from replay.mmu.state import Mmu
 from replay.mmu.tdp import predict_split
 from replay.mmu.truth import compare_lines, recorded_line
@@ -254,12 +263,18 @@ def tdp_attempt(m: Mmu, w: int, k: KnobCodes, errno: int) -> int:
 
 
 @jit
-def tdp_split_change(m: Mmu, w: int, k: KnobCodes) -> int:
-    """kvm_tdp_mmu_spte_changed from huge page to table by the window's task: an attempt, not yet applied."""
+def tdp_split_change(m: Mmu, w: int, k: KnobCodes, old: int) -> int:
+    """kvm_tdp_mmu_spte_changed from huge page to table by the window's task: an attempt, not yet applied.
+
+    Of the ``old`` SPTE the A and D bits are taken, which the CPU sets without a line.
+    """
     tdp_pending_is_unexpected(m, w)
     o = tdp_attempt(m, w, k, 0)
     if o == -2:
         return NO_ROOM
+    if o >= 0:
+        layout = m.vm[m.window[w, WIN_VM], VM_LAYOUT]
+        m.out[o, OUT_SPTE] = with_accessed_dirty_of(m.out[o, OUT_SPTE], old, layout)
     m.window[w, WIN_TDP_PENDING] = o + 1
     return OK
 

@@ -36,8 +36,8 @@ from replay.mmu.layout import (
     UNIFORM,
     UNLIMITED,
     VM_BORN,
-    VM_EPT,
     VM_HAS_TDP,
+    VM_LAYOUT,
     VM_OBSOLETE,
     VM_OLDER,
     VM_ROOT_NEXT,
@@ -69,10 +69,12 @@ from replay.mmu.shadow_page import (
     unlink_shadow_page,
 )
 from replay.mmu.spte import (
+    WRITE_PROTECTED,
     is_last_spte,
     is_shadow_present_pte,
+    pt_protected,
     spte_child,
-    spte_write_protect,
+    spte_clear_dirty,
 )
 from replay.mmu.state import Mmu, find_region, page_bucket
 from replay.mmu.walk import (
@@ -143,7 +145,7 @@ def make_page(m: Mmu, vm: int, gfn: int, role: int, variant: int, flags: int, or
     add_used_page(m, vm, flags & FLAG_ADOPTED != 0)
     if not role & DIRECT:
         account_shadowed(m, vm, gfn, 1)
-        write_protect_gfn(m, vm, gfn, 1, True)
+        write_protect_gfn(m, vm, gfn, 1)
     return sp
 
 
@@ -160,56 +162,75 @@ def forget_page(m: Mmu, sp: int, order: int) -> None:
 
 # -- write protection --------------------------------------------------------------------------------------
 
+CLEAR_DIRTY = 0
+"""What a pass leaves of each SPTE is a mask; here, with PML, it depends on the SPTE."""
+
 
 @jit
-def write_protect_gfn(m: Mmu, vm: int, gfn: int, min_level: int, pt_protect: bool) -> None:
+def protected(m: Mmu, sp: int, spte: int, kept: int, layout: int) -> int:
+    """What a pass makes of an SPTE of page ``sp``: the bits ``kept``, or as CLEAR_DIRTY has it."""
+    if kept != CLEAR_DIRTY:
+        return spte & kept
+    # where the shadow MMU maps by EPT, a page below an indirect root is of a nested MMU
+    nested = not key_variant(m.sp[sp, SP_KEY]) & DIRECT_FAMILY
+    return spte_clear_dirty(spte, nested, layout)
+
+
+@jit
+def write_protect_gfn(m: Mmu, vm: int, gfn: int, min_level: int) -> None:
     """kvm_mmu_slot_gfn_write_protect(): every SPTE that maps ``gfn`` at ``min_level`` or above."""
-    ept = m.vm[vm, VM_EPT] != 0
+    layout = m.vm[vm, VM_LAYOUT]
+    kept = pt_protected(layout)
     for level in range(min_level, 4):
-        write_protect_head(m, rmap_head(m, vm, gfn, level), pt_protect, ept)
+        protect_head(m, rmap_head(m, vm, gfn, level), kept, layout)
 
 
 @jit
-def write_protect_head(m: Mmu, head: int, pt_protect: bool, ept: bool) -> None:
-    """rmap_write_protect()."""
+def protect_head(m: Mmu, head: int, kept: int, layout: int) -> None:
+    """rmap_write_protect(), __rmap_clear_dirty()."""
     for i in range(pte_list_count(m, head)):
         sptep = pte_list_get(m, head, i)
         old = get_spte(m, sptep // 512, sptep % 512)
-        new = spte_write_protect(old, pt_protect, ept)
+        new = protected(m, sptep // 512, old, kept, layout)
         if new != old:
             set_spte(m, sptep // 512, sptep % 512, new)
 
 
 @jit
-def write_protect_region(m: Mmu, r: int, ept: bool) -> None:
-    """Write-protect the 512 heads of the 4K level of region ``r``, in the compact form where it has one."""
+def protect_region(m: Mmu, r: int, kept: int, layout: int) -> None:
+    """Protect the 512 heads of the 4K level of region ``r``, in the compact form where it has one."""
     b = m.region[r, REGION_BLOCK]
     if b == NO_TABLE:
         return
     if b == UNIFORM:
         sp = m.region[r, REGION_SP]
-        m.sp[sp, SP_BASE] = spte_write_protect(m.sp[sp, SP_BASE], False, ept)
+        m.sp[sp, SP_BASE] = protected(m, sp, m.sp[sp, SP_BASE], kept, layout)
         for i in range(512 if m.sp32[sp, SP32_SPT] >= 0 else 0):
-            set_spte(m, sp, i, spte_write_protect(get_spte(m, sp, i), False, ept))
+            set_spte(m, sp, i, protected(m, sp, get_spte(m, sp, i), kept, layout))
         return
     for i in range(512):
         if m.block[b, i]:
-            write_protect_head(m, m.block[b, i], False, ept)
+            protect_head(m, m.block[b, i], kept, layout)
 
 
 @jit
-def write_protect_pages(m: Mmu, vm: int, gfn: int, bits: int) -> None:
-    """kvm_mmu_write_protect_pt_masked(): the 4K SPTEs of gfn + n for each set bit n of a 64-bit mask."""
-    ept = m.vm[vm, VM_EPT] != 0
+def protect_pages(m: Mmu, vm: int, gfn: int, bits: int, kept: int) -> None:
+    """The 4K SPTEs of gfn + n for each set bit n of a 64-bit mask.
+
+    kvm_mmu_write_protect_pt_masked(), and kvm_mmu_clear_dirty_pt_masked() with PML.
+    """
+    layout = m.vm[vm, VM_LAYOUT]
     r = find_region(m, vm, gfn, False)
     if r >= 0 and m.region[r, REGION_BLOCK] == UNIFORM and bits == -1 and gfn & 63 == 0:
         sp = m.region[r, REGION_SP]
-        if m.sp32[sp, SP32_SPT] == UNIFORM:
+        spte = m.sp[sp, SP_BASE]
+        write_protected = spte & WRITE_PROTECTED
+        if m.sp32[sp, SP32_SPT] == UNIFORM and protected(m, sp, spte, kept, layout) == write_protected:
             m.sp32[sp, SP32_FLAGS] |= FLAG_CLEARED << ((gfn >> 6) & 7)
             return
     for n in range(64):
         if (bits >> n) & 1:
-            write_protect_head(m, rmap_head(m, vm, gfn + n, 1), False, ept)
+            protect_head(m, rmap_head(m, vm, gfn + n, 1), kept, layout)
 
 
 # -- pages -----------------------------------------------------------------------------------------

@@ -34,9 +34,9 @@ from replay.mmu.layout import (
     TDP_KEY,
     UNIFORM,
     VM_DESC,
-    VM_EPT,
     VM_HAS_RMAPS,
     VM_HEADERS,
+    VM_LAYOUT,
     VM_MAX,
     VM_PAGES,
     VM_SEEN,
@@ -44,10 +44,6 @@ from replay.mmu.layout import (
 )
 from replay.mmu.rmap import pte_list_count, rmap_head
 from replay.mmu.role import (
-    ACC_EXEC,
-    ACC_READ,
-    ACC_USER,
-    ACC_WRITE,
     ACCESS,
     ACCESS_SHIFT,
     GEN,
@@ -57,11 +53,9 @@ from replay.mmu.role import (
 )
 from replay.mmu.shadow_page import find_shadow_page, get_spte, sptep_access
 from replay.mmu.spte import (
-    PT64_NX_MASK,
-    PT_WRITABLE_MASK,
-    VMX_EPT_EXECUTABLE_MASK,
     is_last_spte,
     is_shadow_present_pte,
+    spte_access,
 )
 from replay.mmu.state import Mmu
 from replay.mmu.tables import attempts
@@ -100,7 +94,7 @@ CEN_HOLD = CEN_HUGE_SPTE + 11  # lock drops and yields so far: attempts of one n
 CEN_LEAKED = CEN_HUGE_SPTE + 12  # pages that the window has leaked so far
 CEN_USED = CEN_HUGE_SPTE + 13  # n_used_mmu_pages
 CEN_LIMIT = CEN_HUGE_SPTE + 14  # n_max_mmu_pages
-CEN_EPT = CEN_HUGE_SPTE + 15  # SPTEs are EPT entries
+CEN_LAYOUT = CEN_HUGE_SPTE + 15  # of the SPTEs, see spte.py
 CEN_RANGE = CEN_HUGE_SPTE + 16  # which range of the window, 1..
 CEN_OWED = CEN_HUGE_SPTE + 17  # a lock drop here would find an earlier head's flush owed
 CEN_DESCRIPTORS = CEN_HUGE_SPTE + 18  # pte_list_desc that the split took
@@ -122,7 +116,6 @@ WIN_CENSUS_COLUMNS = WIN_LENGTHS + 3 * LENGTHS
 SCAN_LIMIT = 1 << 30
 """Shadow pages looked at to count hash collisions, over all attempts: some seconds."""
 KVM_MMU_HASH_SHIFT = 12
-PT_USER_MASK = 1 << 2
 
 
 @jit
@@ -189,23 +182,6 @@ def count_lengths(m: Mmu, vm: int, w: int) -> None:
 
 
 @jit
-def spte_access(spte: int, ept: bool) -> int:
-    """The access that a huge SPTE grants, in the bits of a role; reading is granted by all."""
-    access = ACC_READ
-    if spte & PT_WRITABLE_MASK:
-        access |= ACC_WRITE
-    if ept:
-        if spte & VMX_EPT_EXECUTABLE_MASK:
-            access |= ACC_EXEC
-        return access | ACC_USER  # an EPT entry has no user bit
-    if not spte & PT64_NX_MASK:
-        access |= ACC_EXEC
-    if spte & PT_USER_MASK:
-        access |= ACC_USER
-    return access
-
-
-@jit
 def census_attempt(m: Mmu, w: int, sptep: int, spte: int, o: int) -> None:
     """What attempt ``o`` finds at the huge SPTE ``sptep`` before anything is done."""
     if m.out.shape[1] == OUT_COLUMNS:
@@ -218,9 +194,9 @@ def census_attempt(m: Mmu, w: int, sptep: int, spte: int, o: int) -> None:
     row = m.out[o]
     sp = sptep // 512
     gfn, level = win[WIN_GFN], win[WIN_LEVEL]
-    ept = m.vm[vm, VM_EPT] != 0
+    layout = m.vm[vm, VM_LAYOUT]
     guest = sptep_access(m, sp, sptep % 512)
-    granted = guest & spte_access(spte, ept)
+    granted = guest & spte_access(spte, layout)
     key = child_key(m.sp[sp, SP_KEY], sptep % 512, True, guest)
     child = find_shadow_page(m, gfn, key)
     row[CEN_HUGE_SPTE] = m.sp32[sp, SP32_BIRTH] * 512 + sptep % 512
@@ -243,7 +219,7 @@ def census_attempt(m: Mmu, w: int, sptep: int, spte: int, o: int) -> None:
     row[CEN_LEAKED] = win[WIN_LEAKED]
     row[CEN_USED] = m.vm[vm, VM_USED]
     row[CEN_LIMIT] = m.vm[vm, VM_MAX]
-    row[CEN_EPT] = ept
+    row[CEN_LAYOUT] = layout
     row[CEN_RANGE] = win[WIN_RANGES]
     row[CEN_OWED] = win[WIN_OWED] and not win[WIN_HEAD_FLUSH]
 
@@ -299,7 +275,7 @@ _ATTEMPTS = {
     "leaked": CEN_LEAKED,
     "used": CEN_USED,
     "limit": CEN_LIMIT,
-    "ept": CEN_EPT,
+    "layout": CEN_LAYOUT,
     "range": CEN_RANGE,
     "owed": CEN_OWED,
 }

@@ -19,7 +19,7 @@ from replay.mmu.layout import (
     VM_WINDOW,
 )
 from replay.mmu.room import NO_ROOM, OK
-from replay.mmu.slot_passes import write_protect_slot
+from replay.mmu.slot_passes import protect_slot, uses_pml
 from replay.mmu.state import Mmu
 from replay.mmu.truth import compare_lines, drop_simulated, simulated_line
 from replay.mmu.window import (
@@ -137,10 +137,14 @@ def close_window(m: Mmu, w: int, k: KnobCodes) -> int:
     compare_lines(m, w, True)
     s = win[WIN_SLOT]
     log_on = win[WIN_CAUSE] == MEMSLOT_FLAGS and s >= 0
-    if log_on and not m.vm[vm, VM_PROBES] & PROBES_PROTECT and write_protect_slot(m, vm, s, 1) == NO_ROOM:
+    if (
+        log_on
+        and not m.vm[vm, VM_PROBES] & PROBES_PROTECT
+        and protect_slot(m, vm, s, uses_pml(m, vm, k)) == NO_ROOM
+    ):
         return NO_ROOM
     if win[WIN_CAUSE] == CLEAR_DIRTY_LOG and not win[WIN_WORDS]:
-        protect_cleared(m, vm, s, win[WIN_START], win[WIN_END], 0)
+        protect_cleared(m, vm, s, win[WIN_START], win[WIN_END], 0, k)
     win[WIN_DOUBTED] = not knows_all(m, vm)
     win[WIN_PHASE] = PHASE_CLOSED
     m.vm[vm, VM_WINDOW] = -1

@@ -7,7 +7,7 @@ a clear processes only the bits that are still set, and a writable 4K SPTE sets 
 from __future__ import annotations
 
 from replay.jit import jit
-from replay.mmu.apply import write_protect_gfn, write_protect_pages
+from replay.mmu.apply import CLEAR_DIRTY, protect_pages, write_protect_gfn
 from replay.mmu.layout import (
     CTL_BITMAP_TOP,
     CTL_BITMAP_WANT,
@@ -19,6 +19,8 @@ from replay.mmu.layout import (
     SLOT_NPAGES,
 )
 from replay.mmu.room import NO_ROOM, OK
+from replay.mmu.slot_passes import uses_pml
+from replay.mmu.spte import WRITE_PROTECTED
 from replay.mmu.state import Mmu
 from replay.mmu.window import (
     WIN_BITS,
@@ -98,7 +100,7 @@ def highest_bit(bits: int) -> int:
 
 
 @jit
-def protect_cleared(m: Mmu, vm: int, s: int, start: int, end: int, bits: int) -> None:
+def protect_cleared(m: Mmu, vm: int, s: int, start: int, end: int, bits: int, k: KnobCodes) -> None:
     """What follows the split of one range: its pages are write-protected, huge ones at both ends first.
 
     ``bits`` tells which gfns, counted from ``start``, are cleared; 0 where no marker told: all of them.
@@ -112,12 +114,12 @@ def protect_cleared(m: Mmu, vm: int, s: int, start: int, end: int, bits: int) ->
     last = end
     if last > start and (last - base) & 63 == 0:
         last -= 1
-    write_protect_gfn(m, vm, start, 2, True)
+    write_protect_gfn(m, vm, start, 2)
     if last >> 9 != start >> 9:
-        write_protect_gfn(m, vm, last, 2, True)
+        write_protect_gfn(m, vm, last, 2)
     if bits == 0:
         bits = -1 if last - start >= 63 else (2 << (last - start)) - 1
-    write_protect_pages(m, vm, start, bits)
+    protect_pages(m, vm, start, bits, CLEAR_DIRTY if uses_pml(m, vm, k) else WRITE_PROTECTED)
 
 
 @jit
@@ -130,7 +132,7 @@ def next_word(m: Mmu, w: int, k: KnobCodes) -> bool:
     s = win[WIN_SLOT]
     base = m.slot[s, SLOT_BASE]
     if win[WIN_TDP_GFN] < 1 << 41:
-        protect_cleared(m, win[WIN_VM], s, win[WIN_START], win[WIN_END], win[WIN_BITS])
+        protect_cleared(m, win[WIN_VM], s, win[WIN_START], win[WIN_END], win[WIN_BITS], k)
     while win[WIN_WORD] < win[WIN_WORDS]:
         word = win[WIN_FIRST_WORD] + win[WIN_WORD]
         win[WIN_WORD] += 1

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from replay.jit import compile_meanwhile
+from replay.kernel import KernelVersion, parse_kernel_version
 from replay.mmu import layout, room, state, tables, window
 from replay.mmu.census import OUT_CENSUS_COLUMNS, WIN_CENSUS_COLUMNS, Census, collect
 from replay.mmu.facts import FACT_COLUMNS, TraceFacts, scan_facts, scan_rows
-from replay.mmu.histogram import COLUMNS_BY, RmapHistogram, rmap_counts
+from replay.mmu.histogram import COLUMNS_BY, RmapHistogram, columns_by, rmap_counts
 from replay.mmu.kinds import V2_FIRST
 from replay.mmu.lookahead import LOOKAHEAD
 from replay.mmu.loop import ROWS_DONE, replay_rows
@@ -89,7 +90,8 @@ def compile_kernels() -> None:
     """Compile and keep what a replay needs, by replaying nothing."""
     nothing = _no_events()
     facts = scan_facts([nothing], 1)
-    replay_rows(_new_state(facts, Options(), {}), nothing, 0, Policy().codes(), _resched("recorded"), -1)
+    m = _new_state(facts, Options(), {}, None)
+    replay_rows(m, nothing, 0, Policy().codes(), _resched("recorded"), -1)
 
 
 def compile_in_other_process() -> None:
@@ -118,7 +120,10 @@ def replay_trace(
     facts = facts or trace_facts(trace)
     moments = Moments(trace, options.rmap_histogram if trace.vms else ())  # there are rmaps of VMs only
     histograms: list[RmapHistogram] = []
-    m = _new_state(facts, options, doubtful_from or {})
+    kernel = parse_kernel_version(trace.kernel)
+    m = _new_state(facts, options, doubtful_from or {}, kernel)
+    layouts = m.vm[:, layout.VM_LAYOUT].tolist()
+    columns_of = [columns_by(options.rmap_columns, code, kernel) for code in layouts]
     codes = policy.codes()
     resched = _resched(options.resched)
     cause = WindowCause.END if m.ctl[layout.CTL_SPLIT_TIME] == NEVER else WindowCause.TIME
@@ -131,26 +136,28 @@ def replay_trace(
         for moment in moments.of_batch(columns, stop):
             while replay_rows(m, columns, moment.row, codes, resched, -1) != ROWS_DONE:
                 m = room.grow(m)
-            histograms += _rmap_histograms(m, facts, moment, options.rmap_columns)
+            histograms += _rmap_histograms(m, facts, moment, columns_of)
         while replay_rows(m, columns, stop, codes, resched, end_cause) != ROWS_DONE:
             m = room.grow(m)
     for moment in moments.of_end():
-        histograms += _rmap_histograms(m, facts, moment, options.rmap_columns)
+        histograms += _rmap_histograms(m, facts, moment, columns_of)
     census = collect(m) if options.census else None
     m = room.without_pages(m)
     return replace(_result(m, facts), rmap_histograms=tuple(histograms), census=census)
 
 
-def _rmap_histograms(m: state.Mmu, facts: TraceFacts, moment: Moment, columns_by: str) -> list[RmapHistogram]:
-    """One of each VM that ``moment`` is about."""
+def _rmap_histograms(
+    m: state.Mmu, facts: TraceFacts, moment: Moment, columns: Sequence[str]
+) -> list[RmapHistogram]:
+    """One of each VM that ``moment`` is about; ``columns`` is what picks them, by VM."""
     return [
         RmapHistogram(
             at=moment.at,
             vm=vm,
             ts_ns=moment.ts_ns,
             line=moment.line,
-            columns_by=columns_by,
-            counts=rmap_counts(m, vm, facts.has(vm, Kind.COMMIT_REGION, Kind.MARK_MEMSLOT), columns_by),
+            columns_by=columns[vm],
+            counts=rmap_counts(m, vm, facts.has(vm, Kind.COMMIT_REGION, Kind.MARK_MEMSLOT), columns[vm]),
         )
         for vm in (range(facts.vms) if moment.vm < 0 else [moment.vm])
     ]
@@ -191,7 +198,9 @@ def tdp_mmu_on(facts: TraceFacts, options: Options) -> bool:
     return options.nested == "yes" or (options.nested == "auto" and bool(facts.tdp_mmu[0]))
 
 
-def _new_state(facts: TraceFacts, options: Options, doubtful_from: Mapping[int, int]) -> state.Mmu:
+def _new_state(
+    facts: TraceFacts, options: Options, doubtful_from: Mapping[int, int], kernel: KernelVersion | None
+) -> state.Mmu:
     m = state.make(
         facts.vms,
         (
@@ -210,12 +219,15 @@ def _new_state(facts: TraceFacts, options: Options, doubtful_from: Mapping[int, 
     for vm in range(facts.vms):
         m.vm[vm, layout.VM_HAS_TDP] = facts.has(vm, Kind.TDP_MMU_SPTE_CHANGED)
         m.vm[vm, layout.VM_HAS_FAULTS] = facts.has(vm, Kind.PAGE_FAULT)
+        m.vm[vm, layout.VM_LAYOUT] = facts.spte_layout(vm, kernel)
+        m.vm[vm, layout.VM_PML] = facts.shows_pml(vm, m.vm[vm, layout.VM_LAYOUT])
         m.vm[vm, layout.VM_PROBES] = (
             layout.PROBES_REGION * facts.has(vm, Kind.COMMIT_REGION)
             + layout.PROBES_SPLIT * facts.split_probes(vm)
             + layout.PROBES_LIMIT * facts.has(vm, Kind.CHANGE_MMU_PAGES)
             + layout.PROBES_PROTECT * facts.has(vm, Kind.SLOT_REMOVE_WRITE_ACCESS)
             + layout.PROBES_COLLAPSE * facts.has(vm, Kind.ZAP_COLLAPSIBLE, Kind.RECOVER_HUGE)
+            + layout.PROBES_CLEAR_DIRTY * facts.has(vm, Kind.SLOT_LEAF_CLEAR_DIRTY)
         )
         m.vm[vm, layout.VM_TRUTHS] = _compared_kinds(facts, vm)
         m.vm[vm, layout.VM_RAW_ROLES] = facts.role_words

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from replay.mmu.kinds import (
     SET_REGION,
     SET_SPTE,
     SHADOW_TRY_SPLIT,
+    SLOT_LEAF_CLEAR_DIRTY,
+    SLOT_REMOVE_WRITE_ACCESS,
     SLOT_TRY_SPLIT_RET,
     SPLIT_HUGE_PAGE,
     TDP_CHANGED,
@@ -27,7 +30,12 @@ from replay.mmu.kinds import (
     VMM,
 )
 from replay.mmu.role import DIRECT
+from replay.mmu.spte import PT_PAGE_SIZE_MASK, SHADOW_NONPRESENT_VALUE, is_shadow_present_pte
+from replay.mmu.spte_layout import SIGNS, count_leaf, count_role, has_pml_sptes, layout_of
 from replay.schema import EAGAIN, EINVAL, EOPNOTSUPP, Columns, Kind
+
+if TYPE_CHECKING:
+    from replay.kernel import KernelVersion
 
 SHADOW_SPLITS = 0
 EAGAIN_SPLITS = 1
@@ -43,14 +51,17 @@ INDIRECT_PAGES = 10  # kvm_mmu_get_page lines of pages that shadow a guest's tab
 FIRST_LOST = 11  # line of the first loss that the trace marks, in row 0 whatever the VM
 VMM_MARKS = 12  # control lines that the VMM wrote itself
 VMM_CLEARS = 13  # those of them that clear the log
-FACTS = 14
+CLEAR_DIRTY_PASSES = 14  # passes of dirty logging that spare 4K SPTEs, as PML has them
+LAYOUT_SIGNS = 15  # the counts of spte_layout.py begin here
+FACTS = LAYOUT_SIGNS + SIGNS
 KINDS = 128
-SHADOW_NONPRESENT_VALUE = np.uint64(1 << 63)
 _TASKS = 1024
 _MERGED = ("linux-6.0", "linux-2026")
 
 
-FACT_COLUMNS = ("kind", "vm", "pid", "level", "flags", "old_spte", "code", "num", "role", "line")
+FACT_COLUMNS = (
+    "kind", "vm", "pid", "level", "flags", "old_spte", "spte", "code", "num", "role", "line",
+)  # fmt: skip
 """What ``scan_rows`` reads of an event."""
 
 
@@ -83,10 +94,19 @@ def scan_rows(c: Columns, kinds: np.ndarray, facts: np.ndarray, last: np.ndarray
                 facts[vm, SHADOW_PART_SPLITS] += 1
         elif kind == GET_PAGE:
             facts[vm, INDIRECT_PAGES] += c.role[i] & np.uint32(DIRECT) == 0
+            count_role(facts[vm, LAYOUT_SIGNS:], np.int64(c.role[i]))
         elif kind == TDP_CHANGED:
-            facts[vm, NONPRESENT_SPTES] += c.old_spte[i] == SHADOW_NONPRESENT_VALUE
+            facts[vm, NONPRESENT_SPTES] += np.int64(c.old_spte[i]) == SHADOW_NONPRESENT_VALUE
+            if is_shadow_present_pte(np.int64(c.spte[i])):
+                count_leaf(facts[vm, LAYOUT_SIGNS:], np.int64(c.spte[i]), np.int64(c.level[i]))
         elif kind == SET_SPTE:
             facts[vm, HUGE_SPTES] += c.level[i] > 1
+            leaf = np.int64(c.spte[i]) | PT_PAGE_SIZE_MASK  # whatever its level
+            count_leaf(facts[vm, LAYOUT_SIGNS:], leaf, np.int64(c.level[i]))
+        elif kind == SLOT_REMOVE_WRITE_ACCESS:
+            facts[vm, CLEAR_DIRTY_PASSES] += c.level[i] > 1
+        elif kind == SLOT_LEAF_CLEAR_DIRTY:
+            facts[vm, CLEAR_DIRTY_PASSES] += 1
         elif kind == COMMIT_REGION and c.num[i] > 2:
             facts[vm, LOG_CHANGES] += 1
         elif kind == SET_REGION or kind == MARK_MEMSLOT:
@@ -176,6 +196,15 @@ class TraceFacts:
             Kind.TDP_TRY_SPLIT,
             Kind.V2_TRY_SPLIT_BEGIN,
         )
+
+    def spte_layout(self, vm: int, kernel: KernelVersion | None) -> int:
+        """The layout of this VM's SPTEs, a code of spte.py; ``kernel`` decides where the trace does not."""
+        return layout_of(self.facts[:, LAYOUT_SIGNS:], vm, kernel)
+
+    def shows_pml(self, vm: int, layout: int) -> bool:
+        """The CPU logs what this VM writes, by its SPTEs or by the passes over them."""
+        signs = self.facts[:, LAYOUT_SIGNS:]
+        return bool(self.facts[vm, CLEAR_DIRTY_PASSES]) or has_pml_sptes(signs, vm, layout)
 
     @property
     def vms(self) -> int:

@@ -1,13 +1,14 @@
 """The rmap histogram: how many SPTEs map a gfn, by level, as KVM's debugfs file mmu_rmaps_stat counts them.
 
 Source: arch/x86/kvm/debugfs.c, kvm_mmu_rmaps_stat_show().  It looks at every head of every memslot
-and picks the column by ffs() of the list's length up to 6.12 at least, which shows three entries under
-"1", and by fls() in 7.3, as the columns are labelled.
+and picks the column by ffs() of the list's length up to 7.1, which shows three entries under
+"1", and by fls() from 7.2 on, as the columns are labelled.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,12 +31,29 @@ from replay.mmu.layout import (
     VM_HAS_TDP,
 )
 from replay.mmu.rmap import pte_list_count
+from replay.mmu.spte import EPT, LEGACY
 from replay.mmu.state import Mmu
+
+if TYPE_CHECKING:
+    from replay.kernel import KernelVersion
 
 RMAP_LOG_SIZE = 11
 LEVELS = 3
-COLUMNS_BY = ("fls", "ffs")
-"""What picks the column of a list by its length."""
+COLUMNS_BY = ("auto", "fls", "ffs")
+"""What picks the column of a list by its length; ``auto``: what the kernel that recorded took."""
+FIRST_BY_FLS = (7, 2)
+
+
+def columns_by(word: str, layout: int, kernel: KernelVersion | None) -> str:
+    """``fls`` or ``ffs`` for a word of ``COLUMNS_BY``.
+
+    The layout of EPT tells the kernel's age as well as its version does; where neither is known, ``fls``.
+    """
+    if word != "auto":
+        return word
+    if layout != LEGACY:
+        return "ffs" if layout == EPT else "fls"
+    return "ffs" if kernel and kernel.series < FIRST_BY_FLS else "fls"
 
 
 @dataclass(frozen=True)

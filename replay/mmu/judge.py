@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from replay.jit import jit
+from replay.mmu.aging import follow_aging
+from replay.mmu.layout import VM_LAYOUT
+from replay.mmu.spte import sptes_agree
 from replay.mmu.state import Mmu
 from replay.mmu.window import (
     ATTEMPT_TDP,
@@ -26,6 +29,7 @@ from replay.mmu.window import (
     WIN_CUT,
     WIN_PENDING,
     WIN_TDP_PENDING,
+    WIN_VM,
     new_outcome,
     new_source,
     note_difference,
@@ -60,18 +64,34 @@ def difference(m: Mmu, w: int, match: int) -> int:
 
 
 @jit
+def recorded_spte_agrees(m: Mmu, o: int, spte: int, errno: int) -> bool:
+    """Whether the SPTE of attempt ``o`` is the recorded one, but for what changes without a line.
+
+    Of a split in the TDP MMU the change line before it told the whole value.
+    """
+    if m.out[o, OUT_SPTE] == spte:
+        return True
+    if m.out16[o, OUT16_FLAGS] & ATTEMPT_TDP and errno == 0:
+        return False
+    vm = m.window[m.out32[o, OUT32_WINDOW], WIN_VM]
+    return sptes_agree(m.out[o, OUT_SPTE], spte, m.vm[vm, VM_LAYOUT])
+
+
+@jit
 def judge(m: Mmu, o: int, gfn: int, spte: int, level: int, errno: int) -> None:
     """Compare attempt ``o`` with the recorded line of its place."""
     note_record(m, o, gfn, spte, level, errno)
     equal = (
         m.out[o, OUT_GFN] == gfn
-        and m.out[o, OUT_SPTE] == spte
+        and recorded_spte_agrees(m, o, spte, errno)
         and m.out16[o, OUT16_LEVEL] == level
         and m.out16[o, OUT16_ERRNO] == errno
     )
     m.out16[o, OUT16_MATCH] = (
         MATCHED if equal else difference(m, np.int64(m.out32[o, OUT32_WINDOW]), MISMATCHED)
     )
+    if equal:
+        follow_aging(m, o, spte)
 
 
 @jit

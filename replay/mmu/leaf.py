@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from replay.jit import jit
 from replay.mmu.apply import forget_page, link_in_fault, make_page
+from replay.mmu.host_pages import note_host_level
 from replay.mmu.layout import (
     FLAG_ADOPTED,
     FLAG_LIVE,
     FLAG_SPLIT,
-    GIB_HOST,
     NO_TABLE,
     REGION_BLOCK,
-    REGION_HOST,
     REGION_SP,
     SP32_FLAGS,
     SP32_TRANSLATION,
@@ -21,7 +20,6 @@ from replay.mmu.layout import (
     STATE_REQUESTED,
     TASK_CHAIN,
     TASK_FAULT_CODE,
-    TASK_LEAF_ACCESS,
     TASK_LINKED,
     TASK_REQ_GFN,
     TASK_STATE,
@@ -34,12 +32,14 @@ from replay.mmu.layout import (
     TDP_KEY,
     UNIFORM,
     VM_END,
-    VM_EPT,
     VM_HAS_FAULTS,
+    VM_LAYOUT,
+    VM_NX_HUGE,
 )
 from replay.mmu.rmap import head_in_gib, pte_list_count, pte_list_get, region_of, rmap_head, rmap_remove
 from replay.mmu.role import (
     ACC_ALL,
+    ACC_EXEC,
     ACCESS_SHIFT,
     DIRECT,
     DIRECT_FAMILY,
@@ -65,21 +65,22 @@ from replay.mmu.shadow_page import (
     zap_children,
 )
 from replay.mmu.spte import (
-    EPT_SPTE_HOST_WRITABLE,
-    EPT_SPTE_MMU_WRITABLE,
     LEFT_NONPRESENT,
     PFN_MASK,
-    PT64_NX_MASK,
-    PT_ACCESSED_MASK,
-    PT_DIRTY_MASK,
     PT_PAGE_SIZE_MASK,
     PT_WRITABLE_MASK,
     SPTE_MMU_PRESENT_MASK,
-    VMX_EPT_EXECUTABLE_MASK,
+    allows,
+    hardware_access,
+    is_access_track_spte,
+    is_executable,
     is_last_spte,
     is_shadow_present_pte,
+    restore_acc_track_spte,
+    spte_pfn,
+    sptes_agree,
 )
-from replay.mmu.state import Mmu, alloc_table, find_gib, find_region
+from replay.mmu.state import Mmu, alloc_table, find_region
 from replay.mmu.walk import PFERR_FETCH, PFERR_WRITE, chain, leaf_access, template_key, walk_index, walked
 from replay.mmu.window import (
     C_ADOPTED,
@@ -95,15 +96,13 @@ from replay.mmu.window import (
 
 
 @jit
-def note_host_level(m: Mmu, vm: int, gfn: int, level: int) -> int:
-    """The host maps the memory around ``gfn`` at ``level`` or larger; returns the row of its GiB."""
-    g = find_gib(m, vm, gfn, True)
-    if level == 3:
-        m.gib[g, GIB_HOST] = 3
-    r = region_of(m, g, gfn)
-    if m.region[r, REGION_HOST] < level:
-        m.region[r, REGION_HOST] = level
-    return g
+def note_nx_huge_page(m: Mmu, vm: int, spte: int, level: int, access: int) -> None:
+    """A huge SPTE that takes X away from a guest that has it: the NX huge page mitigation is on."""
+    if level > 1 and access & ACC_EXEC and not m.vm[vm, VM_NX_HUGE]:
+        layout = m.vm[vm, VM_LAYOUT]
+        tracked = is_access_track_spte(spte, layout)
+        if not is_executable(restore_acc_track_spte(spte, layout) if tracked else spte, layout):
+            m.vm[vm, VM_NX_HUGE] = 1
 
 
 @jit
@@ -120,7 +119,7 @@ def zap_head(m: Mmu, vm: int, gfn: int, level: int, order: int) -> None:
 @jit
 def zap_moved(m: Mmu, vm: int, g: int, gfn: int, level: int, spte: int, order: int) -> None:
     """One gfn has one pfn: a new one means that an mmu notifier zapped what mapped the old."""
-    base_pfn = (spte & PFN_MASK) >> 12
+    base_pfn = spte_pfn(spte)
     if level == 2:
         zap_moved_in_region(m, vm, g, gfn, base_pfn, order)
     for at in range(level, 4):
@@ -147,7 +146,7 @@ def stale_head(m: Mmu, head: int, pfn: int) -> bool:
     if head == 0:
         return False
     sptep = pte_list_get(m, head, 0)
-    return (get_spte(m, sptep // 512, sptep % 512) & PFN_MASK) >> 12 != pfn
+    return spte_pfn(get_spte(m, sptep // 512, sptep % 512)) != pfn
 
 
 @jit
@@ -238,12 +237,9 @@ def fault_allowed(m: Mmu, t: int, vm: int, old: int, new: int) -> bool:
     Where the trace does not tell the access, it is a write if ``new`` allows one and ``old`` does not.
     """
     task = m.task[t]
-    ept = m.vm[vm, VM_EPT] != 0
     if m.vm[vm, VM_HAS_FAULTS] or task[TASK_WALK_TOP]:
         code = task[TASK_FAULT_CODE] if m.vm[vm, VM_HAS_FAULTS] else task[TASK_WALK_CODE]
-        if code & PFERR_FETCH and (not old & VMX_EPT_EXECUTABLE_MASK if ept else old & PT64_NX_MASK != 0):
-            return False
-        return not code & PFERR_WRITE or old & PT_WRITABLE_MASK != 0
+        return allows(old, code & PFERR_WRITE != 0, code & PFERR_FETCH != 0, m.vm[vm, VM_LAYOUT])
     return not new & ~old & PT_WRITABLE_MASK
 
 
@@ -273,15 +269,11 @@ def note_fault(m: Mmu, t: int, vm: int, sp: int, index: int, new: int, own: bool
 @jit
 def apply_set_spte(m: Mmu, t: int, vm: int, gfn: int, spte: int, level: int, at: int, order: int) -> None:
     """kvm_mmu_set_spte of the shadow MMU (mmu_set_spte)."""
-    page = (at & PFN_MASK) >> 12
+    page = spte_pfn(at)
     index = (at & 0xFFF) >> 3
     if level < 1 or level > 3 or gfn & ((1 << (9 * (level - 1))) - 1):
         count(m, C_UNPLACED, 1)
         return
-    if spte & (EPT_SPTE_HOST_WRITABLE | EPT_SPTE_MMU_WRITABLE):
-        if not m.vm[vm, VM_EPT]:
-            m.task[t, TASK_LEAF_ACCESS] = 0  # guest entries are read in another way from now on
-        m.vm[vm, VM_EPT] = 1
     sp = locate_table(m, t, vm, gfn, level, page, index, order)
     if sp < 0:
         count(m, C_UNPLACED, 1)
@@ -295,14 +287,15 @@ def apply_set_spte(m: Mmu, t: int, vm: int, gfn: int, spte: int, level: int, at:
     if m.sp32[sp, SP32_FLAGS] & FLAG_SPLIT:
         note_fault(m, t, vm, sp, index, spte, own)
     if own:
-        spte = hardware_access(spte, m.task[t, TASK_FAULT_CODE] & PFERR_WRITE != 0, m.vm[vm, VM_EPT] != 0)
+        spte = hardware_access(spte, m.task[t, TASK_FAULT_CODE] & PFERR_WRITE != 0, m.vm[vm, VM_LAYOUT])
     access = ACC_ALL
     if m.task[t, TASK_WALK_TOP] and m.task[t, TASK_WALK_LEAF] <= 3:
         access = leaf_access(m, t, vm)
+    note_nx_huge_page(m, vm, spte, level, access)
     zap_moved(m, vm, g, gfn, level, spte, order)
     old = get_spte(m, sp, index)
     if is_shadow_present_pte(old):
-        if is_last_spte(old, level) and sptep_gfn(m, sp, index) == gfn and not (old ^ spte) & PFN_MASK:
+        if is_last_spte(old, level) and sptep_gfn(m, sp, index) == gfn and spte_pfn(old) == spte_pfn(spte):
             set_spte(m, sp, index, spte)
             set_translation(m, sp, index, gfn, access)
             m.task[t, TASK_STATE] = STATE_DONE
@@ -313,24 +306,13 @@ def apply_set_spte(m: Mmu, t: int, vm: int, gfn: int, spte: int, level: int, at:
 
 
 @jit
-def hardware_access(spte: int, write: bool, ept: bool) -> int:
-    """The SPTE after the guest's retried access: untraced, the CPU sets A, and D on an allowed write."""
-    if ept:
-        return spte
-    spte |= PT_ACCESSED_MASK
-    if write and spte & PT_WRITABLE_MASK:
-        spte |= PT_DIRTY_MASK
-    return spte
-
-
-@jit
 def fast_page_fault(m: Mmu, vm: int, gfn: int, old: int, new: int) -> None:
     """fast_page_fault of a direct shadow MMU: found by gfn and value, since sptep is printed hashed."""
     for level in range(1, 4):
         head = rmap_head(m, vm, gfn, level)
         for i in range(pte_list_count(m, head)):
             sptep = pte_list_get(m, head, i)
-            if get_spte(m, sptep // 512, sptep % 512) == old:
+            if sptes_agree(get_spte(m, sptep // 512, sptep % 512), old, m.vm[vm, VM_LAYOUT]):
                 kept = SPTE_MMU_PRESENT_MASK | PT_PAGE_SIZE_MASK | PFN_MASK
                 set_spte(m, sptep // 512, sptep % 512, (new & ~kept) | (old & kept))
                 return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from replay.jit import jit
 from replay.mmu.dirty_log import fill_bitmap
+from replay.mmu.host_pages import save_host_levels
 from replay.mmu.layout import (
     CTL_SLOT_TOP,
     PROBES_COLLAPSE,
@@ -123,12 +124,26 @@ def commit_region(m: Mmu, t: int, vm: int, change: int, order: int) -> int:
         and not m.vm[vm, VM_PROBES] & PROBES_COLLAPSE
     ) and zap_collapsible(m, vm, s, order) == NO_ROOM:
         return NO_ROOM
+    base, hva = task[TASK_REGION_BASE], task[TASK_REGION_HVA]
+    if leave_memory(m, vm, s, base, npages, hva) == NO_ROOM:
+        return NO_ROOM
     task[TASK_REGION] = 0
-    s = set_slot(
-        m, vm, t, slot_id, task[TASK_REGION_BASE], npages, task[TASK_REGION_FLAGS], task[TASK_REGION_HVA]
-    )
+    s = set_slot(m, vm, t, slot_id, base, npages, task[TASK_REGION_FLAGS], hva)
     task[TASK_SLOT] = s + 1
     return LOG_ON if in_place and log_switched_on(old_flags, task[TASK_REGION_FLAGS]) else OK
+
+
+@jit
+def leave_memory(m: Mmu, vm: int, s: int, base: int, npages: int, hva: int) -> int:
+    """Slot ``s`` (-1 none) goes, or to other memory: what its gfns showed of the old is kept by hva.
+
+    OK or NO_ROOM.
+    """
+    if s < 0 or m.slot[s, SLOT_HVA] == 0:
+        return OK
+    if npages and base == m.slot[s, SLOT_BASE] and hva == m.slot[s, SLOT_HVA]:
+        return OK
+    return save_host_levels(m, vm, s, True)
 
 
 @jit

@@ -23,6 +23,7 @@ from replay.mmu.kinds import (
     RECOVER_HUGE,
     SET_REGION,
     SHADOW_TRY_SPLIT,
+    SLOT_LEAF_CLEAR_DIRTY,
     SLOT_REMOVE_WRITE_ACCESS,
     SLOT_TRY_SPLIT,
     SLOT_TRY_SPLIT_RET,
@@ -46,6 +47,7 @@ from replay.mmu.layout import (
     INITIALLY_SET,
     MAX_GIVEN,
     MAX_REQUESTED,
+    PROBES_CLEAR_DIRTY,
     PROBES_LIMIT,
     PROBES_REGION,
     PROBES_SPLIT,
@@ -146,12 +148,28 @@ def probe_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool, 
     elif kind == SLOT_TRY_SPLIT_RET or kind == TRY_SPLIT_RET:
         if own:
             return control.close_window(m, w, k)
-    elif kind == SLOT_REMOVE_WRITE_ACCESS:
+    elif kind == SLOT_LEAF_CLEAR_DIRTY or kind == SLOT_REMOVE_WRITE_ACCESS:
         if m.task[t, TASK_SLOT]:
-            return slot_passes.write_protect_slot(m, vm, m.task[t, TASK_SLOT] - 1, max(level, 1))
+            return slot_pass_line(m, vm, m.task[t, TASK_SLOT] - 1, kind, level, k)
     elif (kind == ZAP_COLLAPSIBLE or kind == RECOVER_HUGE) and m.task[t, TASK_SLOT]:
         return slot_passes.zap_collapsible(m, vm, m.task[t, TASK_SLOT] - 1, k.rmap_order)
     return OK
+
+
+@jit
+def slot_pass_line(m: Mmu, vm: int, s: int, kind: int, level: int, k: KnobCodes) -> int:
+    """slot_leaf_clear_dirty or slot_remove_write_access: the passes that follow once dirty logging is on.
+
+    A knob that asks for PML, or for none, replaces the kernel's choice.
+    """
+    if kind == SLOT_LEAF_CLEAR_DIRTY:
+        return slot_passes.clear_dirty_slot(m, vm, s) if slot_passes.uses_pml(m, vm, k) else OK
+    if k.pml != slot_passes.PML_AUTO:
+        return slot_passes.protect_slot(m, vm, s, slot_passes.uses_pml(m, vm, k))
+    if level > 1 and not m.vm[vm, VM_PROBES] & PROBES_CLEAR_DIRTY:
+        # 4K SPTEs are left out, so that the other pass has been over them
+        return slot_passes.protect_slot(m, vm, s, True)
+    return slot_passes.write_protect_slot(m, vm, s, level)
 
 
 @jit
@@ -232,7 +250,10 @@ def marker_event(m: Mmu, c: Columns, i: int, t: int, vm: int, k: KnobCodes) -> i
             and slot_passes.zap_collapsible(m, vm, s, k.rmap_order) == NO_ROOM
         ):
             return NO_ROOM
-        s = memslots.set_slot(m, vm, t, c.num[i], base, npages, flags, np.int64(c.addr[i]))
+        hva = np.int64(c.addr[i])
+        if memslots.leave_memory(m, vm, s, base, npages, hva) == NO_ROOM:
+            return NO_ROOM
+        s = memslots.set_slot(m, vm, t, c.num[i], base, npages, flags, hva)
         switched_on = in_place and memslots.log_switched_on(old, flags)
         if switched_on and by_marker and not m.vm[vm, VM_MANUAL] & INITIALLY_SET:
             pid = np.int64(c.pid[i])

@@ -28,7 +28,7 @@ from replay.mmu.layout import (
     SP_PAGE,
     SP_PARENTS,
     UNIFORM,
-    VM_EPT,
+    VM_LAYOUT,
 )
 from replay.mmu.rmap import (
     pte_list_add,
@@ -39,7 +39,7 @@ from replay.mmu.rmap import (
     rmap_region_set_uniform,
     rmap_remove,
 )
-from replay.mmu.role import ACC_EXEC, DIRECT, ROLE_MASK, key_access, key_level, key_vm
+from replay.mmu.role import DIRECT, ROLE_MASK, key_access, key_level, key_vm
 from replay.mmu.spte import (
     PT_WRITABLE_MASK,
     is_last_spte,
@@ -273,8 +273,8 @@ def fill_uniform(m: Mmu, sp: int, huge_spte: int) -> bool:
     r = find_region(m, key_vm(key), m.sp[sp, SP_GFN], True)
     if not rmap_region_is_empty(m, r):
         return False
-    ept = m.vm[key_vm(key), VM_EPT] != 0
-    m.sp[sp, SP_BASE] = make_huge_page_split_spte(huge_spte, 0, 1, key_access(key) & ACC_EXEC != 0, ept)
+    layout = m.vm[key_vm(key), VM_LAYOUT]
+    m.sp[sp, SP_BASE] = make_huge_page_split_spte(huge_spte, 0, 1, key_access(key), layout)
     m.sp32[sp, SP32_FLAGS] &= ~ALL_CLEARED
     m.sp32[sp, SP32_SPT] = UNIFORM
     rmap_region_set_uniform(m, r, sp)

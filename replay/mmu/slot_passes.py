@@ -1,12 +1,14 @@
 """Passes over the SPTEs of a memslot when its dirty logging changes (mmu.c).
 
-kvm_mmu_slot_remove_write_access() once it is on, kvm_mmu_zap_collapsible_sptes() once it is off.
+kvm_mmu_slot_leaf_clear_dirty() and kvm_mmu_slot_remove_write_access() once it is on,
+kvm_mmu_zap_collapsible_sptes() once it is off.
 """
 
 from __future__ import annotations
 
 from replay.jit import jit
-from replay.mmu.apply import write_protect_head, write_protect_region
+from replay.mmu.apply import CLEAR_DIRTY, protect_head, protect_region
+from replay.mmu.host_pages import host_level, share_host_levels
 from replay.mmu.layout import (
     GIB_HEAD,
     GIB_HOST,
@@ -15,7 +17,6 @@ from replay.mmu.layout import (
     NO_TABLE,
     REGION_BLOCK,
     REGION_HEAD,
-    REGION_HOST,
     REGION_SP,
     REGION_TABLES,
     SLOT_BASE,
@@ -25,13 +26,38 @@ from replay.mmu.layout import (
     SP_KEY,
     UNIFORM,
     VM_END,
-    VM_EPT,
+    VM_LAYOUT,
+    VM_NX_HUGE,
+    VM_PML,
 )
 from replay.mmu.rmap import head_in_gib, pte_list_get, rmap_head, rmap_remove
 from replay.mmu.role import DIRECT, key_level
 from replay.mmu.room import NO_ROOM, OK, has_room_for_next
-from replay.mmu.shadow_page import drop_spte, zap_children
+from replay.mmu.shadow_page import drop_spte, get_spte, zap_children
+from replay.mmu.spte import LEGACY, WRITE_PROTECTED, spte_pfn
 from replay.mmu.state import Mmu, find_gib
+from replay.policy import KnobCodes, Pml
+
+PML_AUTO = int(Pml.AUTO)
+PML_ON = int(Pml.ON)
+
+
+@jit
+def uses_pml(m: Mmu, vm: int, k: KnobCodes) -> bool:
+    """Whether the CPU logs writes of ``vm``: as the trace shows, unless the policy says otherwise."""
+    if m.vm[vm, VM_LAYOUT] == LEGACY:
+        return False
+    return m.vm[vm, VM_PML] != 0 if k.pml == PML_AUTO else k.pml == PML_ON
+
+
+@jit
+def protect_slot(m: Mmu, vm: int, s: int, pml: bool) -> int:
+    """What dirty logging does to the SPTEs of a slot once it is on (kvm_mmu_slot_apply_flags())."""
+    if not pml:
+        return write_protect_slot(m, vm, s, 1)
+    if clear_dirty_slot(m, vm, s) == NO_ROOM:
+        return NO_ROOM
+    return write_protect_slot(m, vm, s, 2)
 
 
 @jit
@@ -39,33 +65,82 @@ def write_protect_slot(m: Mmu, vm: int, s: int, start_level: int) -> int:
     """kvm_mmu_slot_remove_write_access(): every SPTE of the slot at ``start_level`` and above."""
     if m.slot[s, SLOT_ID] >> 16:
         return OK  # the rmaps of SMM's slots are empty
-    ept = m.vm[vm, VM_EPT] != 0
+    layout = m.vm[vm, VM_LAYOUT]
     gfn = m.slot[s, SLOT_BASE]
     end = min(gfn + m.slot[s, SLOT_NPAGES], m.vm[vm, VM_END])
     while gfn < end:
         g = find_gib(m, vm, gfn, False)
         following = min(((gfn >> 18) + 1) << 18, end)
         if g >= 0:
-            write_protect_head(m, m.gib[g, GIB_HEAD], False, ept)
+            protect_head(m, m.gib[g, GIB_HEAD], WRITE_PROTECTED, layout)
             for i in range((gfn >> 9) & 511, ((following - 1) >> 9 & 511) + 1):
                 if not has_room_for_next(m):
                     return NO_ROOM
                 r = m.gib[g, GIB_REGION] + i
-                write_protect_head(m, m.region[r, REGION_HEAD], False, ept)
+                protect_head(m, m.region[r, REGION_HEAD], WRITE_PROTECTED, layout)
                 if start_level == 1:
-                    write_protect_region(m, r, ept)
+                    protect_region(m, r, WRITE_PROTECTED, layout)
+        gfn = following
+    return OK
+
+
+@jit
+def clear_dirty_slot(m: Mmu, vm: int, s: int) -> int:
+    """kvm_mmu_slot_leaf_clear_dirty(): every 4K SPTE of the slot."""
+    layout = m.vm[vm, VM_LAYOUT]
+    gfn = m.slot[s, SLOT_BASE]
+    end = min(gfn + m.slot[s, SLOT_NPAGES], m.vm[vm, VM_END])
+    while gfn < end:
+        g = find_gib(m, vm, gfn, False)
+        following = min(((gfn >> 18) + 1) << 18, end)
+        if g >= 0:
+            for i in range((gfn >> 9) & 511, ((following - 1) >> 9 & 511) + 1):
+                if not has_room_for_next(m):
+                    return NO_ROOM
+                protect_region(m, m.gib[g, GIB_REGION] + i, CLEAR_DIRTY, layout)
         gfn = following
     return OK
 
 
 @jit
 def can_be_huge(m: Mmu, s: int, gfn: int, level: int) -> bool:
-    """Whether a slot's edges let a page at ``level`` around ``gfn`` be huge, and gfn and hva are in step."""
+    """Whether a slot's edges let a page at ``level`` around ``gfn`` be huge, and gfn and hva are in step.
+
+    Where the hva is not known they are: the page was seen to be mapped huge.
+    """
     pages = 1 << (9 * (level - 1))
     start = gfn & -pages
     if start < m.slot[s, SLOT_BASE] or start + pages > m.slot[s, SLOT_BASE] + m.slot[s, SLOT_NPAGES]:
         return False
-    return (m.slot[s, SLOT_BASE] - (m.slot[s, SLOT_HVA] >> 12)) & (pages - 1) == 0
+    hva = m.slot[s, SLOT_HVA]
+    return hva == 0 or (m.slot[s, SLOT_BASE] - (hva >> 12)) & (pages - 1) == 0
+
+
+@jit
+def max_mapping_level(m: Mmu, vm: int, s: int, g: int, gfn: int) -> int:
+    """kvm_mmu_max_mapping_level() of ``gfn`` in slot ``s``, as far as the trace showed the host's page size.
+
+    With nx_huge_pages every executable mapping is of 4K, whatever the host has: there the page frame that
+    ``gfn`` has been given tells, by being in step with it.
+    """
+    r = m.gib[g, GIB_REGION] + ((gfn >> 9) & 511)
+    host = host_level(m, g, r)
+    if host >= 3 and m.gib[g, GIB_TABLES] == 0 and can_be_huge(m, s, gfn, 3):
+        return 3
+    if host < 2 and m.vm[vm, VM_NX_HUGE] and frames_in_step(m, g, gfn):
+        host = 2
+    return 2 if host >= 2 and m.region[r, REGION_TABLES] == 0 and can_be_huge(m, s, gfn, 2) else 1
+
+
+@jit
+def frames_in_step(m: Mmu, g: int, gfn: int) -> bool:
+    """True if the first page of the 2M region around ``gfn`` that is mapped lies where a huge page had it."""
+    start = gfn & -512
+    for at in range(start, start + 512):
+        sptep = pte_list_get(m, head_in_gib(m, g, at, 1), 0)
+        if sptep >= 0:
+            return (spte_pfn(get_spte(m, sptep // 512, sptep % 512)) ^ at) & 511 == 0
+    return False
 
 
 @jit
@@ -87,10 +162,9 @@ def zap_collapsible_head(m: Mmu, vm: int, gfn: int, level: int, max_level: int, 
 
 @jit
 def zap_collapsible(m: Mmu, vm: int, s: int, order: int) -> int:
-    """kvm_mmu_zap_collapsible_sptes(), kvm_mmu_recover_huge_pages(): logging went off for slot ``s``.
-
-    The host's page size is the largest at which it was seen to map the region.
-    """
+    """kvm_mmu_zap_collapsible_sptes(), kvm_mmu_recover_huge_pages(): logging went off for slot ``s``."""
+    if share_host_levels(m, vm, s) == NO_ROOM:
+        return NO_ROOM
     base = m.slot[s, SLOT_BASE]
     if m.slot[s, SLOT_ID] >> 16:
         return OK
@@ -103,14 +177,10 @@ def zap_collapsible(m: Mmu, vm: int, s: int, order: int) -> int:
             continue
         r = m.gib[g, GIB_REGION] + ((gfn >> 9) & 511)
         following = min(((gfn >> 9) + 1) << 9, end)
-        max_level = 1
-        if m.gib[g, GIB_HOST] >= 3 and m.gib[g, GIB_TABLES] == 0 and can_be_huge(m, s, gfn, 3):
-            max_level = 3
-        elif m.region[r, REGION_BLOCK] == NO_TABLE:
+        if m.region[r, REGION_BLOCK] == NO_TABLE and m.gib[g, GIB_HOST] < 3:
             gfn = following
             continue
-        elif m.region[r, REGION_HOST] >= 2 and m.region[r, REGION_TABLES] == 0 and can_be_huge(m, s, gfn, 2):
-            max_level = 2
+        max_level = max_mapping_level(m, vm, s, g, gfn)
         if not has_room_for_next(m):
             return NO_ROOM
         if max_level > 1 and m.region[r, REGION_BLOCK] == UNIFORM and following - gfn == 512:

@@ -21,13 +21,13 @@ from replay.mmu.layout import (
     SP_KEY,
     SP_PAGE,
     VM_DESC,
-    VM_EPT,
     VM_HEADERS,
+    VM_LAYOUT,
     VM_PAGES,
 )
 from replay.mmu.mmu_pages import add_used_page, drop_used_page
 from replay.mmu.rmap import rmap_head
-from replay.mmu.role import ACC_EXEC, GEN, ROLE_MASK, UNPRINTED, child_key, key_access, key_level, key_vm
+from replay.mmu.role import GEN, ROLE_MASK, UNPRINTED, child_key, key_access, key_level, key_vm
 from replay.mmu.shadow_page import (
     alloc_shadow_page,
     drop_spte,
@@ -124,8 +124,8 @@ def fill_child(m: Mmu, w: int, child: int, huge_spte: int, o: int, k: KnobCodes)
         m.out16[o, OUT16_INSTALLED] = 512
         return False
     vm = key_vm(key)
-    exec_allowed = key_access(key) & ACC_EXEC != 0
-    ept = m.vm[vm, VM_EPT] != 0
+    access = key_access(key)
+    layout = m.vm[vm, VM_LAYOUT]
     nonleaf = False
     for index in range(512):
         spte = get_spte(m, child, index)
@@ -139,8 +139,8 @@ def fill_child(m: Mmu, w: int, child: int, huge_spte: int, o: int, k: KnobCodes)
             set_spte(m, child, index, LEFT_NONPRESENT)
             simulated_line(m, w, V2_SPLIT_NONPRESENT, gfn, level, m.sp[child, SP_GFN], 0)
             continue
-        spte = make_huge_page_split_spte(huge_spte, index, level, exec_allowed, ept)
-        install_leaf(m, child, index, gfn, spte, key_access(key), k.rmap_order)
+        spte = make_huge_page_split_spte(huge_spte, index, level, access, layout)
+        install_leaf(m, child, index, gfn, spte, access, k.rmap_order)
         m.out16[o, OUT16_INSTALLED] += 1
     return nonleaf
 

@@ -34,6 +34,7 @@ from replay.mmu.layout import (
     GIB_KEY,
     GIB_REGION,
     GIB_TABLES,
+    KEY_OF_HOST,
     KEY_VM_SHIFT,
     NO_TABLE,
     REGION_BLOCK,
@@ -234,6 +235,20 @@ def find_gib(m: Mmu, vm: int, gfn: int, create: bool) -> int:
     last = m.ctl[CTL_LAST_GIB]
     if last >= 0 and m.gib[last, GIB_KEY] == key:
         return last
+    if create:
+        extend_memory(m, vm, ((gfn >> 18) + 1) << 18)
+    return find_gib_row(m, key, create)
+
+
+@jit
+def find_host_gib(m: Mmu, vm: int, hva_page: int, create: bool) -> int:
+    """Row of ``m.gib`` for the GiB of host memory around ``hva_page``, a frame of addresses, or -1."""
+    return find_gib_row(m, ((hva_page >> 18) << 16) | KEY_OF_HOST | vm, create)
+
+
+@jit
+def find_gib_row(m: Mmu, key: int, create: bool) -> int:
+    """Row of ``m.gib`` with this GIB_KEY, or -1."""
     h = mix(key) & (m.gib.shape[0] - 1)
     while m.gib[h, GIB_KEY] >= 0:
         if m.gib[h, GIB_KEY] == key:
@@ -253,7 +268,6 @@ def find_gib(m: Mmu, vm: int, gfn: int, create: bool) -> int:
     m.ctl[CTL_REGION_TOP] += 512
     for r in range(first, first + 512):
         m.region[r, REGION_BLOCK] = NO_TABLE
-    extend_memory(m, vm, ((gfn >> 18) + 1) << 18)
     return h
 
 

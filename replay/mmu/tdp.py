@@ -25,7 +25,7 @@ from replay.mmu.layout import (
     TDP_KEY,
     UNIFORM,
     VM_END,
-    VM_EPT,
+    VM_LAYOUT,
     VM_TDP_ROLE,
 )
 from replay.mmu.role import ACC_ALL, ACCESS_SHIFT, DIRECT, LEVEL
@@ -39,11 +39,13 @@ from replay.mmu.shadow_page import (
     unbind_page,
 )
 from replay.mmu.spte import (
-    PFN_MASK,
     is_last_spte,
     is_shadow_present_pte,
     make_huge_page_split_spte,
     make_nonleaf_spte,
+    spte_pfn,
+    sptes_agree,
+    with_accessed_dirty_of,
 )
 from replay.mmu.state import Mmu, extend_memory, free_table
 from replay.mmu.truth import ANY, TDP_GET_PAGE, simulated_line
@@ -111,10 +113,10 @@ def clear_table(m: Mmu, t: int) -> None:
 
 
 @jit
-def fill_from_huge(m: Mmu, t: int, level: int, huge_spte: int, ept: bool) -> None:
+def fill_from_huge(m: Mmu, t: int, level: int, huge_spte: int, layout: int) -> None:
     """Make table ``t`` at ``level`` the split of ``huge_spte``."""
     clear_table(m, t)
-    base = make_huge_page_split_spte(huge_spte, 0, level, True, ept)
+    base = make_huge_page_split_spte(huge_spte, 0, level, ACC_ALL, layout)
     m.sp[t, SP_BASE] = base
     m.sp32[t, SP32_SPT] = UNIFORM
 
@@ -164,8 +166,13 @@ def spte_changed(m: Mmu, vm: int, as_id: int, gfn: int, level: int, old: int, ne
         if level <= 3 and is_shadow_present_pte(new):
             note_older(m, vm, C_ADOPTED_TDP)  # no line has linked it
     index = (gfn >> (9 * (level - 1))) & 511
+    layout = m.vm[vm, VM_LAYOUT]
     state = get_spte(m, t, index)
-    if state != old and is_shadow_present_pte(state) | is_shadow_present_pte(old):
+    if (
+        state != old
+        and is_shadow_present_pte(state) | is_shadow_present_pte(old)
+        and with_accessed_dirty_of(state, old, layout) != old
+    ):
         if was_swapped(m, gfn, level, old, new, state):
             count(m, C_SWAPPED, 1)
             return
@@ -175,10 +182,10 @@ def spte_changed(m: Mmu, vm: int, as_id: int, gfn: int, level: int, old: int, ne
         if is_shadow_present_pte(new) and not is_last_spte(new, level):
             child = find_table(m, vm, as_id, level - 1, gfn, True)
             if is_shadow_present_pte(old) and not was_table:
-                fill_from_huge(m, child, level - 1, old, m.vm[vm, VM_EPT] != 0)
-            elif not was_table or (old ^ new) & PFN_MASK:
+                fill_from_huge(m, child, level - 1, old, layout)
+            elif not was_table or spte_pfn(old) != spte_pfn(new):
                 clear_table(m, child)
-            bind_page(m, child, (new & PFN_MASK) >> 12)
+            bind_page(m, child, spte_pfn(new))
         elif was_table:
             child = find_table(m, vm, as_id, level - 1, gfn, False)
             if child >= 0:
@@ -190,14 +197,15 @@ def spte_changed(m: Mmu, vm: int, as_id: int, gfn: int, level: int, old: int, ne
 @jit
 def fast_fix(m: Mmu, vm: int, gfn: int, old: int, new: int) -> bool:
     """fast_page_fault() on the TDP MMU: the leaf that maps ``gfn`` and holds ``old`` becomes ``new``."""
+    layout = m.vm[vm, VM_LAYOUT]
     t, index = find_leaf(m, vm, 0, gfn)
-    if t < 0 or get_spte(m, t, index) != old:
+    if t < 0 or not sptes_agree(get_spte(m, t, index), old, layout):
         smm, at = find_leaf(m, vm, 1, gfn)
-        if smm >= 0 and get_spte(m, smm, at) == old:
+        if smm >= 0 and sptes_agree(get_spte(m, smm, at), old, layout):
             t, index = smm, at
     if t < 0:
         return False
-    fixed = get_spte(m, t, index) == old
+    fixed = sptes_agree(get_spte(m, t, index), old, layout)
     # a page recovered in place after logging went off is restored without a line of its own
     set_spte(m, t, index, new)
     return fixed

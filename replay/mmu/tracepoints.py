@@ -7,6 +7,7 @@ import numpy as np
 from replay.jit import jit
 from replay.mmu import align, apply, control, guest_tables, leaf, memslots, spaces, tdp, walk
 from replay.mmu.dirty_log import mark_page_dirty
+from replay.mmu.host_pages import note_host_level
 from replay.mmu.kinds import (
     CREATED,
     FAST_PAGE_FAULT,
@@ -47,14 +48,15 @@ from replay.mmu.layout import (
     VM_BEGUN,
     VM_BY_RECORD,
     VM_HAS_TDP,
+    VM_LAYOUT,
     VM_TDP_ROLE,
     WRITE_OF_FAULT,
     WRITE_WALKED,
 )
 from replay.mmu.lookahead import begins_recorded_window, is_tdp_get_page, is_tdp_zap
-from replay.mmu.role import DIRECT, LEVEL, UNPRINTED
+from replay.mmu.role import ACC_ALL, DIRECT, LEVEL, UNPRINTED
 from replay.mmu.room import NO_ROOM, OK
-from replay.mmu.spte import PT_WRITABLE_MASK, is_last_spte, is_shadow_present_pte
+from replay.mmu.spte import LEGACY, PT_WRITABLE_MASK, is_last_spte, is_shadow_present_pte
 from replay.mmu.state import Mmu
 from replay.mmu.truth import TDP_GET_PAGE, recorded_line
 from replay.mmu.window import (
@@ -71,6 +73,9 @@ from replay.mmu.window import (
 )
 from replay.policy import KnobCodes
 from replay.schema import Columns
+
+EPT_VIOLATION_ACC_WRITE = 1 << 1
+EPT_VIOLATION_ACC_INSTR = 1 << 2
 
 
 @jit
@@ -141,10 +146,11 @@ def tdp_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool, k:
             spaces.decide(m, w, c.num[i] & 1)
             if control.tdp_part_begins(m, w, k) == NO_ROOM:
                 return NO_ROOM
-            if align.tdp_split_change(m, w, k) == NO_ROOM:
+            if align.tdp_split_change(m, w, k, old) == NO_ROOM:
                 return NO_ROOM
     if level <= 3 and is_shadow_present_pte(new) and is_last_spte(new, level):
-        leaf.note_host_level(m, vm, gfn, level)
+        note_host_level(m, vm, gfn, level)
+        leaf.note_nx_huge_page(m, vm, new, level, ACC_ALL)
     tdp.spte_changed(m, vm, c.num[i] & 1, gfn, level, old, new)
     task = m.task[t]
     task[TASK_TDP_OLD] = old
@@ -213,7 +219,7 @@ def kvmmmu_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool,
         walk.begin_walk(m, t, np.int64(c.addr[i]), np.int64(c.code[i]))
     elif kind == SPTE_REQUESTED:
         walk.spte_requested(m, t, gfn, np.int64(c.level[i]))
-        leaf.note_host_level(m, vm, gfn, np.int64(c.level[i]))
+        note_host_level(m, vm, gfn, np.int64(c.level[i]))
     elif kind == GET_PAGE:
         result = get_page_event(m, c, i, t, vm, w, own, k)
         if result != OK:
@@ -250,11 +256,14 @@ def kvmmmu_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool,
 
 @jit
 def page_fault(m: Mmu, t: int, vm: int, addr: int, code: int, order: int) -> None:
-    """kvm_page_fault."""
+    """kvm_page_fault: an EPT violation prints its exit qualification, where others have an error code."""
     if m.task[t, TASK_WRITE] == WRITE_WALKED:
         guest_tables.settle_write(m, t, vm, PAGE_FAULT, order)
     m.task[t, TASK_WRITE] = WRITE_OF_FAULT
     m.task[t, TASK_FAULT_ADDR] = addr
+    if m.vm[vm, VM_LAYOUT] != LEGACY:
+        fetch = walk.PFERR_FETCH if code & EPT_VIOLATION_ACC_INSTR else 0
+        code = fetch | (walk.PFERR_WRITE if code & EPT_VIOLATION_ACC_WRITE else 0)
     m.task[t, TASK_FAULT_CODE] = code
     walk.begin_fault(m, t)
 

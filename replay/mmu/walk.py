@@ -33,19 +33,17 @@ from replay.mmu.layout import (
     TASK_WALK_LEAF,
     TASK_WALK_TOP,
     TASK_WRITE,
-    VM_EPT,
+    VM_LAYOUT,
     VM_ROOTS,
     WRITE_OF_FAULT,
     WRITE_WALKED,
 )
 from replay.mmu.role import (
     ACC_ALL,
-    ACC_EXEC,
-    ACC_READ,
-    ACC_USER,
     ACC_WRITE,
     ACCESS,
     ACCESS_SHIFT,
+    AD_DISABLED,
     DIRECT,
     HAS_4_BYTE_GPTE,
     LEVEL,
@@ -64,16 +62,13 @@ from replay.mmu.roots import (
     use_root,
 )
 from replay.mmu.shadow_page import find_shadow_page
-from replay.mmu.spte import PT64_NX_MASK
+from replay.mmu.spte import LEGACY, gpte_access, gpte_is_clean, spte_pfn
 from replay.mmu.state import Mmu, page_bucket
 
 NOT_LOOKED_UP = -2
 PFERR_PRESENT = 1
 PFERR_WRITE = 2
 PFERR_FETCH = 16
-PT_WRITABLE = 2
-PT_USER = 4
-PT_DIRTY = 1 << 6
 
 
 @jit
@@ -126,7 +121,7 @@ def note_first_element(m: Mmu, t: int, vm: int) -> None:
 
 @jit
 def pte_gfn(pte: int) -> int:
-    return (pte & ((1 << 52) - 1)) >> 12
+    return spte_pfn(pte)
 
 
 @jit
@@ -158,25 +153,23 @@ def leaf_gfn(m: Mmu, t: int) -> int:
 def walk_access(m: Mmu, t: int, down_to: int, vm: int) -> int:
     """Access that the guest entries from the top to level ``down_to`` allow (gpte_access and its AND)."""
     task = m.task[t]
-    access = ACC_ALL
-    ept = m.vm[vm, VM_EPT] != 0
-    for level in range(task[TASK_WALK_TOP], down_to - 1, -1):
-        if level == 3 and task[TASK_WALK_TOP] == 3:
-            continue  # a PDPTE carries no permissions
-        pte = task[TASK_PTE + level]
-        if not pte & PT_WRITABLE:
-            access &= ~ACC_WRITE
-        if ept:
-            if not pte & 1:
-                access &= ~ACC_USER
-            if not pte & 4:
-                access &= ~ACC_EXEC
-        else:
-            if not pte & PT_USER:
-                access &= ~ACC_USER
-            if pte & PT64_NX_MASK and not is_32bit(t, m):
-                access &= ~ACC_EXEC
-    return access | ACC_READ
+    top = task[TASK_WALK_TOP]
+    if top == 3:
+        top = 2  # a PDPTE carries no permissions
+    common = -1
+    found = 0
+    for level in range(top, down_to - 1, -1):
+        common &= task[TASK_PTE + level]
+        found |= task[TASK_PTE + level]
+    # 4-byte entries have no NX bit
+    return gpte_access(common, 0 if is_32bit(t, m) else found, m.vm[vm, VM_LAYOUT])
+
+
+@jit
+def guest_has_dirty_bits(m: Mmu, t: int, layout: int) -> bool:
+    """PT_HAVE_ACCESSED_DIRTY(): always but in EPT, where the guest's EPTP decides, and with it the role."""
+    root = m.task[t, TASK_ROOT]
+    return layout == LEGACY or (root >= 0 and not m.sp[root, SP_KEY] & AD_DISABLED)
 
 
 @jit
@@ -186,9 +179,12 @@ def leaf_access(m: Mmu, t: int, vm: int) -> int:
     if task[TASK_LEAF_ACCESS]:
         return task[TASK_LEAF_ACCESS] - 1
     access = walk_access(m, t, task[TASK_WALK_LEAF], vm)
-    ept = m.vm[vm, VM_EPT] != 0
-    clean = not task[TASK_PTE + task[TASK_WALK_LEAF]] & PT_DIRTY
-    if clean and not task[TASK_WALK_CODE] & PFERR_WRITE and not ept:
+    layout = m.vm[vm, VM_LAYOUT]
+    if (
+        not task[TASK_WALK_CODE] & PFERR_WRITE
+        and gpte_is_clean(task[TASK_PTE + task[TASK_WALK_LEAF]], layout)
+        and guest_has_dirty_bits(m, t, layout)
+    ):
         access &= ~ACC_WRITE
     task[TASK_LEAF_ACCESS] = access + 1
     return access

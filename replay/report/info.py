@@ -11,6 +11,11 @@ from rich.table import Table
 from replay.report.console import number, print_line, print_table, trace_line
 
 SHOWN_IGNORED = 8
+_LAYOUTS = {
+    "legacy": "SPTEs of legacy paging or NPT",
+    "ept": "SPTEs of EPT as up to 7.1",
+    "ept-7.2": "SPTEs of EPT as from 7.2 on",
+}
 _SOURCES = {
     "probes": "lines of probes",
     "markers": "marker lines",
@@ -37,6 +42,10 @@ def print_info(out: Console, document: Mapping[str, Any]) -> None:
     facts.add_row("time", _time(document["first_ts_ns"], document["last_ts_ns"]))
     for index, vm in enumerate(document["vms"]):
         text = f"{index} {vm['name']}: {number(vm['events'])} events, {number(vm['windows'])} windows"
+        if vm["spte_layout"] is not None:
+            text += f", {_LAYOUTS[vm['spte_layout']]}"
+        if vm["pml"] is not None:
+            text += ", PML" if vm["pml"] else ", nothing shows PML"
         facts.add_row("" if index else "VMs", text)
     facts.add_row("control", _sources(document["control"]))
     facts.add_row("windows", _causes(document["windows"]))

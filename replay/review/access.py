@@ -5,13 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from replay.mmu.role import ACC_EXEC, ACC_USER, ACC_WRITE
+from replay.mmu.spte import access_tracked
 from replay.review.answer import Answer, Table, many, percent, share
 from replay.review.runs import Arrays, Result, Runs
 from replay.schema import Kind, Role
-
-SPTE_TDP_AD_MASK = 3 << 52
-SPTE_TDP_AD_DISABLED = 1 << 52
-EPT_RWX = 7
 
 
 def permissions(runs: Runs) -> Answer:
@@ -19,7 +16,7 @@ def permissions(runs: Runs) -> Answer:
     found = runs.reviewed.looked_up
     guest, granted = found["guest_access"], found["spte_access"]
     differ = guest != granted
-    tracked = (found["ept"] != 0) & (found["spte"] & (SPTE_TDP_AD_MASK | EPT_RWX) == SPTE_TDP_AD_DISABLED)
+    tracked = access_tracked(found["spte"], found["layout"])
     gains = _gain_exec(runs.reviewed.splits)
     exists, other = found["child_exists"] != 0, found["other_exists"] != 0
     figures = {

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from replay.errors import GoldenError, ReplayError, UsageError
 from replay.output import write_text
-from replay.policy import Policy
+from replay.policy import LATER_KNOBS, Policy
 from replay.text_files import TextFileError, parse_json, read_text_file, shown
 from replay.verdict.outcome import totals
 
@@ -167,7 +167,8 @@ def read_golden(path: str | os.PathLike[str]) -> Golden:
         if not _are_counts(content[name], depth):
             raise GoldenError(path, 0, f"{name!r} is not of counts")
     _check_options(path, content["options"])
-    return Golden(**{name: content[name] for name in _TYPES})
+    known = {name: content[name] for name in _TYPES}
+    return Golden(**known | {"knobs": LATER_KNOBS | content["knobs"]})
 
 
 def _is_value(value: object) -> bool:

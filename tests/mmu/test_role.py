@@ -19,15 +19,7 @@ from replay.mmu.role import (
     key_vm,
     make_key,
 )
-from replay.mmu.spte import (
-    EPT_SPTE_MMU_WRITABLE,
-    PT64_NX_MASK,
-    VMX_EPT_EXECUTABLE_MASK,
-    make_huge_page_split_spte,
-    make_nonleaf_spte,
-    spte_child,
-    spte_write_protect,
-)
+from replay.mmu.spte import LEGACY, make_huge_page_split_spte, make_nonleaf_spte, spte_child
 from tests.reference.parse import ACC_EXEC, ACC_READ, ACC_USER, ACC_WRITE, Role
 from tests.reference.split_v2 import child_role, child_spte
 from tests.reference.state import ShadowPage
@@ -94,21 +86,8 @@ def test_split_sptes(bits: int, frame: int, nx: bool, index: int, level: int, ac
     huge = frame << 30 | bits | 0x880 | (1 << 63 if nx else 0)
     role = Role(level, 8, 0, True, access, True, True)
     signed = huge - (1 << 64) if nx else huge
-    found = make_huge_page_split_spte(signed, index, level, bool(access & ACC_EXEC), False)
+    found = make_huge_page_split_spte(signed, index, level, engine_access(access), LEGACY)
     assert found % (1 << 64) == child_spte(huge, index, role)
-
-
-def test_split_spte_of_ept_becomes_executable() -> None:
-    huge = 0x140000000 | 0x8F3
-    assert make_huge_page_split_spte(huge, 1, 1, True, True) == 0x140001000 | 0x873 | VMX_EPT_EXECUTABLE_MASK
-    assert make_huge_page_split_spte(huge, 1, 1, False, True) == 0x140001000 | 0x873
-    assert make_huge_page_split_spte(huge, 1, 2, True, True) == 0x140200000 | 0x8F3
-
-
-def test_write_protection_of_a_value() -> None:
-    assert spte_write_protect(0x140000EE7, False, False) == 0x140000EE5
-    assert spte_write_protect(PT64_NX_MASK | 0x140000EE7, True, False) == PT64_NX_MASK | 0x140000AE5
-    assert spte_write_protect(EPT_SPTE_MMU_WRITABLE | 0x140000EE7, True, True) == 0x140000EE5
 
 
 def test_nonleaf_spte_names_its_child() -> None:
