@@ -15,9 +15,11 @@ from .parse import (
     parse_requested,
     parse_tdp_change,
 )
-from .state import SPTE_MMU_PRESENT, ShadowPage, Vm, align, is_leaf, spte_index
+from .host import HostPages
+from .spte import ACC_ALL, LEGACY, SPTE_MMU_PRESENT, Layout, guest_format
+from .state import ShadowPage, Vm, align, is_leaf, spte_index
 from .tdp import Tdp
-from .walk import ACC_ALL, PFERR_WRITE, Fault, Walk
+from .walk import PFERR_WRITE, Fault, Walk
 
 ROOT_LEVEL = 4
 DIRECT_VARIANT = -1
@@ -38,13 +40,18 @@ class Identity:
     """Faults and shadow pages of one VM; `notes` counts what could not be placed."""
 
     def __init__(
-        self, events: Sequence[Event], following: Sequence[int], preceding: Sequence[int], has_tdp: bool
+        self,
+        events: Sequence[Event],
+        following: Sequence[int],
+        preceding: Sequence[int],
+        has_tdp: bool,
+        layout: Layout = LEGACY,
     ) -> None:
         self.events, self.following, self.preceding, self.has_tdp = events, following, preceding, has_tdp
-        self.vm, self.tdp = Vm(), Tdp()
+        self.vm, self.tdp = Vm(layout=layout), Tdp()
+        self.host = HostPages(self.vm)
         self.page_before_children = False
         self.tasks: dict[int, Task] = defaultdict(Task)
-        self.host_huge: dict[int, set[int]] = {2: set(), 3: set()}
         self.notes: Counter[str] = Counter()
 
     # the fault
@@ -58,7 +65,9 @@ class Identity:
         fault = self.tasks[event.pid].fault
         if fault.gfn is not None:
             self.tasks[event.pid].fault = fault = Fault(fault.address, fault.write)
-        fault.walk = Walk(int(words[1], 16), bool(int(words[3], 16) & PFERR_WRITE))
+        root = self.tasks[event.pid].root
+        form = guest_format(self.vm.layout, root is not None and root.role.ad)
+        fault.walk = Walk(int(words[1], 16), bool(int(words[3], 16) & PFERR_WRITE), form)
 
     def kvm_mmu_paging_element(self, at: int, event: Event) -> None:
         words = event.text.split()
@@ -82,14 +91,10 @@ class Identity:
             fault.walk = None
         else:
             fault.gfn = mapped
-        self._saw_host_level(fault.gfn, level)
+        self.host.saw(fault.gfn, level)
 
     def _gpte_bytes(self, task: Task) -> int:
         return task.root.role.gpte_bytes if task.root is not None else 8
-
-    def _saw_host_level(self, gfn: int, level: int) -> None:
-        for huge in range(2, level + 1):
-            self.host_huge[huge].add(align(gfn, huge))
 
     # shadow pages
 
@@ -245,16 +250,18 @@ class Identity:
     ) -> ShadowPage | None:
         """A silent level that no link explains: the hash, the task's variant first."""
         like = task.root.role if task.root is not None else None
+        walk = task.fault.walk
+        compared = walk.format.all if walk is not None else ACC_ALL
         found = [
             sp
             for sp in self.vm.by_gfn.get(gfn, ())
             if sp.role.level == level
             and sp.role.direct == direct
-            and sp.role.access & ACC_ALL == access
+            and sp.role.access & compared == access
             and (sp.role.gpte_bytes != 4 or level > 1 or sp.role.quadrant == (address >> 21 & 1))
             and (like is None or sp.role.gpte_bytes == like.gpte_bytes)
         ]
-        variant = task.variant if task.fault.walk is not None else DIRECT_VARIANT
+        variant = task.variant if walk is not None else DIRECT_VARIANT
         found.sort(key=lambda sp: (sp.gen != self.vm.gen, sp.variant != variant))
         return found[0] if found else None
 

@@ -59,6 +59,8 @@ class Markers:
             Memslot(value["base_gfn"], value["npages"], value["flags"], value.get("hva", 0)),
         )
         old = slots.get(number)
+        if old is not None and not new.hva and (new.base, new.npages) == (old.base, old.npages):
+            new.hva = old.hva
         if new.npages:
             slots[number] = new
         else:

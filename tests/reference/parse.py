@@ -20,7 +20,7 @@ REQUESTED = re.compile(r"gfn ([0-9a-f]+) pfn [0-9a-f]+ level (\d)")
 TDP_CHANGED = re.compile(r"as id (\d+) gfn ([0-9a-f]+) level (\d) old_spte ([0-9a-f]+) new_spte ([0-9a-f]+)")
 PAGE_FAULT = re.compile(r"address (?:0x)?([0-9a-f]+) error_code (?:0x)?([0-9a-f]+)")
 FAST_FAULT = re.compile(r"gva ([0-9a-f]+) .* old 0x([0-9a-f]+) new ([0-9a-f]+) spurious \d fixed 1")
-UNMAP = re.compile(r"range: 0x([0-9a-f]+) -- 0x([0-9a-f]+)")
+HVA_RANGE = re.compile(r": 0x([0-9a-f]+) -- 0x([0-9a-f]+)")
 KEY_VALUE = re.compile(r"(\w+)=(\S+)")
 
 ACC_EXEC, ACC_WRITE, ACC_USER, ACC_READ = 1, 2, 4, 8
@@ -219,9 +219,9 @@ def parse_page_fault(text: str) -> tuple[int, int]:
     return int(address, 16), int(error, 16)
 
 
-def parse_unmap(text: str) -> tuple[int, int]:
-    """First host address of a kvm_unmap_hva_range and the one behind its last."""
-    start, end = matched(UNMAP, text).groups()
+def parse_hva_range(text: str) -> tuple[int, int]:
+    """First host address of a kvm_unmap_hva_range or kvm_age_hva, and the one after its last."""
+    start, end = matched(HVA_RANGE, text).groups()
     return int(start, 16), int(end, 16)
 
 

@@ -114,7 +114,7 @@ class Splits:
     def open(self, pid: int) -> Window:
         window = self.windows.get(pid)
         if window is None:
-            window = self.windows[pid] = Window(self.inference.tdp, self.shown)
+            window = self.windows[pid] = Window(self.vm, self.inference.tdp, self.shown)
         return window
 
     def begin_part(self, at: int, event: Event, start: int, end: int, target: int) -> None:
