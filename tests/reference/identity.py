@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from .host import HostPages
 from .parse import (
     Event,
     Page,
@@ -15,11 +16,10 @@ from .parse import (
     parse_requested,
     parse_tdp_change,
 )
-from .host import HostPages
 from .spte import ACC_ALL, LEGACY, SPTE_MMU_PRESENT, Layout, guest_format
 from .state import ShadowPage, Vm, align, is_leaf, spte_index
 from .tdp import Tdp
-from .walk import PFERR_WRITE, Fault, Walk
+from .walk import PFERR_FETCH, PFERR_WRITE, QUALIFIED_FETCH, Fault, Walk
 
 ROOT_LEVEL = 4
 DIRECT_VARIANT = -1
@@ -58,16 +58,18 @@ class Identity:
 
     def kvm_page_fault(self, at: int, event: Event) -> None:
         address, error = parse_page_fault(event.text)
-        self.tasks[event.pid].fault = Fault(address, bool(error & PFERR_WRITE))
+        fetch = error & (QUALIFIED_FETCH if self.vm.layout.is_ept else PFERR_FETCH)
+        self.tasks[event.pid].fault = Fault(address, bool(error & PFERR_WRITE), bool(fetch))
 
     def kvm_mmu_pagetable_walk(self, at: int, event: Event) -> None:
         words = event.text.split()
         fault = self.tasks[event.pid].fault
         if fault.gfn is not None:
-            self.tasks[event.pid].fault = fault = Fault(fault.address, fault.write)
+            self.tasks[event.pid].fault = fault = Fault(fault.address, fault.write, fault.fetch)
         root = self.tasks[event.pid].root
         form = guest_format(self.vm.layout, root is not None and root.role.ad)
-        fault.walk = Walk(int(words[1], 16), bool(int(words[3], 16) & PFERR_WRITE), form)
+        access = int(words[3], 16)
+        fault.walk = Walk(int(words[1], 16), bool(access & PFERR_WRITE), form)
 
     def kvm_mmu_paging_element(self, at: int, event: Event) -> None:
         words = event.text.split()
@@ -79,11 +81,11 @@ class Identity:
         """A walk that ends elsewhere was the emulator's. 5.10 prints the gfn of the address, not of what it
         maps.
         """
-        gfn, level = parse_requested(event.text)
+        gfn, pfn, level = parse_requested(event.text)
         task = self.tasks[event.pid]
         fault = task.fault
         if fault.gfn is not None:
-            task.fault = fault = Fault(fault.address, fault.write, fault.walk)
+            task.fault = fault = Fault(fault.address, fault.write, fault.fetch, fault.walk)
         fault.gfn = gfn
         walk = fault.walk
         mapped = walk.mapped_gfn(self._gpte_bytes(task)) if walk is not None and walk.gptes else None
@@ -92,6 +94,8 @@ class Identity:
         else:
             fault.gfn = mapped
         self.host.saw(fault.gfn, level)
+        if level == 1 and (fault.walk is None or fault.walk.leaf > 1):
+            self.host.saw_small(fault.gfn, pfn, fault.fetch)
 
     def _gpte_bytes(self, task: Task) -> int:
         return task.root.role.gpte_bytes if task.root is not None else 8

@@ -12,7 +12,7 @@ from .parse import (
     parse_set_spte,
     parse_tdp_change,
 )
-from .spte import PT_USER, PT_WRITABLE
+from .spte import ACC_ALL, PT_USER, PT_WRITABLE
 from .state import ShadowPage, align, is_leaf, pages_per, pfn_of
 from .walk import Walk
 
@@ -36,6 +36,7 @@ class Inference(Identity):
         access = sp.role.access if sp.role.direct or walk is None else self._leaf_access(walk, spte)
         if not self.vm.layout.has_read:
             access |= sp.role.access & ACC_READ
+        self.host.saw_leaf(spte, level, access)
         if align(task.fault.gfn or 0, level) == gfn:
             spte = self.vm.layout.used_by_cpu(spte, task.fault.write)
         self.vm.set_leaf(sp, index, gfn, spte, access)
@@ -93,6 +94,7 @@ class Inference(Identity):
             return
         if is_leaf(new, level):
             self.host.saw(gfn, level)
+            self.host.saw_leaf(new, level, ACC_ALL)
         self.tdp.change(level, gfn, old, new)
 
     def zap_collapsible(self, base: int, end: int) -> None:

@@ -8,7 +8,16 @@ from typing import Any
 from .infer import Inference, written_gfn
 from .kernel import Kernel, detect
 from .markers import Markers
-from .parse import MMU_EVENTS, Event, fields, neighbours, parse_hva_range, parse_set_spte, parse_split, parse_tdp_change
+from .parse import (
+    MMU_EVENTS,
+    Event,
+    fields,
+    neighbours,
+    parse_hva_range,
+    parse_set_spte,
+    parse_split,
+    parse_tdp_change,
+)
 from .rmapstat import Snapshot
 from .splits import Splits, write_protect_chunk
 from .spte import Layout, detect_layout

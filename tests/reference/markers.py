@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from .infer import Inference
 from .parse import Event, fields
 from .splits import Splits, write_protect_chunk
-from .state import MAX_HUGEPAGE_LEVEL, Memslot, Vm
+from .state import LOG_DIRTY, MAX_HUGEPAGE_LEVEL, READONLY, Memslot, Vm
 
-LOG_DIRTY, READONLY = 1, 2
 MIN_ALLOC_MMU_PAGES, MEMSLOT_PAGES_TO_MMU_PAGES_RATIO = 64, 50
 INITIALLY_SET = 2
 CHUNK = 64

@@ -16,7 +16,7 @@ PAGE = re.compile(
     r" root (\d+) (sync|unsync)(?: (new|existing))?$"
 )
 SET_SPTE = re.compile(r"gfn ([0-9a-f]+) spte ([0-9a-f]+) \(\S+\) level (\d) at ([0-9a-f]+)")
-REQUESTED = re.compile(r"gfn ([0-9a-f]+) pfn [0-9a-f]+ level (\d)")
+REQUESTED = re.compile(r"gfn ([0-9a-f]+) pfn ([0-9a-f]+) level (\d)")
 TDP_CHANGED = re.compile(r"as id (\d+) gfn ([0-9a-f]+) level (\d) old_spte ([0-9a-f]+) new_spte ([0-9a-f]+)")
 PAGE_FAULT = re.compile(r"address (?:0x)?([0-9a-f]+) error_code (?:0x)?([0-9a-f]+)")
 FAST_FAULT = re.compile(r"gva ([0-9a-f]+) .* old 0x([0-9a-f]+) new ([0-9a-f]+) spurious \d fixed 1")
@@ -202,10 +202,10 @@ def parse_set_spte(text: str) -> SetSpte:
     return SetSpte(int(gfn, 16), int(spte, 16), int(level), int(address, 16))
 
 
-def parse_requested(text: str) -> tuple[int, int]:
-    """gfn and goal level of a kvm_mmu_spte_requested."""
-    gfn, level = matched(REQUESTED, text).groups()
-    return int(gfn, 16), int(level)
+def parse_requested(text: str) -> tuple[int, int, int]:
+    """gfn, pfn and goal level of a kvm_mmu_spte_requested."""
+    gfn, pfn, level = matched(REQUESTED, text).groups()
+    return int(gfn, 16), int(pfn, 16), int(level)
 
 
 def parse_tdp_change(text: str) -> TdpChange:

@@ -74,6 +74,12 @@ class Layout:
         """mmu_spte_age."""
         return spte & ~self.accessed if self.uses_ad(spte) or not self.is_ept else self.track(spte)
 
+    def can_execute(self, spte: int) -> bool:
+        """May the guest fetch through this leaf?"""
+        if self.is_tracked(spte):
+            spte = self.restore(spte)
+        return bool(spte & EPT_EXEC) if self.is_ept else not spte & PT64_NX
+
     def executable(self, spte: int, access: int) -> int:
         """make_spte_executable: what a role with `access` may fetch."""
         if self.is_tracked(spte):
@@ -106,7 +112,7 @@ ONLY_2026 = 1 << 55 | 3 << 60
 
 
 def detect_layout(leaves: Iterable[int], with_read: bool) -> Layout:
-    """The layout of the leaf SPTEs of a VM. `with_read` (four letters of access) decides where bits do not."""
+    """The layout of the leaf SPTEs of a VM; `with_read`, four letters of access, decides where bits do not."""
     ept = False
     for spte in leaves:
         if spte & ONLY_2022:

@@ -8,8 +8,9 @@ from .parse import ACC_WRITE
 from .spte import GuestFormat
 from .state import ADDRESS_MASK, ShadowPage
 
-PFERR_WRITE = 1 << 1
-"""Of an error code, and of the exit qualification of an EPT violation."""
+PFERR_WRITE, PFERR_FETCH = 1 << 1, 1 << 4
+QUALIFIED_FETCH = 1 << 2
+"""Of the exit qualification of an EPT violation, whose write bit is that of an error code."""
 
 
 @dataclass
@@ -77,8 +78,8 @@ class Fault:
 
     address: int = 0
     write: bool = False
+    fetch: bool = False
     walk: Walk | None = None
     gfn: int | None = None
     pages: dict[int, ShadowPage] = field(default_factory=dict)
     installed: bool = False
-
