@@ -82,11 +82,17 @@ class Inference(Identity):
             return
         gfn, old, new = fixed
         for level in (1, 2, 3):
-            if self.tdp.sptes.get((level, align(gfn, level))) == old and is_leaf(old, level):
+            if is_leaf(old, level) and self._same(self.tdp.sptes.get((level, align(gfn, level)), 0), old):
                 self.tdp.sptes[level, align(gfn, level)] = new
             for sp, index in self.vm.rmap.at(level, gfn):
-                if sp.sptes[index] == old and sp.role.direct:
+                spte = sp.sptes[index]
+                assert isinstance(spte, int)
+                if sp.role.direct and self._same(spte, old):
                     sp.sptes[index] = new
+
+    def _same(self, known: int, seen: int) -> bool:
+        """Equal but for A and D, which the CPU sets without a line."""
+        return self.vm.layout.compared(known) == self.vm.layout.compared(seen)
 
     def kvm_tdp_mmu_spte_changed(self, at: int, event: Event) -> None:
         as_id, gfn, level, old, new = parse_tdp_change(event.text)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import NamedTuple
+
+import pyarrow as pa
 
 LINE = re.compile(
     r"^\s*(?P<comm>.+)-(?P<pid>\d+)\s+(?:\(\s*(?P<tgid>\d+|-+)\)\s+)?\[\d+\]\s+(?:[^\s:]+\s+)?"
@@ -113,8 +116,8 @@ class Split(NamedTuple):
 
 
 def read_events(path: Path) -> Iterator[Event]:
-    """Yield the events of a native ftrace text, in the order of the file."""
-    with path.open(encoding="utf-8", errors="replace") as lines:
+    """Yield the events of a native ftrace text, plain or .zst, in the order of the file."""
+    with TextIOWrapper(pa.input_stream(path), encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, 1):
             match = LINE.match(line)
             if match is None:
