@@ -112,7 +112,7 @@ ONLY_2026 = 1 << 55 | 3 << 60
 
 
 def detect_layout(leaves: Iterable[int], with_read: bool) -> Layout:
-    """The layout of the leaf SPTEs of a VM; `with_read`, four letters of access, decides where bits do not."""
+    """The layout of the leaf SPTEs of a VM. Four letters of access (`with_read`) decide where bits do not."""
     ept = False
     for spte in leaves:
         if spte & ONLY_2022:
