@@ -18,7 +18,7 @@ from replay.run import Request, run_trace
 from replay.trace.reader import read_trace
 from tests.recorded import mutated, with_recorded_lines
 from tests.reference.through import Predicted, run_through
-from tests.scenarios import DATA, REGION, Table, make_trace, scenarios
+from tests.scenarios import DATA, REGION, Table, intel_scenarios, make_trace, scenarios
 
 POLICIES = ("v2", "v2-desc", "v2-alias", "linux-6.0", "linux-2026")
 Row = tuple[Any, ...]
@@ -91,6 +91,14 @@ def window_differences(window: Predicted, simulated: list[Row]) -> list[str]:
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(table=scenarios())
 def test_windows_of_random_traces(policy: str, table: Table) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        assert differences(make_trace(table, Path(directory)), policy) == []
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(table=intel_scenarios())
+def test_windows_of_random_intel_traces(policy: str, table: Table) -> None:
     with tempfile.TemporaryDirectory() as directory:
         assert differences(make_trace(table, Path(directory)), policy) == []
 
