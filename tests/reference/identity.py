@@ -10,18 +10,16 @@ from .host import HostPages
 from .parse import (
     Event,
     Page,
-    TdpChange,
     parse_page,
     parse_page_fault,
     parse_requested,
-    parse_tdp_change,
 )
-from .spte import ACC_ALL, LEGACY, SPTE_MMU_PRESENT, Layout, guest_format
-from .state import ShadowPage, Vm, align, is_leaf, spte_index
+from .spte import ACC_ALL, LEGACY, Layout, guest_format
+from .state import ShadowPage, Vm, align, spte_index
 from .tdp import Tdp
+from .tdp_lines import ROOT_LEVEL, TdpLines
 from .walk import PFERR_FETCH, PFERR_WRITE, QUALIFIED_FETCH, Fault, Walk
 
-ROOT_LEVEL = 4
 DIRECT_VARIANT = -1
 """Of the pages below a direct root, which differs from every indirect root in bits that no trace prints."""
 
@@ -47,10 +45,10 @@ class Identity:
         has_tdp: bool,
         layout: Layout = LEGACY,
     ) -> None:
-        self.events, self.following, self.preceding, self.has_tdp = events, following, preceding, has_tdp
+        self.events, self.has_tdp = events, has_tdp
+        self.lines = TdpLines(events, following, preceding, has_tdp)
         self.vm, self.tdp = Vm(layout=layout), Tdp()
         self.host = HostPages(self.vm)
-        self.page_before_children = False
         self.tasks: dict[int, Task] = defaultdict(Task)
         self.notes: Counter[str] = Counter()
 
@@ -104,7 +102,7 @@ class Identity:
 
     def kvm_mmu_get_page(self, at: int, event: Event) -> None:
         page = parse_page(event.text)
-        if self.is_tdp_page(at, page):
+        if self.lines.is_tdp_page(at, page):
             return
         task = self.tasks[event.pid]
         fault = task.fault
@@ -124,20 +122,6 @@ class Identity:
             self.notes["child without parent"] += 1
             return
         self.vm.link(parent, spte_index(self._address(fault), page.role.level + 1), sp)
-
-    def is_tdp_page(self, at: int, page: Page) -> bool:
-        if not self.has_tdp or not page.role.direct:
-            return False
-        if page.role.level >= ROOT_LEVEL and page.gfn == 0:
-            return True
-        event = self._neighbour(self.following, at)
-        if event is None or event.name != "kvm_tdp_mmu_spte_changed":
-            return False
-        change = parse_tdp_change(event.text)
-        return is_parent(change, page) and is_table(change.new, change.level)
-
-    def _neighbour(self, links: Sequence[int], at: int) -> Event | None:
-        return self.events[links[at]] if links[at] >= 0 else None
 
     def _is_root(self, task: Task, page: Page) -> bool:
         """Roots are got outside a walk: at level 4 and 5, for 32-bit guests at level 2. A guest with 4
@@ -271,7 +255,7 @@ class Identity:
 
     def kvm_mmu_prepare_zap_page(self, at: int, event: Event) -> None:
         page = parse_page(event.text)
-        if self._is_tdp_zap(at, page):
+        if self.lines.is_tdp_zap(at, page):
             return
         if page.invalid:
             alike = [sp for sp in self.vm.dying if sp.gfn == page.gfn and sp.role == page.role]
@@ -283,21 +267,6 @@ class Identity:
             self.notes["zapped page unknown"] += 1
             return
         self.vm.zap_page(alike[0], page.root_count)
-
-    def _is_tdp_zap(self, at: int, page: Page) -> bool:
-        event = self._neighbour(self.following if self.page_before_children else self.preceding, at)
-        if (
-            not self.has_tdp
-            or not page.role.direct
-            or event is None
-            or event.name != "kvm_tdp_mmu_spte_changed"
-        ):
-            return False
-        change = parse_tdp_change(event.text)
-        if self.page_before_children and change.level == page.role.level:
-            inside = align(change.gfn, change.level + 1) == page.gfn
-            return inside and not change.new & SPTE_MMU_PRESENT
-        return is_parent(change, page) and is_table(change.old, change.level)
 
     def kvm_mmu_unsync_page(self, at: int, event: Event) -> None:
         self._set_unsync(event, True)
@@ -316,12 +285,3 @@ class Identity:
         self.vm.gen = int(words[1]) ^ 1
         if int(words[3], 16) != self.vm.n_used:
             self.notes["used_pages differs"] += 1
-
-
-def is_parent(change: TdpChange, page: Page) -> bool:
-    """Is it the SPTE that links `page`?"""
-    return change.level == page.role.level + 1 and change.gfn == page.gfn
-
-
-def is_table(spte: int, level: int) -> bool:
-    return bool(spte & SPTE_MMU_PRESENT) and not is_leaf(spte, level)

@@ -40,7 +40,7 @@ class Machine:
     ) -> None:
         self.events, self.stats, self.kernel = events, stats, kernel
         self.inference = Inference(events, *links, has_tdp, layout)
-        self.inference.page_before_children = kernel.with_read
+        self.inference.lines.page_before_children = kernel.with_read
         self.vm = self.inference.vm
         self.vm.rmap.head_first = kernel.late
         self.splits = Splits(events, self.inference, kernel)
