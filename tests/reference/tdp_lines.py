@@ -12,7 +12,9 @@ ROOT_LEVEL = 4
 
 
 class TdpLines:
-    """`following` and `preceding` are the neighbours of each event in its task; since 7.x a page comes first."""
+    """`following` and `preceding` are the neighbours of each event in its task. Since 7.x a page comes before
+    its SPTEs.
+    """
 
     def __init__(
         self, events: Sequence[Event], following: Sequence[int], preceding: Sequence[int], has_tdp: bool
