@@ -179,6 +179,23 @@ def scenarios(draw: Draw, kinds: tuple[str, ...] = KINDS) -> Table:
     return {"name": "random", "description": "made by a test", "vm": vms, "step": timeline(draw, vms)}
 
 
+@st.composite
+def intel_scenarios(draw: Draw) -> Table:
+    """A scenario of an Intel host: either SPTE layout, PML on or off, L1's EPT with and without A/D."""
+    table = draw(scenarios(kinds=("tdp", "direct")))
+    for vm in table["vm"]:
+        for root in vm["root"]:
+            if root["kind"] != "nested":
+                continue
+            root["ad"] = draw(st.booleans())
+            for item in root["map"]:
+                item["access"] = draw(st.sampled_from(("rwx", "rwx", "rw", "rx", "r", "x")))
+                if root["ad"]:
+                    item["dirty"] = draw(st.booleans())
+    layout = draw(st.sampled_from(("2022", "2026")))
+    return table | {"cpu": "intel", "spte_layout": layout, "pml": draw(st.booleans())}
+
+
 def toml(table: Table) -> str:
     """The tables as TOML, one step a line."""
     lines = [f"{key} = {_value(value)}" for key, value in table.items() if key not in ("vm", "step")]

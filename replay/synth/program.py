@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from replay.synth.kvm import events, fault, play
+from replay.synth.kvm import events, fault, play, spte
 from replay.synth.kvm import state as st
 from replay.synth.kvm.lines import Texts
-from replay.synth.scenario import Root, Scenario, Slot, Vm
+from replay.synth.scenario import Mapping, Root, Scenario, Slot, Vm
 from replay.synth.steps import ALL_ONES, Step
 from replay.synth.toml import PAGE_SHIFT, pages
 
@@ -16,6 +16,7 @@ DATA_PFN = 0x100000
 KVM_DIRTY_LOG_INITIALLY_SET = 2
 KINDS = {"tdp": st.KIND_TDP, "direct": st.KIND_DIRECT, "nested": st.KIND_NESTED, "shadow": st.KIND_SHADOW}
 ACCESSES = {"read": fault.READ, "write": fault.WRITE, "exec": fault.EXEC, "random": play.ACCESS_RANDOM}
+LAYOUTS = {"2022": spte.EPT_2022, "2026": spte.EPT_2026}
 LARGE = 1 << 61
 """Stands for all larger numbers: none of them is ever valid."""
 
@@ -25,6 +26,9 @@ class Program:
 
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
+        cpu = scenario.cpu
+        self.layout = list(LAYOUTS[cpu.spte_layout] if cpu.is_intel else spte.LEGACY)
+        self.layout[spte.PML] = cpu.pml
         self.steps: list[Step | None] = []  # of each instruction
         self.rows: list[list[int]] = []
         self.texts = Texts(bytes(events.TEXTS.bytes))
@@ -102,9 +106,21 @@ class Program:
         row = [0] * st.ROOT_COLUMNS
         row[st.ROOT_KIND], row[st.ROOT_USER] = KINDS[root.kind], root.user or root.kind == "nested"
         row[st.ROOT_SP], row[st.ROOT_MAP] = st.NONE, len(self.mapping_rows)
-        self.mapping_rows += sorted([m.addr, m.gfn, m.size, m.level, m.access] for m in root.mappings)
+        if root.kind == "nested":
+            ad = root.ad or not self.scenario.cpu.is_intel
+            row[st.ROOT_MODE] = spte.NESTED if ad else spte.NESTED_WITHOUT_AD
+        self.mapping_rows += sorted(
+            [m.addr, m.gfn, m.size, m.level, self._access(m), not m.dirty] for m in root.mappings
+        )
         row[st.ROOT_MAP_END] = len(self.mapping_rows)
         return row
+
+    def _access(self, mapping: Mapping) -> int:
+        """ACC_* bits of a leaf entry: what permits to read is the user bit but in the layout of 2026."""
+        access = mapping.access
+        if self.layout[spte.ACC_CAN_READ] == spte.ACC_READ and access & spte.ACC_USER:
+            access ^= spte.ACC_USER | spte.ACC_READ
+        return access
 
     # -- steps -------------------------------------------------------------------------------------
 

@@ -17,10 +17,12 @@ from replay.text_files import TextFileError, parse_toml, read_text_file
 
 MAX_SCENARIO_BYTES = 16 << 20
 KERNELS = ("6.1",)
+CPUS = ("amd", "intel")
+SPTE_LAYOUTS = ("2022", "2026")
 PHYSICAL_BITS = 52
 ROOT_KINDS = ("shadow", "nested", "direct", "tdp")
-ACCESS_LETTERS = {"x": 1, "w": 2, "u": 4}
-"""Access bits of ``role.access``: ACC_EXEC_MASK, ACC_WRITE_MASK, ACC_USER_MASK."""
+ACCESS_LETTERS = {"x": 1, "w": 2, "r": 4}
+"""Access bits of ``role.access``: ACC_EXEC_MASK, ACC_WRITE_MASK, and ACC_USER_MASK for what can be read."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,33 @@ class Mapping:
     size: int
     level: int
     access: int
+    dirty: bool
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """The host's CPU and how its KVM uses it: the layout of SPTEs is Intel's alone, as is PML."""
+
+    vendor: str
+    spte_layout: str
+    pml: bool
+
+    @property
+    def is_intel(self) -> bool:
+        return self.vendor == "intel"
 
 
 @dataclass(frozen=True)
 class Root:
-    """A root page table: guest page tables to shadow, or the gpa space itself (tdp, direct)."""
+    """A root page table: guest page tables to shadow, or the gpa space itself (tdp, direct).
+
+    ``ad`` tells whether L1's EPTP of a nested root on Intel has A/D bits on.
+    """
 
     name: str
     kind: str
     user: bool
+    ad: bool
     mappings: tuple[Mapping, ...]
 
 
@@ -91,6 +111,7 @@ class Scenario:
     name: str
     description: str
     kernel: str
+    cpu: Cpu
     vms: tuple[Vm, ...]
     steps: tuple[Step, ...] = field(repr=False)
 
@@ -117,17 +138,33 @@ def load_scenario(path: str | os.PathLike[str]) -> Scenario:
         raise top.error("name", f"{title!r} is not one word")
     description = top.get("description", str)
     kernel = top.choice("kernel", KERNELS, KERNELS[0])
-    vms = _read_vms(top)
+    cpu = _read_cpu(top)
+    vms = _read_vms(top, cpu)
     known: Known = {
         vm.name: {"root": [root.name for root in vm.roots], "slot": [slot.id for slot in vm.slots]}
         for vm in vms
     }
     steps = read_steps(top.tables("step"), known)
     top.done()
-    return Scenario(name, title, description, kernel, vms, steps)
+    return Scenario(name, title, description, kernel, cpu, vms, steps)
 
 
-def _read_vms(top: Table) -> tuple[Vm, ...]:
+def _read_cpu(top: Table) -> Cpu:
+    vendor = top.choice("cpu", CPUS, CPUS[0])
+    if vendor != "intel":
+        _refuse(top, ("spte_layout", "pml"), 'needs cpu = "intel"')
+    layout = top.choice("spte_layout", SPTE_LAYOUTS, SPTE_LAYOUTS[0])
+    return Cpu(vendor, layout, top.get("pml", bool, vendor == "intel"))
+
+
+def _refuse(table: Table, keys: tuple[str, ...], reason: str) -> None:
+    """Complain about the first of ``keys`` that the table has."""
+    for key in keys:
+        if key in table.content:
+            raise table.error(key, reason)
+
+
+def _read_vms(top: Table, cpu: Cpu) -> tuple[Vm, ...]:
     vms: list[Vm] = []
     for table in top.tables("vm"):
         name = table.get("name", str, "vm")
@@ -142,7 +179,7 @@ def _read_vms(top: Table) -> tuple[Vm, ...]:
         if any(name == vm.name or pid == vm.pid for vm in vms):
             raise table.error("name", f"another VM has the name '{name}' or the pid {pid}")
         slots = _read_slots(table)
-        vm = Vm(name, pid, comm, vcpus, table_gfn, slots, _read_roots(table, slots))
+        vm = Vm(name, pid, comm, vcpus, table_gfn, slots, _read_roots(table, slots, cpu))
         if any(root.mappings for root in vm.roots) and not _inside(slots, table_gfn, 1):
             raise table.error("table_gfn", f"guest page tables at gfn {table_gfn:#x} are outside every slot")
         table.done()
@@ -182,7 +219,7 @@ def _read_slots(vm: Table) -> tuple[Slot, ...]:
     return tuple(slots)
 
 
-def _read_roots(vm: Table, slots: tuple[Slot, ...]) -> tuple[Root, ...]:
+def _read_roots(vm: Table, slots: tuple[Slot, ...], cpu: Cpu) -> tuple[Root, ...]:
     roots: list[Root] = []
     for table in vm.tables("root"):
         name = table.get("name", str)
@@ -190,12 +227,18 @@ def _read_roots(vm: Table, slots: tuple[Slot, ...]) -> tuple[Root, ...]:
         user = table.get("user", bool, kind == "nested")
         if any(name == other.name for other in roots):
             raise table.error("name", f"root '{name}' is declared twice")
-        mappings = _read_mappings(table, slots)
+        is_ept = cpu.is_intel and kind == "nested"
+        if cpu.is_intel and kind == "shadow":
+            raise table.error("kind", "shadow roots (ept=0) are as those of npt=0: leave out cpu")
+        if not is_ept:
+            _refuse(table, ("ad",), 'needs a nested root and cpu = "intel"')
+        ad = table.get("ad", bool, not is_ept)
+        mappings = _read_mappings(table, slots, is_ept, ad)
         if bool(mappings) != (kind in ("shadow", "nested")):
             needs = "needs" if not mappings else "maps guest memory as it is and takes no"
             raise table.error("kind", f"a {kind} root {needs} [[vm.root.map]]")
         table.done()
-        roots.append(Root(name, kind, user, mappings))
+        roots.append(Root(name, kind, user, ad, mappings))
     kinds = [root.kind for root in roots]
     if kinds.count("tdp") + kinds.count("direct") > 1:
         raise vm.error("root", "a VM has one tdp or direct root")
@@ -206,15 +249,19 @@ def _read_roots(vm: Table, slots: tuple[Slot, ...]) -> tuple[Root, ...]:
     return tuple(roots)
 
 
-def _read_mappings(root: Table, slots: tuple[Slot, ...]) -> tuple[Mapping, ...]:
+def _read_mappings(root: Table, slots: tuple[Slot, ...], is_ept: bool, ad: bool) -> tuple[Mapping, ...]:
     mappings: list[Mapping] = []
     for table in root.tables("map"):
         level = LEVELS[table.choice("page", tuple(LEVELS), "4k")]
         letters = table.get("access", str, "rwx")
-        if not re.fullmatch(r"rw?x?", letters):
-            raise table.error("access", f"'{letters}' is none of r, rw, rx, rwx")
-        access = ACCESS_LETTERS["u"] + sum(ACCESS_LETTERS[letter] for letter in letters if letter != "r")
-        mapping = Mapping(table.get("addr", int), table.get("gfn", int), table.size("size"), level, access)
+        if not re.fullmatch(r"rw?x?|x" if is_ept else r"rw?x?", letters):
+            raise table.error("access", f"'{letters}' is none of r, rw, rx, rwx" + ", x" * is_ept)
+        access = sum(ACCESS_LETTERS[letter] for letter in letters)
+        dirty = table.get("dirty", bool, True)
+        if not dirty and not ad:
+            raise table.error("dirty", "leaf entries of this root have no D bit")
+        addr, gfn, size = table.get("addr", int), table.get("gfn", int), table.size("size")
+        mapping = Mapping(addr, gfn, size, level, access, dirty)
         page = pages(level) << PAGE_SHIFT
         if mapping.addr % page or mapping.gfn % pages(level) or mapping.size % page or not mapping.size:
             raise table.error(None, f"addr, gfn and size are not multiples of the page size {page:#x}")

@@ -103,6 +103,7 @@ class Timeline:
         vcpus = max(len(vm.vcpus) for vm in self.scenario.vms)
         return st.Model(
             ctl=ctl,
+            layout=np.array(program.layout, np.int64),
             vm=rows(program.vm_rows, st.VM_COLUMNS),
             slot=rows(program.slot_rows, st.SLOT_COLUMNS),
             root=rows(program.root_rows, st.ROOT_COLUMNS),

@@ -30,6 +30,8 @@ GOLDEN_SCHEMA = "replay.expected/1"
 GOLDEN_SUFFIX = ".expected.json"
 OPTION_NAMES = {"split_at": (str,), "resched": (str,), "max_mmu_pages": (int, NoneType), "nested": (str,)}
 """The options of a run that a golden file keeps, and their types; ``nested`` only where it is not auto."""
+KERNEL_KNOBS = ("rmap_order", "clear_end")
+"""Knobs that the age of the recording kernel decides, whatever its policy."""
 
 _IDENTITY = ("window", "vm", "mmu", "gfn", "level", "role", "spte")
 _RESULT = ("outcome", "installed", "nonpresent", "reused", "child_created", "retries", "flush")
@@ -114,9 +116,13 @@ def _digest(outcomes: list[Attempt]) -> str:
 
 
 def policy_of(golden: Golden) -> Policy:
-    """The policy that a golden file was made with: by its name, or else from its knobs alone."""
+    """The policy that a golden file was made with: by its name, or else from its knobs alone.
+
+    Knobs that the age of the recording kernel decides are the golden file's.
+    """
+    kernel = {name: golden.knobs[name] for name in KERNEL_KNOBS if name in golden.knobs}
     try:
-        return Policy.parse(golden.policy)
+        return Policy.parse(golden.policy).with_knobs(kernel, "golden file")
     except ReplayError:
         return Policy(name=golden.policy).with_knobs(golden.knobs, f"golden file, policy {golden.policy!r}")
 

@@ -6,20 +6,20 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from .host import HostPages
 from .parse import (
     Event,
     Page,
-    TdpChange,
     parse_page,
     parse_page_fault,
     parse_requested,
-    parse_tdp_change,
 )
-from .state import SPTE_MMU_PRESENT, ShadowPage, Vm, align, is_leaf, spte_index
+from .spte import ACC_ALL, LEGACY, Layout, guest_format
+from .state import ShadowPage, Vm, align, spte_index
 from .tdp import Tdp
-from .walk import ACC_ALL, PFERR_WRITE, Fault, Walk
+from .tdp_lines import ROOT_LEVEL, TdpLines
+from .walk import PFERR_FETCH, PFERR_WRITE, QUALIFIED_FETCH, Fault, Walk
 
-ROOT_LEVEL = 4
 DIRECT_VARIANT = -1
 """Of the pages below a direct root, which differs from every indirect root in bits that no trace prints."""
 
@@ -38,27 +38,36 @@ class Identity:
     """Faults and shadow pages of one VM; `notes` counts what could not be placed."""
 
     def __init__(
-        self, events: Sequence[Event], following: Sequence[int], preceding: Sequence[int], has_tdp: bool
+        self,
+        events: Sequence[Event],
+        following: Sequence[int],
+        preceding: Sequence[int],
+        has_tdp: bool,
+        layout: Layout = LEGACY,
     ) -> None:
-        self.events, self.following, self.preceding, self.has_tdp = events, following, preceding, has_tdp
-        self.vm, self.tdp = Vm(), Tdp()
-        self.page_before_children = False
+        self.events, self.has_tdp = events, has_tdp
+        self.lines = TdpLines(events, following, preceding, has_tdp)
+        self.vm, self.tdp = Vm(layout=layout), Tdp()
+        self.host = HostPages(self.vm)
         self.tasks: dict[int, Task] = defaultdict(Task)
-        self.host_huge: dict[int, set[int]] = {2: set(), 3: set()}
         self.notes: Counter[str] = Counter()
 
     # the fault
 
     def kvm_page_fault(self, at: int, event: Event) -> None:
         address, error = parse_page_fault(event.text)
-        self.tasks[event.pid].fault = Fault(address, bool(error & PFERR_WRITE))
+        fetch = error & (QUALIFIED_FETCH if self.vm.layout.is_ept else PFERR_FETCH)
+        self.tasks[event.pid].fault = Fault(address, bool(error & PFERR_WRITE), bool(fetch))
 
     def kvm_mmu_pagetable_walk(self, at: int, event: Event) -> None:
         words = event.text.split()
         fault = self.tasks[event.pid].fault
         if fault.gfn is not None:
-            self.tasks[event.pid].fault = fault = Fault(fault.address, fault.write)
-        fault.walk = Walk(int(words[1], 16), bool(int(words[3], 16) & PFERR_WRITE))
+            self.tasks[event.pid].fault = fault = Fault(fault.address, fault.write, fault.fetch)
+        root = self.tasks[event.pid].root
+        form = guest_format(self.vm.layout, root is not None and root.role.ad)
+        access = int(words[3], 16)
+        fault.walk = Walk(int(words[1], 16), bool(access & PFERR_WRITE), form)
 
     def kvm_mmu_paging_element(self, at: int, event: Event) -> None:
         words = event.text.split()
@@ -70,11 +79,11 @@ class Identity:
         """A walk that ends elsewhere was the emulator's. 5.10 prints the gfn of the address, not of what it
         maps.
         """
-        gfn, level = parse_requested(event.text)
+        gfn, pfn, level = parse_requested(event.text)
         task = self.tasks[event.pid]
         fault = task.fault
         if fault.gfn is not None:
-            task.fault = fault = Fault(fault.address, fault.write, fault.walk)
+            task.fault = fault = Fault(fault.address, fault.write, fault.fetch, fault.walk)
         fault.gfn = gfn
         walk = fault.walk
         mapped = walk.mapped_gfn(self._gpte_bytes(task)) if walk is not None and walk.gptes else None
@@ -82,20 +91,18 @@ class Identity:
             fault.walk = None
         else:
             fault.gfn = mapped
-        self._saw_host_level(fault.gfn, level)
+        self.host.saw(fault.gfn, level)
+        if level == 1 and (fault.walk is None or fault.walk.leaf > 1):
+            self.host.saw_small(fault.gfn, pfn, fault.fetch)
 
     def _gpte_bytes(self, task: Task) -> int:
         return task.root.role.gpte_bytes if task.root is not None else 8
-
-    def _saw_host_level(self, gfn: int, level: int) -> None:
-        for huge in range(2, level + 1):
-            self.host_huge[huge].add(align(gfn, huge))
 
     # shadow pages
 
     def kvm_mmu_get_page(self, at: int, event: Event) -> None:
         page = parse_page(event.text)
-        if self.is_tdp_page(at, page):
+        if self.lines.is_tdp_page(at, page):
             return
         task = self.tasks[event.pid]
         fault = task.fault
@@ -115,20 +122,6 @@ class Identity:
             self.notes["child without parent"] += 1
             return
         self.vm.link(parent, spte_index(self._address(fault), page.role.level + 1), sp)
-
-    def is_tdp_page(self, at: int, page: Page) -> bool:
-        if not self.has_tdp or not page.role.direct:
-            return False
-        if page.role.level >= ROOT_LEVEL and page.gfn == 0:
-            return True
-        event = self._neighbour(self.following, at)
-        if event is None or event.name != "kvm_tdp_mmu_spte_changed":
-            return False
-        change = parse_tdp_change(event.text)
-        return is_parent(change, page) and is_table(change.new, change.level)
-
-    def _neighbour(self, links: Sequence[int], at: int) -> Event | None:
-        return self.events[links[at]] if links[at] >= 0 else None
 
     def _is_root(self, task: Task, page: Page) -> bool:
         """Roots are got outside a walk: at level 4 and 5, for 32-bit guests at level 2. A guest with 4
@@ -245,22 +238,24 @@ class Identity:
     ) -> ShadowPage | None:
         """A silent level that no link explains: the hash, the task's variant first."""
         like = task.root.role if task.root is not None else None
+        walk = task.fault.walk
+        compared = walk.format.all if walk is not None else ACC_ALL
         found = [
             sp
             for sp in self.vm.by_gfn.get(gfn, ())
             if sp.role.level == level
             and sp.role.direct == direct
-            and sp.role.access & ACC_ALL == access
+            and sp.role.access & compared == access
             and (sp.role.gpte_bytes != 4 or level > 1 or sp.role.quadrant == (address >> 21 & 1))
             and (like is None or sp.role.gpte_bytes == like.gpte_bytes)
         ]
-        variant = task.variant if task.fault.walk is not None else DIRECT_VARIANT
+        variant = task.variant if walk is not None else DIRECT_VARIANT
         found.sort(key=lambda sp: (sp.gen != self.vm.gen, sp.variant != variant))
         return found[0] if found else None
 
     def kvm_mmu_prepare_zap_page(self, at: int, event: Event) -> None:
         page = parse_page(event.text)
-        if self._is_tdp_zap(at, page):
+        if self.lines.is_tdp_zap(at, page):
             return
         if page.invalid:
             alike = [sp for sp in self.vm.dying if sp.gfn == page.gfn and sp.role == page.role]
@@ -272,21 +267,6 @@ class Identity:
             self.notes["zapped page unknown"] += 1
             return
         self.vm.zap_page(alike[0], page.root_count)
-
-    def _is_tdp_zap(self, at: int, page: Page) -> bool:
-        event = self._neighbour(self.following if self.page_before_children else self.preceding, at)
-        if (
-            not self.has_tdp
-            or not page.role.direct
-            or event is None
-            or event.name != "kvm_tdp_mmu_spte_changed"
-        ):
-            return False
-        change = parse_tdp_change(event.text)
-        if self.page_before_children and change.level == page.role.level:
-            inside = align(change.gfn, change.level + 1) == page.gfn
-            return inside and not change.new & SPTE_MMU_PRESENT
-        return is_parent(change, page) and is_table(change.old, change.level)
 
     def kvm_mmu_unsync_page(self, at: int, event: Event) -> None:
         self._set_unsync(event, True)
@@ -305,12 +285,3 @@ class Identity:
         self.vm.gen = int(words[1]) ^ 1
         if int(words[3], 16) != self.vm.n_used:
             self.notes["used_pages differs"] += 1
-
-
-def is_parent(change: TdpChange, page: Page) -> bool:
-    """Is it the SPTE that links `page`?"""
-    return change.level == page.role.level + 1 and change.gfn == page.gfn
-
-
-def is_table(spte: int, level: int) -> bool:
-    return bool(spte & SPTE_MMU_PRESENT) and not is_leaf(spte, level)

@@ -12,7 +12,8 @@ from .parse import (
     parse_set_spte,
     parse_tdp_change,
 )
-from .state import PT_ACCESSED, PT_DIRTY, PT_USER, PT_WRITABLE, ShadowPage, align, is_leaf, pages_per, pfn_of
+from .spte import ACC_ALL, PT_USER, PT_WRITABLE
+from .state import ShadowPage, align, is_leaf, pages_per, pfn_of
 from .walk import Walk
 
 
@@ -21,7 +22,7 @@ class Inference(Identity):
 
     def kvm_mmu_set_spte(self, at: int, event: Event) -> None:
         gfn, spte, level, address = parse_set_spte(event.text)
-        self._saw_host_level(gfn, level)
+        self.host.saw(gfn, level)
         table, index = address & ~0xFFF, (address & 0xFFF) >> 3
         if table in self.tdp.tables and table not in self.vm.tables:
             return
@@ -33,9 +34,11 @@ class Inference(Identity):
         self._one_pfn(sp, index, gfn, spte, level)
         walk = task.fault.walk
         access = sp.role.access if sp.role.direct or walk is None else self._leaf_access(walk, spte)
-        access |= ACC_READ if sp.role.access & ACC_READ else 0
+        if not self.vm.layout.has_read:
+            access |= sp.role.access & ACC_READ
+        self.host.saw_leaf(spte, level, access)
         if align(task.fault.gfn or 0, level) == gfn:
-            spte = used_by_cpu(spte, task.fault.write)
+            spte = self.vm.layout.used_by_cpu(spte, task.fault.write)
         self.vm.set_leaf(sp, index, gfn, spte, access)
 
     def _page_of_spte(self, task: Task, table: int, index: int, gfn: int, level: int) -> ShadowPage | None:
@@ -56,7 +59,7 @@ class Inference(Identity):
     def _leaf_access(self, walk: Walk, spte: int) -> int:
         """With CR0.WP clear a supervisor write to a read-only user page is mapped writable and not user."""
         access = walk.leaf_access()
-        if access & ACC_USER and not spte & PT_USER:
+        if not self.vm.layout.is_ept and access & ACC_USER and not spte & PT_USER:
             access = (access | ACC_WRITE) & ~ACC_USER
         return access
 
@@ -79,18 +82,25 @@ class Inference(Identity):
             return
         gfn, old, new = fixed
         for level in (1, 2, 3):
-            if self.tdp.sptes.get((level, align(gfn, level))) == old and is_leaf(old, level):
+            if is_leaf(old, level) and self._same(self.tdp.sptes.get((level, align(gfn, level)), 0), old):
                 self.tdp.sptes[level, align(gfn, level)] = new
             for sp, index in self.vm.rmap.at(level, gfn):
-                if sp.sptes[index] == old and sp.role.direct:
+                spte = sp.sptes[index]
+                assert isinstance(spte, int)
+                if sp.role.direct and self._same(spte, old):
                     sp.sptes[index] = new
+
+    def _same(self, known: int, seen: int) -> bool:
+        """Equal but for A and D, which the CPU sets without a line."""
+        return self.vm.layout.compared(known) == self.vm.layout.compared(seen)
 
     def kvm_tdp_mmu_spte_changed(self, at: int, event: Event) -> None:
         as_id, gfn, level, old, new = parse_tdp_change(event.text)
         if as_id:
             return
         if is_leaf(new, level):
-            self._saw_host_level(gfn, level)
+            self.host.saw(gfn, level)
+            self.host.saw_leaf(new, level, ACC_ALL)
         self.tdp.change(level, gfn, old, new)
 
     def zap_collapsible(self, base: int, end: int) -> None:
@@ -105,13 +115,10 @@ class Inference(Identity):
         while again:
             again = False
             for sp, index in self.vm.rmap.at(level, gfn):
-                if sp.role.direct and level < self._host_level(sp.gfn):
+                if sp.role.direct and level < self.host.max_mapping_level(sp.gfn):
                     self.vm.drop_spte(sp, index)
                     again = True
                     break
-
-    def _host_level(self, gfn: int) -> int:
-        return next((level for level in (3, 2) if align(gfn, level) in self.host_huge[level]), 1)
 
 
 def fits(sp: ShadowPage, index: int, gfn: int, level: int) -> bool:
@@ -122,10 +129,3 @@ def written_gfn(text: str) -> int | None:
     """The gfn of a kvm_mmu_set_spte that makes a 4K page writable."""
     change = parse_set_spte(text)
     return change.gfn if change.level == 1 and change.spte & PT_WRITABLE else None
-
-
-def used_by_cpu(spte: int, write: bool) -> int:
-    """The access that faulted is done again and sets A and D. make_spte leaves D clear over a writable
-    SPTE.
-    """
-    return spte | PT_ACCESSED | (PT_DIRTY if write and spte & PT_WRITABLE else 0)

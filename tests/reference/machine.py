@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .infer import Inference, written_gfn
 from .kernel import Kernel, detect
 from .markers import Markers
-from .parse import MMU_EVENTS, Event, fields, neighbours, parse_unmap
+from .parse import (
+    MMU_EVENTS,
+    Event,
+    fields,
+    neighbours,
+    parse_hva_range,
+    parse_set_spte,
+    parse_split,
+    parse_tdp_change,
+)
 from .rmapstat import Snapshot
 from .splits import Splits, write_protect_chunk
-from .state import MAX_HUGEPAGE_LEVEL, Memslot
+from .spte import Layout, detect_layout
+from .state import MAX_HUGEPAGE_LEVEL, Memslot, is_leaf
 
 DELETE = 1
 
@@ -24,12 +34,13 @@ class Machine:
         events: Sequence[Event],
         links: tuple[list[int], list[int]],
         has_tdp: bool,
+        layout: Layout,
         kernel: Kernel,
         stats: dict[str, list[str]],
     ) -> None:
         self.events, self.stats, self.kernel = events, stats, kernel
-        self.inference = Inference(events, *links, has_tdp)
-        self.inference.page_before_children = kernel.with_read
+        self.inference = Inference(events, *links, has_tdp, layout)
+        self.inference.lines.page_before_children = kernel.with_read
         self.vm = self.inference.vm
         self.vm.rmap.head_first = kernel.late
         self.splits = Splits(events, self.inference, kernel)
@@ -77,7 +88,10 @@ class Machine:
         value = fields(event.text)
         name, pid = event.name, event.pid
         if name == "kvm_unmap_hva_range":
-            self._unmap(*parse_unmap(event.text))
+            for first, last in self._gfns(*parse_hva_range(event.text)):
+                self.vm.unmap_gfns(first, last)
+        elif name == "kvm_age_hva":
+            self._age(*parse_hva_range(event.text))
         elif name == "set_region":
             self.regions[pid] = value
         elif name == "commit_region":
@@ -97,19 +111,26 @@ class Machine:
                 write_protect_chunk(self.vm, self.regions[pid]["start"], self.regions[pid]["end"])
         elif name == "slot_remove_write_access":
             self._remove_write_access(pid, value["start_level"])
+        elif name == "slot_leaf_clear_dirty":
+            self._leaf_clear_dirty(pid)
         elif name in ("zap_collapsible", "recover_huge"):
             slot = self._slot(pid)
             if slot is not None:
                 self.inference.zap_collapsible(slot.base, slot.end)
 
-    def _unmap(self, start: int, end: int) -> None:
-        """The host takes [start, end) of its addresses away, in whole pages."""
+    def _gfns(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """First and last gfn of each slot that maps a part of [start, end) of the host's addresses."""
         for slot in self.vm.slots.values():
             first, last = max(start, slot.hva), min(end, slot.hva + (slot.npages << 12)) - 1
             if slot.hva and first <= last:
-                self.vm.unmap_gfns(
-                    slot.base + ((first - slot.hva) >> 12), slot.base + ((last - slot.hva) >> 12)
-                )
+                yield slot.base + ((first - slot.hva) >> 12), slot.base + ((last - slot.hva) >> 12)
+
+    def _age(self, start: int, end: int) -> None:
+        """Addresses that no slot is known to map may be those of any slot."""
+        known = list(self._gfns(start, end))
+        self.vm.aged |= not known
+        for first, last in known:
+            self.vm.age_gfns(first, last)
 
     def _slot(self, pid: int) -> Memslot | None:
         return self.vm.slots.get(self.regions.get(pid, {}).get("slot", -1))
@@ -132,6 +153,13 @@ class Machine:
         for level in range(start_level, MAX_HUGEPAGE_LEVEL + 1):
             for head in self.vm.heads_in(slot, level):
                 self.vm.write_protect(level, head, pt_protect=False)
+
+    def _leaf_clear_dirty(self, pid: int) -> None:
+        """kvm_mmu_slot_leaf_clear_dirty, the 4K pass of hosts with PML."""
+        slot = self._slot(pid)
+        if slot is not None:
+            for gfn in self.vm.heads_in(slot, 1):
+                self.vm.clear_dirty(gfn)
 
     def _marker(self, at: int, event: Event) -> None:
         if not self.probed:
@@ -157,12 +185,32 @@ class Vms:
         self.kernel = kernel or detect(events)
         stats = info.get("mmu_rmaps_stat", {})
         self.machines = {
-            tgid: Machine(events, links, tgid in tdp, self.kernel, stats)
+            tgid: Machine(events, links, tgid in tdp, self._layout(tgid), self.kernel, stats)
             for tgid in sorted({event.tgid for event in events})
         }
+
+    def _layout(self, tgid: int) -> Layout:
+        mine = (event for event in self.events if event.tgid == tgid)
+        return detect_layout((spte for event in mine for spte in leaves(event)), self.kernel.with_read)
 
     def run(self) -> None:
         for at, event in enumerate(self.events):
             self.machines[event.tgid].apply(at)
         for machine in self.machines.values():
             machine.finish()
+
+
+def leaves(event: Event) -> list[int]:
+    """The leaf SPTEs of a line, of either MMU."""
+    if event.name == "kvm_mmu_set_spte":
+        set_spte = parse_set_spte(event.text)
+        found = [(set_spte.spte, set_spte.level)]
+    elif event.name == "kvm_tdp_mmu_spte_changed":
+        change = parse_tdp_change(event.text)
+        found = [(change.old, change.level), (change.new, change.level)]
+    elif event.name == "kvm_mmu_split_huge_page":
+        split = parse_split(event.text)
+        found = [(split.spte, split.level)]
+    else:
+        return []
+    return [spte for spte, level in found if is_leaf(spte, level)]

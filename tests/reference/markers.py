@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from .infer import Inference
 from .parse import Event, fields
 from .splits import Splits, write_protect_chunk
-from .state import MAX_HUGEPAGE_LEVEL, Memslot, Vm
+from .state import LOG_DIRTY, MAX_HUGEPAGE_LEVEL, READONLY, Memslot, Vm
 
-LOG_DIRTY, READONLY = 1, 2
 MIN_ALLOC_MMU_PAGES, MEMSLOT_PAGES_TO_MMU_PAGES_RATIO = 64, 50
 INITIALLY_SET = 2
 CHUNK = 64
@@ -59,6 +58,8 @@ class Markers:
             Memslot(value["base_gfn"], value["npages"], value["flags"], value.get("hva", 0)),
         )
         old = slots.get(number)
+        if old is not None and not new.hva and (new.base, new.npages) == (old.base, old.npages):
+            new.hva = old.hva
         if new.npages:
             slots[number] = new
         else:

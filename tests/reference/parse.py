@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import NamedTuple
+
+import pyarrow as pa
 
 LINE = re.compile(
     r"^\s*(?P<comm>.+)-(?P<pid>\d+)\s+(?:\(\s*(?P<tgid>\d+|-+)\)\s+)?\[\d+\]\s+(?:[^\s:]+\s+)?"
@@ -16,11 +19,11 @@ PAGE = re.compile(
     r" root (\d+) (sync|unsync)(?: (new|existing))?$"
 )
 SET_SPTE = re.compile(r"gfn ([0-9a-f]+) spte ([0-9a-f]+) \(\S+\) level (\d) at ([0-9a-f]+)")
-REQUESTED = re.compile(r"gfn ([0-9a-f]+) pfn [0-9a-f]+ level (\d)")
+REQUESTED = re.compile(r"gfn ([0-9a-f]+) pfn ([0-9a-f]+) level (\d)")
 TDP_CHANGED = re.compile(r"as id (\d+) gfn ([0-9a-f]+) level (\d) old_spte ([0-9a-f]+) new_spte ([0-9a-f]+)")
 PAGE_FAULT = re.compile(r"address (?:0x)?([0-9a-f]+) error_code (?:0x)?([0-9a-f]+)")
 FAST_FAULT = re.compile(r"gva ([0-9a-f]+) .* old 0x([0-9a-f]+) new ([0-9a-f]+) spurious \d fixed 1")
-UNMAP = re.compile(r"range: 0x([0-9a-f]+) -- 0x([0-9a-f]+)")
+HVA_RANGE = re.compile(r": 0x([0-9a-f]+) -- 0x([0-9a-f]+)")
 KEY_VALUE = re.compile(r"(\w+)=(\S+)")
 
 ACC_EXEC, ACC_WRITE, ACC_USER, ACC_READ = 1, 2, 4, 8
@@ -113,8 +116,8 @@ class Split(NamedTuple):
 
 
 def read_events(path: Path) -> Iterator[Event]:
-    """Yield the events of a native ftrace text, in the order of the file."""
-    with path.open(encoding="utf-8", errors="replace") as lines:
+    """Yield the events of a native ftrace text, plain or .zst, in the order of the file."""
+    with TextIOWrapper(pa.input_stream(path), encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, 1):
             match = LINE.match(line)
             if match is None:
@@ -202,10 +205,10 @@ def parse_set_spte(text: str) -> SetSpte:
     return SetSpte(int(gfn, 16), int(spte, 16), int(level), int(address, 16))
 
 
-def parse_requested(text: str) -> tuple[int, int]:
-    """gfn and goal level of a kvm_mmu_spte_requested."""
-    gfn, level = matched(REQUESTED, text).groups()
-    return int(gfn, 16), int(level)
+def parse_requested(text: str) -> tuple[int, int, int]:
+    """gfn, pfn and goal level of a kvm_mmu_spte_requested."""
+    gfn, pfn, level = matched(REQUESTED, text).groups()
+    return int(gfn, 16), int(pfn, 16), int(level)
 
 
 def parse_tdp_change(text: str) -> TdpChange:
@@ -219,9 +222,9 @@ def parse_page_fault(text: str) -> tuple[int, int]:
     return int(address, 16), int(error, 16)
 
 
-def parse_unmap(text: str) -> tuple[int, int]:
-    """First host address of a kvm_unmap_hva_range and the one behind its last."""
-    start, end = matched(UNMAP, text).groups()
+def parse_hva_range(text: str) -> tuple[int, int]:
+    """First host address of a kvm_unmap_hva_range or kvm_age_hva, and the one after its last."""
+    start, end = matched(HVA_RANGE, text).groups()
     return int(start, 16), int(end, 16)
 
 

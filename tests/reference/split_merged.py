@@ -97,7 +97,7 @@ class SplitMerged:
                 continue
             child_gfn = gfn + at * pages_per(role.level)
             self.caches.descs -= vm.rmap.needs_desc(role.level, child_gfn)
-            vm.install(child, at, child_gfn, child_spte(spte, at, role), role.access)
+            vm.install(child, at, child_gfn, child_spte(vm.layout, spte, at, role), role.access)
         self.caches.descs -= needs_parent_desc(child)
         vm.link(huge_sp, index, child)
         self.flushes += flush

@@ -10,12 +10,10 @@ from collections import Counter
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 
-from .parse import ACC_EXEC, Role, Step, page_text
+from .parse import Role, Step, page_text
+from .spte import PT_PAGE_SIZE, SPTE_MMU_PRESENT, Layout
 from .state import (
     MAX_HUGEPAGE_LEVEL,
-    PT64_NX,
-    PT_PAGE_SIZE,
-    SPTE_MMU_PRESENT,
     SPTES,
     ShadowPage,
     Vm,
@@ -138,7 +136,7 @@ class SplitV2:
                 self.flush = True
                 yield ("nonpresent", child_gfn, role.level, gfn)
             else:
-                vm.install(child, at, child_gfn, child_spte(spte, at, role), role.access)
+                vm.install(child, at, child_gfn, child_spte(vm.layout, spte, at, role), role.access)
                 filled += 1
         vm.link(huge_sp, index, child)
         yield ("done", gfn, level, filled, SPTES - filled)
@@ -180,7 +178,7 @@ class SplitV2Desc(SplitV2):
         for at in range(SPTES):
             if at not in child.sptes:
                 child_gfn = gfn + at * pages_per(role.level)
-                vm.install(child, at, child_gfn, child_spte(spte, at, role), role.access)
+                vm.install(child, at, child_gfn, child_spte(vm.layout, spte, at, role), role.access)
         vm.link(huge_sp, index, child)
         yield ("filled", gfn, huge_sp.role.level, SPTES - kept, kept)
         return 0
@@ -213,11 +211,9 @@ def child_role(parent: ShadowPage, index: int) -> Role:
     return role._replace(level=role.level - 1, direct=True, access=parent.access_at(index), quadrant=quadrant)
 
 
-def child_spte(huge: int, index: int, role: Role) -> int:
-    """make_huge_page_split_spte for a host without EPT: a 4K child is executable where its role allows it."""
+def child_spte(layout: Layout, huge: int, index: int, role: Role) -> int:
+    """make_huge_page_split_spte: a 4K child is executable where its role allows it."""
     spte = huge + (index * pages_per(role.level) << 12)
     if role.level == 1:
-        spte &= ~PT_PAGE_SIZE
-        if role.access & ACC_EXEC:
-            spte &= ~PT64_NX
+        spte = layout.executable(spte & ~PT_PAGE_SIZE, role.access)
     return spte | SPTE_MMU_PRESENT

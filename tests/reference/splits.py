@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from .identity import is_table
 from .infer import Inference
 from .kernel import Kernel
 from .parse import Event, fields, parse_page, parse_split, parse_tdp_change
 from .split_merged import Caches, SplitMerged
 from .split_v2 import SplitV2
 from .state import ADDRESS_MASK, Vm, align
+from .tdp_lines import is_table
 from .window import PROBE_KINDS, PROBED, TRACED, Window, scan_environment, scan_outcomes
 
 CHAIN_ENDS = frozenset(
@@ -94,7 +94,7 @@ class Splits:
     def _in_chain(self, window: Window, at: int, event: Event) -> bool:
         """Shadow and TDP lines without the probes that tell them apart."""
         if event.name == "kvm_mmu_get_page":
-            if not self.inference.is_tdp_page(at, parse_page(event.text)):
+            if not self.inference.lines.is_tdp_page(at, parse_page(event.text)):
                 window.recorded(event.line, ("get_page", event.text))
             return True
         return self._in_tdp_part(window, event)
@@ -114,7 +114,7 @@ class Splits:
     def open(self, pid: int) -> Window:
         window = self.windows.get(pid)
         if window is None:
-            window = self.windows[pid] = Window(self.inference.tdp, self.shown)
+            window = self.windows[pid] = Window(self.vm, self.inference.tdp, self.shown)
         return window
 
     def begin_part(self, at: int, event: Event, start: int, end: int, target: int) -> None:

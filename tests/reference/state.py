@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from .parse import Role
+from .spte import LEGACY, PT_PAGE_SIZE, PT_WRITABLE, SPTE_MMU_PRESENT, Layout
 
 SPTES = 512
 PTE_LIST_EXT = 14
 MAX_HUGEPAGE_LEVEL = 3
-PT_WRITABLE, PT_PAGE_SIZE, PT64_NX = 1 << 1, 1 << 7, 1 << 63
-SPTE_MMU_WRITABLE, SPTE_MMU_PRESENT = 1 << 10, 1 << 11
-PT_USER, PT_ACCESSED, PT_DIRTY = 1 << 2, 1 << 5, 1 << 6
+LOG_DIRTY, READONLY = 1, 2
 ADDRESS_MASK = 0x000F_FFFF_FFFF_F000
 
 
@@ -138,7 +137,9 @@ class Rmap:
 
 @dataclass
 class Vm:
-    """struct kvm, as far as the shadow MMU needs it. `tdp` is kept by tdp.py."""
+    """struct kvm, as far as the shadow MMU needs it. `tdp` is kept by tdp.py. `shadowed` counts the shadowed
+    guest tables of a huge region, `aged` is set when an mmu notifier aged addresses of no known slot.
+    """
 
     slots: dict[int, Memslot] = field(default_factory=dict)
     rmap: Rmap = field(default_factory=Rmap)
@@ -150,6 +151,12 @@ class Vm:
     n_max: int = 0
     limit: tuple[int, int] | None = None
     resched: bool = False
+    layout: Layout = LEGACY
+    shadowed: Counter[tuple[int, int]] = field(default_factory=Counter)
+    aged: bool = False
+
+    def slot_of(self, gfn: int) -> Memslot | None:
+        return next((slot for slot in self.slots.values() if slot.base <= gfn < slot.end), None)
 
     def available(self) -> int:
         """kvm_mmu_available_pages."""
@@ -169,7 +176,14 @@ class Vm:
         sp = ShadowPage(gen, gfn, role, variant)
         self.by_gfn[gfn].append(sp)
         self.n_used += 1
+        self._account_shadowed(sp, 1)
         return sp
+
+    def _account_shadowed(self, sp: ShadowPage, change: int) -> None:
+        """account_shadowed: no huge page may cover a guest table."""
+        if not sp.role.direct:
+            for level in range(2, MAX_HUGEPAGE_LEVEL + 1):
+                self.shadowed[level, align(sp.gfn, level)] += change
 
     def pages(self, gfn: int, role: Role, gen: int | None = None) -> list[ShadowPage]:
         """Live pages that print like this, oldest first."""
@@ -232,6 +246,7 @@ class Vm:
             self.dying.remove(sp)
         else:
             self.by_gfn[sp.gfn].remove(sp)
+            self._account_shadowed(sp, -1)
         if sp.table is not None and self.tables.get(sp.table) is sp:
             del self.tables[sp.table]
         if root_count:
@@ -242,10 +257,18 @@ class Vm:
 
     def write_protect(self, level: int, gfn: int, pt_protect: bool) -> None:
         """rmap_write_protect of one head; `pt_protect` also takes the right to become writable again."""
-        clear = PT_WRITABLE | (SPTE_MMU_WRITABLE if pt_protect else 0)
+        clear = PT_WRITABLE | (self.layout.mmu_writable if pt_protect else 0)
         for sp, index in self.rmap.at(level, gfn):
             spte = sp.sptes[index]
             assert isinstance(spte, int)
+            sp.sptes[index] = spte & ~clear
+
+    def clear_dirty(self, gfn: int) -> None:
+        """__rmap_clear_dirty of one 4K head, for PML: what PML does not log is write-protected."""
+        for sp, index in self.rmap.at(1, gfn):
+            spte = sp.sptes[index]
+            assert isinstance(spte, int)
+            clear = PT_WRITABLE if self.layout.needs_write_protect(spte) else self.layout.dirty
             sp.sptes[index] = spte & ~clear
 
     def write_protect_gfn(self, gfn: int, min_level: int) -> None:
@@ -255,11 +278,23 @@ class Vm:
 
     def unmap_gfns(self, first: int, last: int) -> None:
         """kvm_unmap_gfn_range of [first, last]: every leaf whose page meets the range."""
+        for sp, index in self._leaves(first, last):
+            self.drop_spte(sp, index)
+
+    def age_gfns(self, first: int, last: int) -> None:
+        """kvm_age_gfn of [first, last]."""
+        for sp, index in self._leaves(first, last):
+            spte = sp.sptes[index]
+            assert isinstance(spte, int)
+            sp.sptes[index] = self.layout.age(spte)
+
+    def _leaves(self, first: int, last: int) -> list[Sptep]:
+        found = []
         for level in range(1, MAX_HUGEPAGE_LEVEL + 1):
             low = align(first, level)
             for head in [gfn for at, gfn in self.rmap.heads if at == level and low <= gfn <= last]:
-                for sp, index in self.rmap.at(level, head):
-                    self.drop_spte(sp, index)
+                found += self.rmap.at(level, head)
+        return found
 
     def heads_in(self, slot: Memslot, level: int) -> Iterator[int]:
         """Non-empty rmap heads of the slot, ascending."""

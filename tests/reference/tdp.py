@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .parse import Step
-from .state import ADDRESS_MASK, MAX_HUGEPAGE_LEVEL, PT_PAGE_SIZE, SPTES, align, is_leaf, pages_per
-from .state import SPTE_MMU_PRESENT as PRESENT
+from .spte import PT_PAGE_SIZE
+from .spte import SPTE_MMU_PRESENT as PRESENT
+from .state import ADDRESS_MASK, MAX_HUGEPAGE_LEVEL, SPTES, align, is_leaf, pages_per
 
 
 class Tdp:

@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from .kernel import Kernel
+from .kernel import detect
 from .machine import Vms
 from .parse import Event, Step, read_events
 from .split_merged import SplitMerged
@@ -99,9 +99,10 @@ class RunThrough(Splits):
 
 
 def run_through(path: Path, policy: str) -> list[Predicted]:
-    """The windows of all VMs, in the order of the trace."""
-    kernel = Kernel(policy, late=False, with_read=False)
-    vms = Vms(list(read_events(path)), {}, kernel)
+    """The windows of all VMs, in the order of the trace; the policy's knobs stand for the kernel's age."""
+    events = list(read_events(path))
+    kernel = replace(detect(events), policy=policy, late=False)
+    vms = Vms(events, {}, kernel)
     windows: list[Predicted] = []
     for machine in vms.machines.values():
         machine.splits = RunThrough(machine.events, machine.inference, kernel)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .parse import ACC_EXEC, ACC_USER, ACC_WRITE
-from .state import ADDRESS_MASK, PT64_NX, ShadowPage
+from .parse import ACC_WRITE
+from .spte import GuestFormat
+from .state import ADDRESS_MASK, ShadowPage
 
-GPTE_WRITE, GPTE_USER, GPTE_DIRTY = 1 << 1, 1 << 2, 1 << 6
-PFERR_WRITE = 1 << 1
-ACC_ALL = ACC_EXEC | ACC_WRITE | ACC_USER
+PFERR_WRITE, PFERR_FETCH = 1 << 1, 1 << 4
+QUALIFIED_FETCH = 1 << 2
+"""Of the exit qualification of an EPT violation, whose write bit is that of an error code."""
 
 
 @dataclass
@@ -18,6 +19,7 @@ class Walk:
 
     address: int
     write: bool
+    format: GuestFormat
     gptes: dict[int, int] = field(default_factory=dict)
 
     def add(self, gpte: int, level: int) -> None:
@@ -41,16 +43,16 @@ class Walk:
         """Guest access of the table at `level`: AND of the elements above; a PDPTE of PAE has no
         permissions.
         """
-        access = ACC_ALL
+        access = self.format.all
         for at, gpte in self.gptes.items():
             if at > level and not (self.is_pae() and at == 3):
-                access &= gpte_access(gpte)
+                access &= self.format.access(gpte)
         return access
 
     def leaf_access(self) -> int:
         """AND of all elements; a read leaves a clean leaf write-protected (protect_clean_gpte)."""
-        access = self.access_above(0)
-        if not self.write and not self.gptes[self.leaf] & GPTE_DIRTY:
+        access, dirty = self.access_above(0), self.format.dirty
+        if dirty and not self.write and not self.gptes[self.leaf] & dirty:
             access &= ~ACC_WRITE
         return access
 
@@ -76,13 +78,8 @@ class Fault:
 
     address: int = 0
     write: bool = False
+    fetch: bool = False
     walk: Walk | None = None
     gfn: int | None = None
     pages: dict[int, ShadowPage] = field(default_factory=dict)
     installed: bool = False
-
-
-def gpte_access(gpte: int) -> int:
-    """FNAME(gpte_access) of a 64-bit guest PTE."""
-    access = 0 if gpte & PT64_NX else ACC_EXEC
-    return access | (ACC_WRITE if gpte & GPTE_WRITE else 0) | (ACC_USER if gpte & GPTE_USER else 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from replay.errors import GoldenError, OutputError
 from replay.mmu.engine import Options
-from replay.policy import PRESETS
+from replay.policy import PRESETS, ClearEnd, RmapOrder
 from replay.verdict.golden import Golden, golden_of, golden_path, policy_of, read_golden, write_golden
 
 
@@ -149,3 +150,11 @@ def test_missing_file_and_unwritable_directory(golden: Golden, tmp_path: Path) -
         read_golden(tmp_path / "none.json")
     with pytest.raises(OutputError, match="No such file"):
         write_golden(tmp_path / "none" / "g.json", golden)
+
+
+def test_policy_has_the_knobs_of_the_recording_kernel(golden: Golden) -> None:
+    """And no other that the file tells: a policy that has changed since is to be seen."""
+    knobs = golden.knobs | {"rmap_order": "head", "clear_end": "exclusive", "min_free_pages": 7}
+    assert policy_of(replace(golden, knobs=knobs)) == replace(
+        PRESETS["v2"], rmap_order=RmapOrder.HEAD, clear_end=ClearEnd.EXCLUSIVE
+    )

@@ -9,6 +9,15 @@ import re
 
 from replay.jit import jit
 from replay.synth.kvm.lines import BLANK, ZERO, Texts, flush, put, put_decimal, put_hex
+from replay.synth.kvm.spte import (
+    ACC_EXEC,
+    ACC_READ,
+    ACC_USER,
+    ACC_WRITE,
+    EPT,
+    FOUR_LETTERS,
+    NONPRESENT,
+)
 from replay.synth.kvm.state import (
     CTL_ARGS,
     CTL_CLOCK,
@@ -19,6 +28,7 @@ from replay.synth.kvm.state import (
     SP_DIRECT,
     SP_GEN,
     SP_GFN,
+    SP_GUEST_MODE,
     SP_INVALID,
     SP_LEVEL,
     SP_ROOT_COUNT,
@@ -30,7 +40,6 @@ UNLOCKED, LOCKED, LOCKED_TWICE, IRQS_OFF = 0, 1, 2, 3
 """How a task's line begins: outside of mmu_lock, under it, under mmu_unsync_pages_lock too, irqs disabled."""
 FLAGS = (".....", "...1.", "...2.", "d....")
 PFERR_P, PFERR_W, PFERR_U, PFERR_F = 1, 2, 4, 0x10
-ACCESS_TEXT = ("---", "--x", "w--", "w-x", "-u-", "-ux", "wu-", "wux")
 
 TEXTS = Texts()
 WORDS: list[int] = []
@@ -65,15 +74,21 @@ FAST_PAGE_FAULT = _format(
     "fast_page_fault: vcpu %d gva %x error_code %s sptep %016x old 0x%x new %x spurious 0 fixed %d"
 )
 REQUESTED = _format("kvm_mmu_spte_requested: gfn %x pfn %x level %d")
+REQUESTED_ACCESS = _format("kvm_mmu_spte_requested: gfn %x pfn %x level %d access %x")
+DIRTY_BIT = _format("kvm_mmu_set_dirty_bit: gpa %x")
+SPLIT = _format("kvm_mmu_split_huge_page: gfn %x spte %x level %d errno %d")
 SET_SPTE = _format("kvm_mmu_set_spte: gfn %x spte %x (%s) level %d at %x")
 _SPTE_CHANGED = _format("kvm_tdp_mmu_spte_changed: as id 0 gfn %x level %d old_spte %x new_spte %x")
 ZAP_ALL_FAST = _format("kvm_mmu_zap_all_fast: kvm-mmu-valid-gen %d used_pages %x")
-_PAGE = "sp gen %d gfn %x l%d 8-byte q0%s nxe ad root %d %s"
+_PAGE = "sp gen %d gfn %x l%d 8-byte q0%s root %d %s"
 GET_PAGE = _format(f"kvm_mmu_get_page: {_PAGE}")
 ZAP_PAGE = _format(f"kvm_mmu_prepare_zap_page: {_PAGE}")
 SYNC_PAGE = _format(f"kvm_mmu_sync_page: {_PAGE}")
 UNSYNC_PAGE = _format(f"kvm_mmu_unsync_page: {_PAGE}")
 
+_WUX = ((ACC_WRITE, "w"), (ACC_USER, "u"), (ACC_EXEC, "x"))
+_RWUX = ((ACC_READ, "r"), *_WUX)
+_RWXU = ((ACC_READ, "r"), (ACC_WRITE, "w"), (ACC_EXEC, "x"), (ACC_USER, "u"))
 NOTHING = _texts("sync", "unsync")
 NEW = _texts("sync new", "unsync new")
 EXISTING = _texts("sync existing", "unsync existing")
@@ -82,13 +97,16 @@ PFERR_TEXT = _texts(
     *("|".join(name for bit, name in ((1, "P"), (2, "W"), (4, "U"), (16, "F")) if n & bit) for n in range(32))
 )
 """__print_flags() of kvm_mmu_trace_pferr_flags."""
-RWXU = _texts(*(f"r{'w' if n & 2 else '-'}{'x' if n & 1 else '-'}{'u' if n & 4 else '-'}" for n in range(8)))
+RWXU = _texts(*("".join(letter if n & bit else "-" for bit, letter in _RWXU) for n in range(16)))
+"""By ACC_* bits."""
 _ROLE_TEXT = _texts(
     *(
-        f"{direct} {access}{invalid}"
+        f"{direct} {''.join(letter if n & bit else '-' for bit, letter in letters)}{invalid} {bits}"
+        for letters in (_WUX, _RWUX)
+        for bits in ("nxe ad", "!nxe ad", "!nxe !ad")
         for direct in ("", " direct")
         for invalid in ("", " invalid")
-        for access in ACCESS_TEXT
+        for n in range(16)
     )
 )
 
@@ -139,6 +157,9 @@ def print_event(
 
 @jit
 def print_spte_changed(m: Model, task: int, gfn: int, level: int, old: int, new: int) -> None:
+    nonpresent = m.layout[NONPRESENT]
+    old = old if old != 0 else nonpresent
+    new = new if new != 0 else nonpresent
     print_event(m, task, LOCKED, _SPTE_CHANGED, gfn, level, old, new, 0, 0, 0)
 
 
@@ -146,6 +167,8 @@ def print_spte_changed(m: Model, task: int, gfn: int, level: int, old: int, new:
 def print_page(m: Model, task: int, lock: int, event: int, sp: int, word: int) -> None:
     """KVM_MMU_PAGE_PRINTK of Linux 5.5 to 7.x."""
     page = m.sp[sp]
-    role = _ROLE_TEXT + 16 * page[SP_DIRECT] + 8 * page[SP_INVALID] + page[SP_ACCESS]
+    bits = page[SP_GUEST_MODE] if m.layout[EPT] else 0
+    role = _ROLE_TEXT + 192 * m.layout[FOUR_LETTERS] + 64 * bits
+    role += 32 * page[SP_DIRECT] + 16 * page[SP_INVALID] + page[SP_ACCESS]
     roots, end = page[SP_ROOT_COUNT], word + page[SP_UNSYNC]
     print_event(m, task, lock, event, page[SP_GEN], page[SP_GFN], page[SP_LEVEL], role, roots, end, 0)

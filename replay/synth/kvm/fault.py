@@ -17,25 +17,39 @@ from replay.synth.kvm.events import (
     print_event,
 )
 from replay.synth.kvm.guest import (
-    ACC_ALL,
-    ACC_EXEC,
-    ACC_WRITE,
     find_mapping,
+    is_clean,
     make_table,
     mapped_gfn,
+    permits_walk,
     print_elements,
+    set_dirty_bit,
     shadow_of,
     walk_access,
 )
 from replay.synth.kvm.map import shadow_map, tdp_map
 from replay.synth.kvm.memory import gfn_to_memslot, mark_page_dirty
-from replay.synth.kvm.spte import SPTE_MMU_W, SPTE_NX, SPTE_W
+from replay.synth.kvm.spte import (
+    ACC_ALL,
+    ACCESSED,
+    DIRTY,
+    EPT,
+    EPT_EXEC,
+    EPT_READ,
+    FOUR_LETTERS,
+    L1,
+    MMU_WRITABLE,
+    NESTED_WITHOUT_AD,
+    PAGE_SHIFT,
+    PML,
+    SPTE_W,
+    can_fetch,
+)
 from replay.synth.kvm.state import (
     CTL_DETAIL,
     KIND_SHADOW,
     MAP_LEVEL,
     NONE,
-    PAGE_SHIFT,
     ROOT_KIND,
     ROOT_LEVEL,
     ROOT_MAP,
@@ -43,6 +57,7 @@ from replay.synth.kvm.state import (
     ROOT_USER,
     SLOT_DIRTY_LOG,
     SLOT_READONLY,
+    SP_GUEST_MODE,
     SP_LEVEL,
     SP_SPT,
     SP_TDP,
@@ -57,15 +72,32 @@ OK, NOT_MAPPED, NO_TABLES, NO_SLOT, READ_ONLY, EMULATED, FORBIDDEN = range(7)
 """Why the model cannot handle an access; ``CTL_DETAIL`` holds the address or gfn."""
 RIP_READ, RIP_WRITE, RIP_EXEC = 0x1001CC, 0x100219, 0x100050
 PFERR_GUEST_FINAL = 1 << 32
+EPT_FINAL = 0x180  # of an exit qualification: a guest address, and its translation was what failed
 GOLDEN_RATIO = 0x9E3779B1
 
 
 @jit
-def permits(spte: int, access: int) -> bool:
+def permits(m: Model, spte: int, access: int) -> bool:
     """Whether the hardware lets ``access`` through."""
     if access == WRITE:
         return spte & SPTE_W != 0
-    return spte != 0 and (access == READ or spte & SPTE_NX == 0)
+    return spte & 1 != 0 if access == READ else can_fetch(m.layout, spte)
+
+
+@jit
+def used_by_cpu(m: Model, vm: int, sp: int, addr: int, access: int) -> None:
+    """The hardware sets A and D in an SPTE of EPT, and PML logs what it makes dirty."""
+    if m.sp[sp, SP_GUEST_MODE] == NESTED_WITHOUT_AD:
+        return
+    index = spte_index(m, sp, addr)
+    spte = m.spte[sp, index]
+    m.spte[sp, index] = spte | m.layout[ACCESSED]
+    if access != WRITE or spte & m.layout[DIRTY]:
+        return
+    m.spte[sp, index] |= m.layout[DIRTY]
+    if m.layout[PML] and m.sp[sp, SP_GUEST_MODE] == L1:
+        gfn = addr >> PAGE_SHIFT
+        mark_page_dirty(m, gfn_to_memslot(m, vm, gfn), gfn)
 
 
 @jit
@@ -87,23 +119,25 @@ def page_fault(m: Model, vm: int, task: int, vcpu: int, root: int, top: int, add
     slot = gfn_to_memslot(m, vm, gfn)
     if slot < 0:
         return NO_SLOT
-    granted = ACC_ALL if mapping < 0 else walk_access(m, root, mapping)
+    granted = m.layout[ACC_ALL] if mapping < 0 else walk_access(m, root, mapping, addr, access == WRITE)
     refusal = _refusal(m, vm, slot, gfn, granted, access)
     if refusal:
         return refusal
-    is_shadow = m.root[root, ROOT_KIND] == KIND_SHADOW
-    user = m.root[root, ROOT_USER] or not is_shadow
-    pferr = (PFERR_U if user else 0) | (PFERR_P if spte else 0)
     rip = RIP_READ
-    if access == WRITE:
-        pferr, rip = pferr | PFERR_W, RIP_WRITE
-    elif access == EXEC:
-        pferr, rip = pferr | PFERR_F, RIP_EXEC
-    code = pferr if is_shadow else pferr | PFERR_GUEST_FINAL
+    if access != READ:
+        rip = RIP_WRITE if access == WRITE else RIP_EXEC
+    pferr = _ept_error(m, spte, access) if m.layout[EPT] else _error(m, root, spte, access)
+    code = pferr
+    if m.layout[EPT]:
+        code = EPT_FINAL | 1 << access | (spte & (EPT_READ | SPTE_W | EPT_EXEC)) << 3
+    elif m.root[root, ROOT_KIND] != KIND_SHADOW:
+        code |= PFERR_GUEST_FINAL
     print_event(m, task, UNLOCKED, PAGE_FAULT, vcpu, rip, addr, code, 0, 0, 0)
     if mapping >= 0:
         print_event(m, task, UNLOCKED, WALK, addr, pferr, PFERR_TEXT + pferr, 0, 0, 0, 0)
         print_elements(m, task, root, mapping, addr)
+        if access == WRITE and is_clean(m, root, mapping, addr):
+            set_dirty_bit(m, task, root, mapping, addr)
     elif spte and access == WRITE and _fast_page_fault(m, task, vcpu, slot, leaf, addr, pferr):
         return OK
     if m.sp[top, SP_TDP]:
@@ -122,9 +156,28 @@ def _refusal(m: Model, vm: int, slot: int, gfn: int, granted: int, access: int) 
         shadow = shadow_of(m, vm, gfn)
         if shadow >= 0 and m.sp[shadow, SP_LEVEL] > 1:
             return EMULATED
-    if (access == WRITE and not granted & ACC_WRITE) or (access == EXEC and not granted & ACC_EXEC):
-        return FORBIDDEN
-    return OK
+    return OK if permits_walk(m, granted, access == WRITE, access == EXEC) else FORBIDDEN
+
+
+@jit
+def _error(m: Model, root: int, spte: int, access: int) -> int:
+    """The error code of a page fault, but for the bits of nested paging."""
+    user = m.root[root, ROOT_USER] or m.root[root, ROOT_KIND] != KIND_SHADOW
+    code = (PFERR_U if user else 0) | (PFERR_P if spte else 0)
+    if access == WRITE:
+        return code | PFERR_W
+    return code | PFERR_F if access == EXEC else code
+
+
+@jit
+def _ept_error(m: Model, spte: int, access: int) -> int:
+    """handle_ept_violation(): the error code that stands for an exit qualification; reads are U up to 7.1."""
+    code = PFERR_P if spte & (EPT_READ | SPTE_W | EPT_EXEC) else 0
+    if access == WRITE:
+        return code | PFERR_W
+    if access == EXEC:
+        return code | PFERR_F
+    return code if m.layout[FOUR_LETTERS] else code | PFERR_U
 
 
 @jit
@@ -132,7 +185,9 @@ def _fast_page_fault(m: Model, task: int, vcpu: int, slot: int, sp: int, addr: i
     """fast_page_fault(): a write-protected SPTE is made writable without mmu_lock."""
     index = spte_index(m, sp, addr)
     old = m.spte[sp, index]
-    fixed = old & SPTE_MMU_W != 0 and not (m.sp[sp, SP_LEVEL] > 1 and m.slot[slot, SLOT_DIRTY_LOG])
+    fixed = old & m.layout[MMU_WRITABLE] != 0 and not (
+        m.sp[sp, SP_LEVEL] > 1 and m.slot[slot, SLOT_DIRTY_LOG]
+    )
     if fixed:
         m.spte[sp, index] = old | SPTE_W
         mark_page_dirty(m, slot, addr >> PAGE_SHIFT)

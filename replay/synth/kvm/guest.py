@@ -1,30 +1,42 @@
 """Guest page tables: what a guest (or L1, for L2) has written into its memory before it is traced.
 
 Tables are given their frames in the order in which walks first meet them, from one range of
-frames a VM; every entry is present, accessed and dirty, as if the guest had used it before.
+frames a VM; every entry is present, accessed and, but for mappings that begin clean, dirty, as if the
+guest had used it before.
 """
 
 from __future__ import annotations
 
 from replay.jit import jit
-from replay.synth.kvm.events import ELEMENT, UNLOCKED, print_event
+from replay.synth.kvm.events import DIRTY_BIT, ELEMENT, UNLOCKED, print_event
 from replay.synth.kvm.memory import gfn_to_memslot
-from replay.synth.kvm.spte import pages
+from replay.synth.kvm.spte import (
+    ACC_CAN_READ,
+    ACC_EXEC,
+    ACC_USER,
+    ACC_WRITE,
+    EPT,
+    NESTED,
+    PAGE_SHIFT,
+    pages,
+)
 from replay.synth.kvm.state import (
     CHUNK_VALUE,
+    CHUNK_WORDS,
     CTL_DETAIL,
     CTL_TABLE_TOP,
     FRAME,
     MAP_ACCESS,
     MAP_ADDR,
+    MAP_CLEAN,
     MAP_GFN,
     MAP_LEVEL,
     MAP_SIZE,
     NONE,
-    PAGE_SHIFT,
     ROOT_LEVEL,
     ROOT_MAP,
     ROOT_MAP_END,
+    ROOT_MODE,
     ROOT_USER,
     TABLE_ADDR,
     TABLE_GFN,
@@ -32,6 +44,7 @@ from replay.synth.kvm.state import (
     TABLE_SHADOW,
     VM_TABLE_GFN,
     VM_TABLES,
+    WRITTEN,
     Model,
     find,
     find_chunk,
@@ -40,8 +53,9 @@ from replay.synth.kvm.state import (
 )
 
 PT_WRITABLE, PT_USER, PT_PAGE_SIZE, PT_NX = 1 << 1, 1 << 2, 1 << 7, -(1 << 63)
+PT_DIRTY = 1 << 6
 PT_TABLE = 0x67  # present, writable, user, accessed, dirty
-ACC_EXEC, ACC_WRITE, ACC_USER, ACC_ALL = 1, 2, 4, 7
+EPT_RWX, EPT_WRITE_BACK, EPT_ACCESSED, EPT_DIRTY = 7, 6 << 3, 1 << 8, 1 << 9
 
 
 @jit
@@ -108,9 +122,45 @@ def mapped_gfn(m: Model, mapping: int, addr: int) -> int:
 
 
 @jit
-def walk_access(m: Model, root: int, mapping: int) -> int:
-    """Access that the whole walk grants: upper entries grant everything."""
-    return m.mapping[mapping, MAP_ACCESS] & (ACC_ALL if m.root[root, ROOT_USER] else ~ACC_USER)
+def walk_access(m: Model, root: int, mapping: int, addr: int, write: bool) -> int:
+    """Access that the whole walk grants: upper entries grant everything, a clean leaf only writes W."""
+    access = m.mapping[mapping, MAP_ACCESS]
+    if not m.root[root, ROOT_USER]:
+        access &= ~ACC_USER
+    if not write and is_clean(m, root, mapping, addr):
+        access &= ~ACC_WRITE
+    return access
+
+
+@jit
+def permits_walk(m: Model, granted: int, write: bool, fetch: bool) -> bool:
+    """Whether a walk that grants so much lets an access through."""
+    if write:
+        return granted & ACC_WRITE != 0
+    if fetch:
+        return granted & ACC_EXEC != 0
+    return granted & m.layout[ACC_CAN_READ] == m.layout[ACC_CAN_READ]
+
+
+@jit
+def is_clean(m: Model, root: int, mapping: int, addr: int) -> bool:
+    """Whether the D bit of the leaf entry for ``addr`` is clear."""
+    if not m.mapping[mapping, MAP_CLEAN]:
+        return False
+    number = addr >> PAGE_SHIFT + 9 * (m.mapping[mapping, MAP_LEVEL] - 1)
+    chunk = find_chunk(m, WRITTEN, root, number >> 9)
+    return chunk < 0 or m.chunk[chunk, CHUNK_WORDS + (number >> 5 & 15)] >> (number & 31) & 1 == 0
+
+
+@jit
+def set_dirty_bit(m: Model, task: int, root: int, mapping: int, addr: int) -> None:
+    """FNAME(update_accessed_dirty_bits)() of a walk that writes."""
+    level = m.mapping[mapping, MAP_LEVEL]
+    number = addr >> PAGE_SHIFT + 9 * (level - 1)
+    chunk = make_chunk(m, WRITTEN, root, number >> 9)
+    m.chunk[chunk, CHUNK_WORDS + (number >> 5 & 15)] |= 1 << (number & 31)
+    table = m.table[find_table(m, root, level, addr), TABLE_GFN] << PAGE_SHIFT
+    print_event(m, task, UNLOCKED, DIRTY_BIT, table + 8 * (number & 511), 0, 0, 0, 0, 0, 0)
 
 
 @jit
@@ -118,20 +168,47 @@ def print_elements(m: Model, task: int, root: int, mapping: int, addr: int) -> N
     """The entries that a walk for ``addr`` reads, the leaf last."""
     leaf_level = m.mapping[mapping, MAP_LEVEL]
     for level in range(ROOT_LEVEL, leaf_level, -1):
-        gfn = m.table[find_table(m, root, level - 1, addr), TABLE_GFN]
-        _print_element(m, task, gfn << PAGE_SHIFT | PT_TABLE, level)
+        table = m.table[find_table(m, root, level - 1, addr), TABLE_GFN] << PAGE_SHIFT
+        if m.layout[EPT]:
+            table |= EPT_RWX | (EPT_ACCESSED if m.root[root, ROOT_MODE] == NESTED else 0)
+        else:
+            table |= PT_TABLE
+        _print_element(m, task, table, level)
     pte = (mapped_gfn(m, mapping, addr) & -pages(leaf_level)) << PAGE_SHIFT
-    pte |= PT_TABLE & ~(PT_WRITABLE | PT_USER)
+    clean = is_clean(m, root, mapping, addr)
+    pte |= _ept_leaf(m, root, mapping, clean) if m.layout[EPT] else _legacy_leaf(m, root, mapping, clean)
+    if leaf_level > 1:
+        pte |= PT_PAGE_SIZE
+    _print_element(m, task, pte, leaf_level)
+
+
+@jit
+def _legacy_leaf(m: Model, root: int, mapping: int, clean: bool) -> int:
     access = m.mapping[mapping, MAP_ACCESS]
+    pte = PT_TABLE & ~(PT_WRITABLE | PT_USER)
+    if clean:
+        pte &= ~PT_DIRTY
     if access & ACC_WRITE:
         pte |= PT_WRITABLE
     if m.root[root, ROOT_USER]:
         pte |= PT_USER
-    if not access & ACC_EXEC:
-        pte |= PT_NX
-    if leaf_level > 1:
-        pte |= PT_PAGE_SIZE
-    _print_element(m, task, pte, leaf_level)
+    return pte if access & ACC_EXEC else pte | PT_NX
+
+
+@jit
+def _ept_leaf(m: Model, root: int, mapping: int, clean: bool) -> int:
+    """An entry of L1's EPT; bit 2 is X there, bit 0 R."""
+    access = m.mapping[mapping, MAP_ACCESS]
+    pte = EPT_WRITE_BACK
+    if access & m.layout[ACC_CAN_READ]:
+        pte |= 1
+    if access & ACC_WRITE:
+        pte |= PT_WRITABLE
+    if access & ACC_EXEC:
+        pte |= 4
+    if m.root[root, ROOT_MODE] == NESTED:
+        pte |= EPT_ACCESSED | (0 if clean else EPT_DIRTY)
+    return pte
 
 
 @jit

@@ -5,8 +5,17 @@ from __future__ import annotations
 from replay.jit import jit
 from replay.synth.kvm.events import LOCKED, ZAP_ALL_FAST, print_event
 from replay.synth.kvm.memory import evict, is_dirty
-from replay.synth.kvm.reach import CLEAR_WRITABLE, COLLAPSE, DROP, HUGEST, change_leaves, change_tdp_leaves
+from replay.synth.kvm.reach import (
+    CLEAR_DIRTY,
+    CLEAR_WRITABLE,
+    COLLAPSE,
+    DROP,
+    HUGEST,
+    change_leaves,
+    change_tdp_leaves,
+)
 from replay.synth.kvm.shadow_page import write_protect_gfn
+from replay.synth.kvm.spte import PML
 from replay.synth.kvm.state import (
     KVM_MIN_ALLOC_MMU_PAGES,
     NONE,
@@ -40,17 +49,25 @@ def set_dirty_log(m: Model, vm: int, task: int, slot: int) -> None:
     if not m.slot[slot, SLOT_DIRTY_LOG]:
         change_leaves(m, vm, slot, first, last, 1, HUGEST, COLLAPSE)
         zap_collapsible_tables(m, vm, task, slot)
-    elif m.vm[vm, VM_ALL_SET]:
+        return
+    if m.vm[vm, VM_ALL_SET]:
         m.slot[slot, SLOT_FILLING] += 1
-    else:
-        change_leaves(m, vm, slot, first, last, 1, HUGEST, CLEAR_WRITABLE)
-        change_tdp_leaves(m, vm, task, first, last, 1, HUGEST, CLEAR_WRITABLE)
+        return
+    lowest = 1
+    if m.layout[PML]:
+        # kvm_mmu_slot_leaf_clear_dirty(): the CPU logs what it writes through 4K SPTEs
+        change_leaves(m, vm, slot, first, last, 1, 1, CLEAR_DIRTY)
+        change_tdp_leaves(m, vm, task, first, last, 1, HUGEST, CLEAR_DIRTY)
+        lowest = 2
+    change_leaves(m, vm, slot, first, last, lowest, HUGEST, CLEAR_WRITABLE)
+    change_tdp_leaves(m, vm, task, first, last, lowest, HUGEST, CLEAR_WRITABLE)
 
 
 @jit
 def clear_dirty_log(m: Model, vm: int, task: int, slot: int, first_page: int, count: int, mask: int) -> None:
     """KVM_CLEAR_DIRTY_LOG: kvm_arch_mmu_enable_log_dirty_pt_masked() for each 64 pages."""
     base = m.slot[slot, SLOT_BASE]
+    action = CLEAR_DIRTY if m.layout[PML] else CLEAR_WRITABLE
     for chunk in range(first_page, first_page + count, CHUNK_PAGES):
         low, high = NONE, NONE
         for page in range(chunk, min(chunk + CHUNK_PAGES, first_page + count)):
@@ -66,8 +83,8 @@ def clear_dirty_log(m: Model, vm: int, task: int, slot: int, first_page: int, co
         for page in range(low, high + 1):
             if mask >> (page - chunk) & 1 and is_dirty(m, slot, page, True):
                 gfn = base + page
-                change_leaves(m, vm, NONE, gfn, gfn + 1, 1, 1, CLEAR_WRITABLE)
-                change_tdp_leaves(m, vm, task, gfn, gfn + 1, 1, 1, CLEAR_WRITABLE)
+                change_leaves(m, vm, NONE, gfn, gfn + 1, 1, 1, action)
+                change_tdp_leaves(m, vm, task, gfn, gfn + 1, 1, 1, action)
 
 
 @jit

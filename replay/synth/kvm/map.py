@@ -8,6 +8,7 @@ from replay.synth.kvm.events import (
     LOCKED_TWICE,
     NOTHING,
     REQUESTED,
+    REQUESTED_ACCESS,
     RWXU,
     SET_SPTE,
     UNSYNC_PAGE,
@@ -16,10 +17,6 @@ from replay.synth.kvm.events import (
     print_spte_changed,
 )
 from replay.synth.kvm.guest import (
-    ACC_ALL,
-    ACC_EXEC,
-    ACC_USER,
-    ACC_WRITE,
     find_mapping,
     find_table,
     mapped_gfn,
@@ -29,28 +26,29 @@ from replay.synth.kvm.guest import (
 from replay.synth.kvm.memory import gfn_to_memslot, host_level, host_pfn, is_resident, mark_page_dirty
 from replay.synth.kvm.shadow_page import get_direct_page, get_indirect_page, link_shadow_page, unlink_parent
 from replay.synth.kvm.spte import (
-    NONLEAF,
-    SPTE_A,
-    SPTE_D,
-    SPTE_HOST_W,
-    SPTE_MMU_PRESENT,
-    SPTE_MMU_W,
-    SPTE_NX,
-    SPTE_P,
+    ACC_ALL,
+    ACC_EXEC,
+    ACC_READ,
+    ACC_USER,
+    ACC_WRITE,
+    EPT,
+    FOUR_LETTERS,
+    HOST_WRITABLE,
+    PAGE_SHIFT,
     SPTE_PS,
-    SPTE_U,
     SPTE_W,
+    USER,
+    can_fetch,
     child_of,
     is_child,
     is_leaf,
+    make_spte,
     pages,
 )
 from replay.synth.kvm.state import (
-    KIND_NESTED,
     MAP_LEVEL,
-    PAGE_SHIFT,
-    ROOT_KIND,
     ROOT_LEVEL,
+    ROOT_MODE,
     SLOT_BASE,
     SLOT_DIRTY_LOG,
     SLOT_END,
@@ -58,6 +56,7 @@ from replay.synth.kvm.state import (
     SP_ACCESS,
     SP_DIRECT,
     SP_GFN,
+    SP_GUEST_MODE,
     SP_LEVEL,
     SP_SPT,
     SP_TDP,
@@ -66,7 +65,7 @@ from replay.synth.kvm.state import (
     Model,
     spte_index,
 )
-from replay.synth.kvm.tdp import make_tdp_table, remove_table
+from replay.synth.kvm.tdp import make_tdp_table, replace_table
 
 PTE_PREFETCH_NUM = 8
 
@@ -85,21 +84,25 @@ def shadow_map(
     addr: int,
 ) -> None:
     """FNAME(fetch)() with a walk through ``mapping``, __direct_map() without."""
-    guest_mode = 1 if m.root[root, ROOT_KIND] == KIND_NESTED else 0
+    mode = m.root[root, ROOT_MODE]
     leaf_level = m.mapping[mapping, MAP_LEVEL] if mapping >= 0 else ROOT_LEVEL
     for level in range(ROOT_LEVEL - 1, leaf_level - 1, -1):
         index = spte_index(m, sp, addr)
         if not is_child(m.spte[sp, index]):
             table = find_table(m, root, level, addr)
-            link_shadow_page(m, sp, index, get_indirect_page(m, vm, task, table, level, guest_mode))
+            link_shadow_page(m, sp, index, get_indirect_page(m, vm, task, table, level, mode))
         sp = child_of(m.spte[sp, index])
     goal = _goal_level(m, vm, slot, gfn, min(3, leaf_level))
-    _print_requested(m, task, slot, gfn, goal)
+    _print_requested(m, task, slot, gfn, goal, access)
     while m.sp[sp, SP_LEVEL] > goal:
         level, index = m.sp[sp, SP_LEVEL], spte_index(m, sp, addr)
+        if is_child(m.spte[sp, index]) and m.sp[child_of(m.spte[sp, index]), SP_ACCESS] != access:
+            # validate_direct_spte(): the guest's access has changed
+            unlink_parent(m, sp, index, child_of(m.spte[sp, index]))
+            m.spte[sp, index] = 0
         if not is_child(m.spte[sp, index]):
             base = gfn & -pages(level)
-            child = get_direct_page(m, vm, task, base, level - 1, access, guest_mode)
+            child = get_direct_page(m, vm, task, base, level - 1, access, mode)
             link_shadow_page(m, sp, index, child)
         sp = child_of(m.spte[sp, index])
     index = spte_index(m, sp, addr)
@@ -115,17 +118,19 @@ def shadow_map(
 def tdp_map(m: Model, vm: int, task: int, sp: int, slot: int, gfn: int) -> None:
     """kvm_tdp_mmu_map()."""
     goal = _goal_level(m, vm, slot, gfn, 3)
-    _print_requested(m, task, slot, gfn, goal)
+    access = m.layout[ACC_ALL]
+    _print_requested(m, task, slot, gfn, goal, access)
     while m.sp[sp, SP_LEVEL] > goal:
         index = gfn >> 9 * (m.sp[sp, SP_LEVEL] - 1) & 511
         spte = m.spte[sp, index]
         sp = child_of(spte) if is_child(spte) else make_tdp_table(m, vm, task, sp, index)
-    _set_spte(m, vm, task, sp, gfn >> 9 * (goal - 1) & 511, gfn, ACC_ALL, slot, False)
+    _set_spte(m, vm, task, sp, gfn >> 9 * (goal - 1) & 511, gfn, access, slot, False)
 
 
 @jit
-def _print_requested(m: Model, task: int, slot: int, gfn: int, level: int) -> None:
-    print_event(m, task, LOCKED, REQUESTED, gfn, host_pfn(m, slot, gfn), level, 0, 0, 0, 0)
+def _print_requested(m: Model, task: int, slot: int, gfn: int, level: int, access: int) -> None:
+    event = REQUESTED_ACCESS if m.layout[FOUR_LETTERS] else REQUESTED
+    print_event(m, task, LOCKED, event, gfn, host_pfn(m, slot, gfn), level, access, 0, 0, 0)
 
 
 @jit
@@ -153,7 +158,11 @@ def _set_spte(
     shadow = shadow_of(m, vm, gfn)
     if not host_writable or (shadow >= 0 and not _may_write(m, task, vm, shadow, access, prefetch)):
         access &= ~ACC_WRITE
-    spte = _make_spte(host_pfn(m, slot, gfn), access, level > 1, prefetch, host_writable)
+    spte = make_spte(m.layout, host_pfn(m, slot, gfn), access, m.sp[sp, SP_GUEST_MODE], prefetch)
+    if level > 1:
+        spte |= SPTE_PS
+    if host_writable:
+        spte |= m.layout[HOST_WRITABLE]
     if access & ACC_WRITE:
         mark_page_dirty(m, slot, gfn)
     old = m.spte[sp, index]
@@ -161,17 +170,14 @@ def _set_spte(
         return
     m.spte[sp, index] = spte
     if m.sp[sp, SP_TDP]:
-        was_table = is_child(old)
-        child = child_of(old)
-        if was_table:
-            old = m.sp[child, SP_SPT] | NONLEAF
-        print_spte_changed(m, task, gfn, level, old, spte)
-        if was_table:
-            remove_table(m, task, child)
+        if is_child(old):
+            replace_table(m, task, child_of(old), level, spte)
+        else:
+            print_spte_changed(m, task, gfn, level, old, spte)
     elif is_child(old):
         unlink_parent(m, sp, index, child_of(old))
     sptep = m.sp[sp, SP_SPT] + 8 * index
-    print_event(m, task, LOCKED, SET_SPTE, gfn, spte, RWXU + access, level, sptep, 0, 0)
+    print_event(m, task, LOCKED, SET_SPTE, gfn, spte, RWXU + _letters(m, spte), level, sptep, 0, 0)
 
 
 @jit
@@ -187,22 +193,17 @@ def _may_write(m: Model, task: int, vm: int, shadow: int, access: int, prefetch:
 
 
 @jit
-def _make_spte(pfn: int, access: int, huge: bool, prefetch: bool, host_writable: bool) -> int:
-    """make_spte()"""
-    spte = pfn << PAGE_SHIFT | SPTE_P | SPTE_MMU_PRESENT
-    if not prefetch:
-        spte |= SPTE_A
-    if huge:
-        spte |= SPTE_PS
-    if access & ACC_USER:
-        spte |= SPTE_U
-    if not access & ACC_EXEC:
-        spte |= SPTE_NX
-    if host_writable:
-        spte |= SPTE_HOST_W
-    if access & ACC_WRITE:
-        spte |= SPTE_W | SPTE_MMU_W | SPTE_D
-    return spte
+def _letters(m: Model, spte: int) -> int:
+    """What kvm_mmu_set_spte prints of an SPTE, as ACC_* bits."""
+    letters = ACC_WRITE if spte & SPTE_W else 0
+    if can_fetch(m.layout, spte):
+        letters |= ACC_EXEC
+    if spte & m.layout[USER]:
+        letters |= ACC_USER
+    # shadow_present_mask has a bit but where EPT can be execute-only and #VE is not suppressed
+    if not m.layout[EPT] or m.layout[FOUR_LETTERS] or spte & 1:
+        letters |= ACC_READ
+    return letters
 
 
 @jit
@@ -244,7 +245,7 @@ def _indirect_prefetch(m: Model, vm: int, task: int, root: int, sp: int, index: 
             return
         gfn = mapped_gfn(m, mapping, neighbour)
         slot = gfn_to_memslot(m, vm, gfn)
-        access = walk_access(m, root, mapping)
+        access = walk_access(m, root, mapping, neighbour, False)
         if slot < 0 or (m.slot[slot, SLOT_DIRTY_LOG] and access & ACC_WRITE):
             return
         if not is_resident(m, slot, gfn):

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from replay.jit import by_reference, jit, kernel
 from replay.synth.kvm.events import LOCKED, TEXT, UNLOCKED, print_event
-from replay.synth.kvm.fault import NO_TABLES, OK, page_fault, permits
+from replay.synth.kvm.fault import NO_TABLES, OK, page_fault, permits, used_by_cpu
 from replay.synth.kvm.ioctl import clear_dirty_log, delete_slot, set_dirty_log, unmap
 from replay.synth.kvm.lines import flush
 from replay.synth.kvm.root import load_root, put_root, reload_root
+from replay.synth.kvm.spte import EPT
 from replay.synth.kvm.state import (
     CTL_ACCESS,
     CTL_BUDGET,
@@ -157,13 +158,17 @@ def _touch(m: Model, vm: int, step) -> int:
         addr = start + stride * (number if in_order else m.order[number])
         kind = random_below(m, 2) if access == ACCESS_RANDOM else access
         leaf = leaf_page(m, top, addr)
-        if permits(m.spte[leaf, spte_index(m, leaf, addr)], kind):
+        if permits(m, m.spte[leaf, spte_index(m, leaf, addr)], kind):
+            if m.layout[EPT]:
+                used_by_cpu(m, vm, leaf, addr, kind)
             continue
         ctl[CTL_CLOCK] += FAULT_US
         ctl[CTL_ACCESS] = kind
         result = page_fault(m, vm, task, vcpu, root, top, addr, kind)
         if result != OK:
             return result
+        if m.layout[EPT]:
+            used_by_cpu(m, vm, leaf_page(m, top, addr), addr, kind)
         if not has_room(m):
             ctl[CTL_NUMBER] = number + 1
             return GROW

@@ -10,7 +10,16 @@ from replay.jit import jit
 from replay.synth.kvm.events import print_spte_changed
 from replay.synth.kvm.guest import find_table
 from replay.synth.kvm.memory import host_level
-from replay.synth.kvm.spte import SPTE_MMU_W, SPTE_W, child_of, is_child, is_leaf, pages
+from replay.synth.kvm.spte import (
+    MMU_WRITABLE,
+    PAGE_SHIFT,
+    SPTE_W,
+    child_of,
+    clear_dirty,
+    is_child,
+    is_leaf,
+    pages,
+)
 from replay.synth.kvm.state import (
     CHUNK_VALUE,
     CHUNK_WORDS,
@@ -19,7 +28,6 @@ from replay.synth.kvm.state import (
     MAP_LEVEL,
     MAP_SIZE,
     NONE,
-    PAGE_SHIFT,
     ROOT_LEVEL,
     ROOT_MAP,
     ROOT_MAP_END,
@@ -40,10 +48,12 @@ from replay.synth.kvm.state import (
     page_key,
 )
 
-PROTECT, CLEAR_WRITABLE, DROP, COLLAPSE = 0, 1, 2, 3
-"""What becomes of a leaf: it loses W and MMU-writable; W alone; goes; goes if it could be huge."""
+PROTECT, CLEAR_WRITABLE, DROP, COLLAPSE, CLEAR_DIRTY = range(5)
+"""What becomes of a leaf: it loses W and MMU-writable; W alone; goes; goes if it could be huge; it loses D,
+or W where PML does not log it.
+"""
 HUGEST = 3
-_ROLE_BITS = 16
+_ROLE_BITS = 48
 
 
 @jit
@@ -124,16 +134,18 @@ def _change_entries(m: Model, slot: int, sp: int, low: int, high: int, action: i
         spte = m.spte[sp, index]
         if is_leaf(spte):
             if action != COLLAPSE:
-                m.spte[sp, index] = _changed(spte, action)
+                m.spte[sp, index] = _changed(m, spte, action)
             elif level < host_level(m, vm, slot, m.sp[sp, SP_GFN] + index * pages(level)):
                 m.spte[sp, index] = 0
 
 
 @jit
-def _changed(spte: int, action: int) -> int:
+def _changed(m: Model, spte: int, action: int) -> int:
     if action == DROP:
         return 0
-    return spte & ~(SPTE_W | SPTE_MMU_W) if action == PROTECT else spte & ~SPTE_W
+    if action == CLEAR_DIRTY:
+        return clear_dirty(m.layout, spte)
+    return spte & ~(SPTE_W | m.layout[MMU_WRITABLE]) if action == PROTECT else spte & ~SPTE_W
 
 
 @jit
@@ -152,7 +164,7 @@ def change_tdp_leaves(
             spte = m.spte[sp, gfn >> 9 * (level - 1) & 511]
         base = gfn & -pages(level)
         if is_leaf(spte) and min_level <= level <= max_level:
-            new = _changed(spte, action)
+            new = _changed(m, spte, action)
             if new != spte:
                 m.spte[sp, gfn >> 9 * (level - 1) & 511] = new
                 print_spte_changed(m, task, base, level, spte, new)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from replay.jit import jit
 from replay.synth.kvm.events import EXISTING, GET_PAGE, LOCKED, NEW, NOTHING, SYNC_PAGE, print_page
-from replay.synth.kvm.guest import ACC_ALL, make_table
+from replay.synth.kvm.guest import make_table
 from replay.synth.kvm.shadow_page import alloc_page, get_direct_page, get_indirect_page, write_protect_gfn
+from replay.synth.kvm.spte import ACC_ALL, L1
 from replay.synth.kvm.state import (
     CTL_FOUND,
     KIND_DIRECT,
-    KIND_NESTED,
     KIND_TDP,
     NONE,
     ROOT_KIND,
     ROOT_LEVEL,
+    ROOT_MODE,
     ROOT_SP,
     SP_GEN,
     SP_GFN,
@@ -52,7 +53,7 @@ def load_root(m: Model, vm: int, task: int, vcpu: int, root: int) -> int:
             hold_root(m, vcpu, root)
         return sp
     if kind == KIND_TDP:
-        sp = alloc_page(m, vm, 0, ROOT_LEVEL, 1, ACC_ALL, 0)
+        sp = alloc_page(m, vm, 0, ROOT_LEVEL, 1, m.layout[ACC_ALL], L1)
         m.sp[sp, SP_TDP] = 1
         m.sp[sp, SP_GEN] = m.vm[vm, VM_GEN]
         m.vm[vm, VM_TDP] = sp
@@ -60,12 +61,12 @@ def load_root(m: Model, vm: int, task: int, vcpu: int, root: int) -> int:
     else:
         make_mmu_pages_available(m, vm, task)
         if kind == KIND_DIRECT:
-            sp = get_direct_page(m, vm, task, 0, ROOT_LEVEL, ACC_ALL, 0)
+            sp = get_direct_page(m, vm, task, 0, ROOT_LEVEL, m.layout[ACC_ALL], L1)
         else:
             table = make_table(m, vm, root, ROOT_LEVEL, 0)
             if table < 0:
                 return NONE
-            sp = get_indirect_page(m, vm, task, table, ROOT_LEVEL, 1 if kind == KIND_NESTED else 0)
+            sp = get_indirect_page(m, vm, task, table, ROOT_LEVEL, m.root[root, ROOT_MODE])
     m.sp[sp, SP_ROOT] = root
     m.root[root, ROOT_SP] = sp
     if kind != KIND_TDP:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from replay.jit import jit
 from replay.synth.kvm.events import EXISTING, GET_PAGE, LOCKED, NEW, print_page
-from replay.synth.kvm.guest import ACC_ALL
 from replay.synth.kvm.memory import disallow_huge
 from replay.synth.kvm.reach import HUGEST, PROTECT, change_leaves, change_tdp_leaves
+from replay.synth.kvm.spte import (
+    ACC_ALL,
+    ACC_TABLE,
+    PAGE_SHIFT,
+    link_to,
+)
 from replay.synth.kvm.state import (
     CHUNK_VALUE,
     CHUNK_WORDS,
@@ -19,7 +24,7 @@ from replay.synth.kvm.state import (
     LINK_NEXT,
     LINK_PLACE,
     NONE,
-    PAGE_SHIFT,
+    ROOT_LEVEL,
     ROOT_SP,
     SMALL,
     SP_ACCESS,
@@ -46,6 +51,7 @@ from replay.synth.kvm.state import (
     VM_ROLES,
     VM_USED,
     Model,
+    direct_role,
     find,
     insert,
     make_chunk,
@@ -54,7 +60,7 @@ from replay.synth.kvm.state import (
 
 
 @jit
-def alloc_page(m: Model, vm: int, gfn: int, level: int, direct: int, access: int, guest_mode: int) -> int:
+def alloc_page(m: Model, vm: int, gfn: int, level: int, direct: int, access: int, mode: int) -> int:
     """A new page, in no list and no table of heads."""
     sp = m.ctl[CTL_SP_FREE]
     if sp >= 0:
@@ -70,7 +76,7 @@ def alloc_page(m: Model, vm: int, gfn: int, level: int, direct: int, access: int
     page[SP_LEVEL] = level
     page[SP_DIRECT] = direct
     page[SP_ACCESS] = access
-    page[SP_GUEST_MODE] = guest_mode
+    page[SP_GUEST_MODE] = mode
     page[SP_SPT] = m.ctl[CTL_NEXT_TABLE] << PAGE_SHIFT
     m.ctl[CTL_NEXT_TABLE] += 1
     page[SP_PARENTS] = NONE
@@ -90,16 +96,16 @@ def free_page(m: Model, sp: int) -> None:
 
 
 @jit
-def get_direct_page(m: Model, vm: int, task: int, gfn: int, level: int, access: int, guest_mode: int) -> int:
+def get_direct_page(m: Model, vm: int, task: int, gfn: int, level: int, access: int, mode: int) -> int:
     """kvm_mmu_get_shadow_page() of a page that maps guest memory from ``gfn`` on."""
-    key = page_key(vm, gfn, level, guest_mode << 3 | access)
+    key = page_key(vm, gfn, level, direct_role(mode, access))
     sp = find(m.sp, m.page_heads, key)
     if sp >= 0:
         print_page(m, task, LOCKED, GET_PAGE, sp, EXISTING)
         return sp
-    sp = alloc_page(m, vm, gfn, level, 1, access, guest_mode)
+    sp = alloc_page(m, vm, gfn, level, 1, access, mode)
     insert(m.sp, m.page_heads, sp, key)
-    m.vm[vm, VM_ROLES] |= 1 << (guest_mode << 3 | access)
+    m.vm[vm, VM_ROLES] |= 1 << direct_role(mode, access)
     if level == 1:
         chunk = make_chunk(m, SMALL, vm, gfn >> 18)
         m.chunk[chunk, CHUNK_VALUE] += 1
@@ -110,14 +116,15 @@ def get_direct_page(m: Model, vm: int, task: int, gfn: int, level: int, access: 
 
 
 @jit
-def get_indirect_page(m: Model, vm: int, task: int, table: int, level: int, guest_mode: int) -> int:
+def get_indirect_page(m: Model, vm: int, task: int, table: int, level: int, mode: int) -> int:
     """kvm_mmu_get_shadow_page() of the page that shadows a guest page table."""
     sp = m.table[table, TABLE_SHADOW]
     if sp >= 0:
         print_page(m, task, LOCKED, GET_PAGE, sp, EXISTING)
         return sp
     gfn = m.table[table, TABLE_GFN]
-    sp = alloc_page(m, vm, gfn, level, 0, ACC_ALL, guest_mode)
+    access = m.layout[ACC_ALL] if level == ROOT_LEVEL else m.layout[ACC_TABLE]
+    sp = alloc_page(m, vm, gfn, level, 0, access, mode)
     m.sp[sp, SP_TABLE] = table
     m.table[table, TABLE_SHADOW] = sp
     _account_new(m, vm, sp)
@@ -153,7 +160,7 @@ def write_protect_gfn(m: Model, vm: int, task: int, gfn: int, min_level: int) ->
 @jit
 def link_shadow_page(m: Model, parent: int, index: int, child: int) -> None:
     """A huge SPTE in the way is dropped, untraced."""
-    m.spte[parent, index] = (child + 1) << 1
+    m.spte[parent, index] = link_to(child)
     if m.sp[child, SP_TDP]:
         return
     link = m.ctl[CTL_LINK_FREE]

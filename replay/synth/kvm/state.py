@@ -12,9 +12,8 @@ import numpy as np
 
 from replay.jit import jit
 from replay.mmu.state import mix
-from replay.synth.kvm.spte import child_of, is_child
+from replay.synth.kvm.spte import PAGE_SHIFT, child_of, is_child
 
-PAGE_SHIFT = 12
 TABLE_SHIFT = 9
 TABLE_SPTES = 1 << TABLE_SHIFT
 ROOT_LEVEL = 4
@@ -30,7 +29,7 @@ SP_GFN = 2
 SP_LEVEL = 3
 SP_DIRECT = 4
 SP_ACCESS = 5
-SP_GUEST_MODE = 6
+SP_GUEST_MODE = 6  # whose memory it maps, see spte.py
 SP_TDP = 7
 SP_GEN = 8
 SP_SPT = 9  # physical address of the table
@@ -62,6 +61,7 @@ RESIDENT = 1 << 60  # of a slot: 512 host pages; CHUNK_VALUE: row of Model.moved
 DIRTY = 2 << 60  # of a slot: 512 gfns; CHUNK_VALUE: which filling of the bitmap it belongs to
 FRAME = 3 << 60  # of a VM: the guest page table in a gfn
 DISALLOW = 4 << 60  # of a VM: shadowed guest page tables in a huge page (lpage_info)
+WRITTEN = 6 << 60  # of a root: 512 leaf entries of the guest that were clean and became dirty
 SMALL = 5 << 60  # of a VM: direct shadow pages of level 1 in a GiB, and in which 2 MiB there were any
 CHUNK_VALUE = 2
 CHUNK_WORDS = 3  # 512 bits, 32 a word
@@ -88,7 +88,7 @@ VM_NEWEST = 15
 VM_INVALID_ROOT = 16  # list of invalid roots
 VM_LAST_INVALID_ROOT = 17
 VM_UNSYNC = 18  # unsync pages
-VM_ROLES = 19  # bit n: a direct page of access n & 7, guest_mode n >> 3 was made
+VM_ROLES = 19  # bit n: a direct page of role n was made
 VM_TDP = 20  # root of the TDP MMU
 VM_COLUMNS = 21
 
@@ -110,14 +110,16 @@ ROOT_USER = 1  # walks grant ACC_USER
 ROOT_MAP = 2
 ROOT_MAP_END = 3
 ROOT_SP = 4
-ROOT_COLUMNS = 5
+ROOT_MODE = 5  # SP_GUEST_MODE of its pages
+ROOT_COLUMNS = 6
 KIND_TDP, KIND_DIRECT, KIND_NESTED, KIND_SHADOW = 0, 1, 2, 3
 MAP_ADDR = 0
 MAP_GFN = 1
 MAP_SIZE = 2
 MAP_LEVEL = 3
 MAP_ACCESS = 4
-MAP_COLUMNS = 5
+MAP_CLEAN = 5  # leaf entries begin without D
+MAP_COLUMNS = 6
 
 # -- one number each, Model.ctl --------------------------------------------------------------------
 CTL_CLOCK = 0  # microseconds
@@ -153,13 +155,14 @@ class Model(NamedTuple):
     """All state; row layouts as above.  int64 but for text."""
 
     ctl: np.ndarray  # [CTL_SIZE]
+    layout: np.ndarray  # [LAYOUT_SIZE] of SPTEs, see spte.py
     vm: np.ndarray  # [VMs, VM_COLUMNS]
     slot: np.ndarray  # [slots, SLOT_COLUMNS]
     root: np.ndarray  # [roots, ROOT_COLUMNS]
     mapping: np.ndarray  # [mappings, MAP_COLUMNS]
     loaded: np.ndarray  # [roots, vCPUs] 1: the vCPU holds the root
     sp: np.ndarray  # [pages, SP_COLUMNS]
-    spte: np.ndarray  # [pages, 512] leaf SPTE (bit 0 set), (child + 1) << 1, or 0
+    spte: np.ndarray  # [pages, 512] leaf SPTE, link to a child, or 0: see spte.py
     page_heads: np.ndarray  # [2**n] first row of the chain, -1 none
     link: np.ndarray  # [parents, LINK_COLUMNS]
     table: np.ndarray  # [guest page tables, TABLE_COLUMNS]
@@ -270,8 +273,14 @@ def remove(rows: np.ndarray, heads: np.ndarray, i: int) -> None:
 
 @jit
 def page_key(vm: int, gfn: int, level: int, role: int) -> int:
-    """Key of a direct shadow page; ``role`` is guest_mode << 3 | access.  Others have none: -1."""
-    return vm << 47 | gfn << 7 | level << 4 | role
+    """Key of a direct shadow page, see :func:`direct_role`.  Others have none: -1."""
+    return vm << 49 | gfn << 9 | level << 6 | role
+
+
+@jit
+def direct_role(mode: int, access: int) -> int:
+    """What tells direct pages of one gfn and level apart."""
+    return mode << 4 | access
 
 
 @jit
