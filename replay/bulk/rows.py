@@ -21,7 +21,9 @@ Tables = Mapping[str, "pa.Table"]
 _UNNAMED = ("trace", "totals")
 """Sections of the document whose name is not part of a column's."""
 _LEFT_OUT = ("schema", "path", "notes", "rmap_histogram")
-_AS_TEXT = ("losses", "policy_knobs", "recorded_skipped", "divergences")
+_AS_TEXT = ("losses", "policy_knobs", "expected_not_compared", "recorded_skipped", "divergences")
+_NULL_SECTIONS = ("recorded", "expected_get_page", "expected_probes")
+"""Sections that are null where there is nothing: their columns are null, too."""
 MAX_MESSAGE = 500
 
 
@@ -92,7 +94,7 @@ def _flat(values: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
             yield name, json.dumps(value)
         elif isinstance(value, Mapping):
             yield from _flat(value, "" if name in _UNNAMED else f"{name}_")
-        elif not (name == "recorded" and value is None):
+        elif value is not None or name not in _NULL_SECTIONS:
             yield name, value
 
 

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from replay.schema import BULK_TABLES
-from tests.test_cli import EVENTS, SPLIT_LINE, trace_text
+from tests.test_cli import EVENTS, PROBE_OF_V2, SPLIT_LINE, trace_text
 
 SYNTHETIC = Path(__file__).parents[2] / "traces" / "synthetic"
 Content = Callable[[Path], dict[str, bytes]]
@@ -24,8 +24,9 @@ def corpus(tmp_path: Path) -> Path:
     for trace in sorted(set(SYNTHETIC.glob("*.txt")) - set(SYNTHETIC.glob("intel-*"))):
         shutil.copy(trace, made / "kinds")
         shutil.copy(f"{trace}.expected.json", made / "kinds")
-    (made / "good.txt").write_text(trace_text())
-    (made / "wrong.txt").write_text(trace_text([*EVENTS[:-2], SPLIT_LINE.replace("errno 0", "errno -28")]))
+    (made / "good.txt").write_text(trace_text([*EVENTS, PROBE_OF_V2]))
+    wrong = SPLIT_LINE.replace("errno 0", "errno -28")
+    (made / "wrong.txt").write_text(trace_text([*EVENTS[:-2], wrong, PROBE_OF_V2]))
     (made / "none.txt").write_text("no trace\n")
     (made / "README.md").write_text("not even named as one\n")
     return made
