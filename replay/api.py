@@ -14,6 +14,7 @@ def replay(
     trace: Trace | str | os.PathLike[str],
     policy: Policy | str = "auto",
     *,
+    kernel: str | None = None,
     split_at: str | float | None = None,
     expect: str | os.PathLike[str] | None = None,
     max_mmu_pages: int | None = None,
@@ -32,6 +33,7 @@ def replay(
     """
     request = Request(
         policy=policy,
+        kernel=kernel,
         split_at=None if split_at is None else str(split_at),
         expect=None if expect is None else os.fspath(expect),
         max_mmu_pages=max_mmu_pages,
@@ -48,6 +50,7 @@ def compare(
     trace: Trace | str | os.PathLike[str],
     policies: Sequence[Policy | str],
     *,
+    kernel: str | None = None,
     split_at: str | float | None = None,
     max_mmu_pages: int | None = None,
     resched: str | None = None,
@@ -57,6 +60,7 @@ def compare(
     Raises ``ReplayError``.
     """
     request = Request(
+        kernel=kernel,
         split_at=None if split_at is None else str(split_at),
         max_mmu_pages=max_mmu_pages,
         resched=resched,

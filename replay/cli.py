@@ -41,7 +41,17 @@ PolicyOption = Annotated[
     typer.Option(
         "--policy",
         metavar="auto|NAME|FILE.toml",
-        help="Policy, also NAME:KNOB=VALUE,...; auto: the golden file's, else what the trace shows, else v2.",
+        help="Policy, also NAME:KNOB=VALUE,...; auto: the golden file's, else that of the recorded "
+        "outcomes, else that of the kernel.",
+    ),
+]
+KernelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--kernel",
+        metavar="RELEASE|host",
+        help="Which kernel it is: as uname -r or a banner names it, or this machine's. Decides --policy auto "
+        "where recorded outcomes do not, and the knobs that go with a kernel's age.",
     ),
 ]
 SetOption = Annotated[
@@ -103,6 +113,7 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing 
 def run(
     trace: TraceArgument,
     policy: PolicyOption = None,
+    kernel: KernelOption = None,
     settings: SetOption = None,
     split_at: SplitAtOption = None,
     expect: ExpectOption = None,
@@ -150,7 +161,7 @@ def run(
     be used.
     """
     from replay.errors import UsageError
-    from replay.run import run_trace, write_run
+    from replay.run import run_alternative, run_trace, write_run
 
     if require not in (None, "match"):
         raise UsageError(f"--require {require}: use match")
@@ -160,17 +171,21 @@ def run(
         rmap_histogram=tuple(rmap_histogram or ()),
         rmap_columns=rmap_columns,
         nested=nested,
+        kernel=kernel,
     )
     with _progress(quiet) as progress:
         finished = run_trace(trace, request, progress)
+        other = None if as_json or quiet else run_alternative(finished, request)
     if output is not None:
         write_run(output, finished)
     if as_json:
         print(json.dumps(finished.document, indent=1))
     elif not quiet:
         from replay.report.console import console, print_run
+        from replay.report.side_by_side import print_alternative
 
         print_run(console(sys.stdout), finished.document, finished.comparison.differences)
+        print_alternative(console(sys.stdout), finished.document, other.document if other else None)
     verdict = finished.comparison.verdict
     is_good = verdict == "match" if require else verdict != "mismatch"
     raise typer.Exit(MATCHED if is_good else DIFFERED)
@@ -185,6 +200,7 @@ def compare(
             "--policy", metavar="NAME|FILE.toml", help="Policy, also NAME:KNOB=VALUE,...; give two or more."
         ),
     ],
+    kernel: KernelOption = None,
     settings: SetOption = None,
     split_at: SplitAtOption = None,
     max_mmu_pages: MaxPagesOption = None,
@@ -204,7 +220,7 @@ def compare(
     request = _request(
         None, settings, split_at, resched, max_mmu_pages, "recorded", strict, False, file_format
     )
-    request = replace(request, nested=nested)
+    request = replace(request, nested=nested, kernel=kernel)
     with _progress(quiet) as progress:
         documents = [run.document for run in run_policies(trace, policies, request, progress)]
     if as_json:
@@ -223,6 +239,7 @@ def review(
         list[str] | None, typer.Argument(metavar="[QUESTION]...", help="A2, B7 ...; all if none is given.")
     ] = None,
     policy: PolicyOption = None,
+    kernel: KernelOption = None,
     settings: SetOption = None,
     split_at: SplitAtOption = None,
     max_mmu_pages: MaxPagesOption = None,
@@ -245,7 +262,7 @@ def review(
     request = _request(
         policy, settings, split_at, resched, max_mmu_pages, "recorded", strict, False, file_format
     )
-    request = replace(request, nested=nested)
+    request = replace(request, nested=nested, kernel=kernel)
     with _progress(quiet) as progress:
         document = review_trace(trace, questions or (), request, progress)
     if as_json:

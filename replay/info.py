@@ -78,7 +78,11 @@ def info_document(trace: Trace) -> dict[str, Any]:
         "control": control,
         "windows": {"total": len(causes), "by_cause": dict(Counter(causes))},
         "columns": told,
-        "policy": {"name": run.policy.name, "reason": run.policy_reason},
+        "policy": {
+            "name": run.policy.name,
+            "reason": run.policy_reason,
+            "alternative": run.alternative,
+        },
         "compared": {
             "recorded": run.comparison.recorded,
             "compared": run.comparison.compared,

@@ -1,26 +1,43 @@
-"""Kernel versions: what a trace may tell of the kernel that recorded it, and the policy of each version.
+"""Kernel versions: what a trace or a user says of the kernel that recorded, and the policy of each version.
 
 Sources: eager page splitting of the TDP MMU came with 5.18 (cb00a70bd4b7), that of shadow pages of
 nested guests with 6.0 (ada51a9de737); a new pte_list_desc is the head of its list since 6.4
 (141705b78381); KVM_CLEAR_DIRTY_LOG passes an exclusive end since 6.8; the 2026 security fix
-(0cb2af2ea66a) makes every link flush, which recordings show of 6.1.176, 6.1.192 and 6.12.107.
+(0cb2af2ea66a) makes every link flush; which releases have it is known from recordings (``_RECORDED``).
 """
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
+
+from replay.errors import UsageError
+from replay.text_files import shown as printed
 
 _VERSION = re.compile(r"v?(\d{1,2})\.(\d{1,4})(?:\.(\d{1,4}))?(?![\d.])")
 _ABI_NAME = re.compile(r"v?\d+\.\d+\.0-\d+-[a-z]")
 """Debian up to 12 and Ubuntu: 6.1.0-56-amd64 is some 6.1."""
 _DEBIAN_PACKAGE = re.compile(r"(?:#\d.*|^\S+) Debian (\d+\.\d+\.\d+)")
-"""Behind the build number of a banner, whose beginning names a Debian compiler, or behind the release."""
+"""After the build number of a banner, whose beginning names a Debian compiler, or after the release."""
 _BACKPORTED_KVM = re.compile(r"\.el\d")
 """Kernels of Red Hat have the KVM of a later version than their name says."""
 _FIRST_KVM = (2, 6)
-_FIXED_2026 = {(6, 1): 176, (6, 12): 107}
-"""Stable series that have the fix of 2026: the first release that was seen to have it."""
+_RECORDED: dict[tuple[int, int], tuple[int | None, int | None]] = {
+    (6, 1): (None, 176),
+    (6, 12): (43, 107),
+    (6, 16): (12, None),
+    (6, 18): (15, None),
+    (7, 2): (13, None),
+    (7, 3): (4, None),
+}
+"""By series: the last release that was seen without the fix of 2026, and the first that was seen with it."""
+KERNEL_KNOBS = ("rmap_order", "clear_end")
+"""Knobs that the age of the recording kernel decides, whatever its policy."""
+HOST = "host"
+MERGED = "linux-6.0"
+POSTED = "v2"
 
 
 @dataclass(frozen=True)
@@ -45,15 +62,20 @@ class KernelVersion:
         if self.series < (5, 18):
             return "off", "eager page splitting came with 5.18"
         if self.series < (6, 0):
-            return "linux-6.0", "it splits in the TDP MMU alone, which linux-6.0 does alike"
-        first = _FIXED_2026.get(self.series)
-        if first is None:
-            return "linux-6.0", "merged code, 6.0 onward"
+            return MERGED, "it splits in the TDP MMU alone, which linux-6.0 does alike"
+        series = ".".join(map(str, self.series))
+        if self.series not in _RECORDED:
+            return MERGED, f"merged code, 6.0 onward; whether {series} has the fix of 2026 was not recorded"
+        without, fixed = _RECORDED[self.series]
         if self.patch is None:
-            return "linux-6.0", "merged code, if it is older than the security fix of 2026"
-        if self.patch < first:
-            return "linux-6.0", "merged code before the security fix of 2026"
-        return "linux-2026", "merged code with the security fix of 2026"
+            return MERGED, "merged code, if it is older than the security fix of 2026"
+        if fixed is not None and self.patch >= fixed:
+            return "linux-2026", "merged code with the security fix of 2026"
+        if without is not None and self.patch <= without:
+            return MERGED, "merged code without the security fix of 2026"
+        seen = [f"{series}.{without} was recorded without it"] if without is not None else []
+        seen += [f"{series}.{fixed} with it"] if fixed is not None else []
+        return MERGED, f"merged code, if it is older than the security fix of 2026: {', '.join(seen)}"
 
     @property
     def knobs(self) -> dict[str, str]:
@@ -64,25 +86,63 @@ class KernelVersion:
         }
 
 
-def choose_policy(kernel: KernelVersion | None, evidence: tuple[str, ...], shown: str) -> tuple[str, str]:
-    """The policy of ``--policy auto``, and why: that of the outcomes, else the kernel's, else ``v2``.
+class Choice(NamedTuple):
+    """The policy of ``--policy auto``, and why; ``alternative``: another that fits no worse."""
+
+    policy: str
+    reason: str
+    alternative: str | None = None
+
+
+def choose_policy(
+    kernel: KernelVersion | None, evidence: tuple[str, ...], shown: str, asked: bool = False
+) -> Choice:
+    """The policy of ``--policy auto``: that of the outcomes, else the kernel's.
 
     ``evidence`` are the policies that outcomes speak for, the likeliest first, and ``shown`` says why.
+    ``asked``: the user says which kernel it is, not the trace.  With neither, nothing decides between
+    the patch as posted and the code that was merged.
     """
+    if kernel is None and not evidence:
+        return Choice(
+            POSTED,
+            f"nothing shows the kernel: {shown}, and no version; {POSTED} is the patch as posted, "
+            f"which no release ran; {MERGED} is the code that was merged",
+            MERGED,
+        )
     if kernel is None:
-        return (evidence[0] if evidence else "v2"), shown
+        return Choice(evidence[0], shown)
+    source = f"--kernel {kernel}" if asked else f"recorded by Linux {kernel}"
     released, reason = kernel.policy
     if not evidence:
-        return released, f"recorded by Linux {kernel}: {reason}"
+        return Choice(released, f"{source}: {reason}")
     if released in evidence:
-        return released, f"recorded by Linux {kernel}: {reason}; {shown}"
-    return evidence[0], f"{shown}; recorded by Linux {kernel}, which is {released} as released"
+        return Choice(released, f"{source}: {reason}; {shown}")
+    return Choice(evidence[0], f"{shown}; {source}, which is {released} as released")
+
+
+def asked_kernel(text: str | None) -> KernelVersion | None:
+    """The version that ``--kernel`` names: a release, a banner, or ``host``.  Raises ``UsageError``."""
+    if text is None:
+        return None
+    release = host_release() if text == HOST else text
+    kernel = parse_kernel_version(release)
+    if kernel is None:
+        what = f"{HOST} ({release})" if text == HOST else printed(text)
+        raise UsageError(f"--kernel {what}: shows no version of KVM: use a release such as 6.12.117, or host")
+    return kernel
+
+
+def host_release() -> str:
+    """The release of this machine's kernel, with the package's version where Debian names it."""
+    host = os.uname()
+    return f"{host.release} {host.version}"
 
 
 def parse_kernel_version(text: str | None) -> KernelVersion | None:
     """The version in a release (``uname -r``) or in a banner, ``Linux version ...``; None if it tells none.
 
-    A banner of Debian names the package's version behind that of the release, which then counts.
+    A banner of Debian names the package's version after that of the release, which then counts.
     """
     if not text or _BACKPORTED_KVM.search(text):
         return None

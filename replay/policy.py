@@ -187,16 +187,17 @@ class Policy:
         return changed
 
     @staticmethod
-    def parse(text: str) -> Policy:
+    def parse(text: str, preset_knobs: Mapping[str, object] | None = None) -> Policy:
         """A policy from ``NAME``, ``NAME:knob=value[,knob=value]`` or the path of a ``.toml`` file.
 
+        ``preset_knobs`` change the preset that it is or is based on; what the text says goes before.
         Raises ``UsageError``, or ``InputError`` for a file that cannot be read.
         """
         name, _, settings = text.partition(":")
         if name.endswith(".toml"):
-            policy = _read_toml(Path(name))
+            policy = _read_toml(Path(name), preset_knobs or {})
         elif name in PRESETS:
-            policy = PRESETS[name]
+            policy = PRESETS[name].with_knobs(preset_knobs, name) if preset_knobs else PRESETS[name]
         else:
             known = ", ".join(PRESETS)
             raise UsageError(f"unknown policy {name!r}: use auto, {known}, or a .toml file")
@@ -252,7 +253,7 @@ def _knob_value(knob: str, value: object, where: str) -> bool | int | IntEnum:
     return number
 
 
-def _read_toml(path: Path) -> Policy:
+def _read_toml(path: Path, preset_knobs: Mapping[str, object]) -> Policy:
     """A policy file: knobs, or a table ``[knobs]``; ``base``, a preset (default v2); ``name``."""
     try:
         content = parse_toml(read_text_file(path, MAX_POLICY_BYTES))
@@ -267,7 +268,7 @@ def _read_toml(path: Path) -> Policy:
         raise InputError(path, 0, f"unknown base {shown(repr(base))}: use one of {', '.join(PRESETS)}")
     if not isinstance(name, str) or not isinstance(knobs, dict):
         raise InputError(path, 0, "name must be text, and knobs a table")
-    return replace(PRESETS[base].with_knobs(content | knobs, str(path)), name=name)
+    return replace(PRESETS[base].with_knobs({**preset_knobs, **content, **knobs}, str(path)), name=name)
 
 
 _V2 = Policy()

@@ -16,6 +16,7 @@ from replay.text_files import decimal_number, shown
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from replay.kernel import Choice
     from replay.mmu.engine import Options, Replay
     from replay.mmu.facts import TraceFacts
     from replay.trace.trace import Trace
@@ -36,6 +37,8 @@ class Request:
 
     policy: str | Policy | None = None
     """A policy, ``auto``, or what ``Policy.parse`` takes."""
+    kernel: str | None = None
+    """The kernel that recorded, or is asked about: a release, a banner, or ``host``."""
     settings: tuple[str, ...] = ()
     """``KNOB=VALUE`` applied on top of the policy."""
     split_at: str | None = None
@@ -68,6 +71,8 @@ class Run:
     comparison: Comparison
     notes: tuple[str, ...] = ()
     """What a reader of the figures has to know beside them."""
+    alternative: str | None = None
+    """Another policy that fits the trace no worse, where nothing shows the kernel."""
 
     @cached_property
     def document(self) -> dict[str, Any]:
@@ -95,7 +100,7 @@ def run_trace(trace: str | Trace, request: Request, progress: Progress | None = 
     """
     check_options(request)
     golden = _golden(trace if isinstance(trace, str) else trace.path, request)
-    policy, reason = _chosen_policy(request, golden)
+    policy, choice = _chosen_policy(request, golden)
 
     from replay.mmu.engine import compile_in_other_process, replay_trace, trace_facts
     from replay.verdict.compare import compare_golden, compare_recorded, unchecked
@@ -107,7 +112,7 @@ def run_trace(trace: str | Trace, request: Request, progress: Progress | None = 
         trace = _read(trace, request, progress)
     facts = None
     if policy is None:
-        policy, reason, facts = _policy_of_trace(trace)
+        policy, choice, facts = _policy_of_trace(trace, request)
     policy = policy.with_settings(request.settings)
     options = _options(request, golden)
     check_split_time(options.split_at, trace)
@@ -122,9 +127,24 @@ def run_trace(trace: str | Trace, request: Request, progress: Progress | None = 
         # malformed lines are the same in every run of this text
         lost = [doubt.text for doubt in doubts if doubt.reason == "lost_events"]
         comparison = compare_golden(golden, golden_of(policy, options, replay), lost)
-    return Run(
-        trace, policy, reason, options, replay, comparison, tuple(_notes(trace, policy, options, replay))
-    )
+    notes = tuple(_notes(trace, policy, options, replay))
+    return Run(trace, policy, choice.reason, options, replay, comparison, notes, choice.alternative)
+
+
+def run_alternative(finished: Run, request: Request) -> Run | None:
+    """The same under the other policy where nothing shows the kernel; None if they cannot differ.
+
+    They cannot where the shadow MMU has no huge SPTE, since the TDP MMU's part is alike in both.
+    """
+    counters = finished.replay.counters
+    met = [count for name, count in counters.items() if name == "attempts" or name.startswith("skipped_")]
+    if finished.alternative is None or not any(met):
+        return None
+    from replay.kernel import KERNEL_KNOBS
+
+    knobs = {name: finished.policy.knobs()[name] for name in KERNEL_KNOBS}
+    policy = Policy.parse(finished.alternative, knobs)
+    return run_trace(finished.trace, replace(request, policy=policy, rmap_histogram=()))
 
 
 def _notes(trace: Trace, policy: Policy, options: Options, replay: Replay) -> Iterator[str]:
@@ -167,38 +187,56 @@ def _golden(path: str, request: Request) -> Golden | None:
 
     if request.expect in ("recorded", "none"):
         return None
+    if request.expect is None and request.kernel is not None:
+        return None  # it was made with the policy of another kernel
     if request.expect is not None:
         return read_golden(request.expect)
     beside = golden_path(path)
     return read_golden(beside) if path != "-" and beside.exists() else None
 
 
-def _chosen_policy(request: Request, golden: Golden | None) -> tuple[Policy | None, str]:
+def _chosen_policy(request: Request, golden: Golden | None) -> tuple[Policy | None, Choice]:
     """The policy and why; None where the trace itself has to tell."""
+    from replay.kernel import Choice
     from replay.verdict.golden import policy_of
 
     if isinstance(request.policy, Policy):
-        return request.policy, "as asked for"
+        return request.policy, Choice(request.policy.name, "as asked for")
     if request.policy is not None and request.policy != "auto":
-        return Policy.parse(request.policy), "as asked for"
-    if golden is not None:
-        return policy_of(golden), "the golden file was made with it"
-    return None, ""
+        policy = named_policy(request.policy, request)
+        return policy, Choice(policy.name, "as asked for")
+    if golden is not None and request.kernel is None:
+        policy = policy_of(golden)
+        return policy, Choice(policy.name, "the golden file was made with it")
+    return None, Choice("", "")
 
 
-def _policy_of_trace(trace: Trace) -> tuple[Policy, str, TraceFacts]:
+def named_policy(text: str, request: Request) -> Policy:
+    """The policy that ``text`` names, with the knobs that the age of the kernel of ``request`` decides.
+
+    Raises as ``Policy.parse`` does.
+    """
+    from replay.kernel import asked_kernel
+
+    kernel = asked_kernel(request.kernel)
+    return Policy.parse(text, kernel.knobs if kernel else None)
+
+
+def _policy_of_trace(trace: Trace, request: Request) -> tuple[Policy, Choice, TraceFacts]:
     """The policy that the trace speaks for, by its outcomes and its kernel, and why."""
-    from replay.kernel import choose_policy, parse_kernel_version
+    from replay.kernel import asked_kernel, choose_policy, parse_kernel_version
     from replay.mmu.engine import trace_facts
 
     facts = trace_facts(trace)
-    kernel = parse_kernel_version(trace.kernel)
-    name, reason = choose_policy(kernel, *facts.policy_evidence)
+    asked = asked_kernel(request.kernel)
+    kernel = asked or parse_kernel_version(trace.kernel)
+    choice = choose_policy(kernel, *facts.policy_evidence, asked=asked is not None)
     knobs = (kernel.knobs if kernel else {}) | facts.kernel_knobs
-    return Policy.parse(name).with_knobs(knobs, "the trace"), reason, facts
+    return Policy.parse(choice.policy).with_knobs(knobs, "the trace"), choice, facts
 
 
 def _options(request: Request, golden: Golden | None) -> Options:
+    from replay.kernel import asked_kernel
     from replay.mmu.engine import Options
     from replay.verdict.golden import OPTION_NAMES
 
@@ -212,15 +250,18 @@ def _options(request: Request, golden: Golden | None) -> Options:
         rmap_histogram=request.rmap_histogram,
         rmap_columns=request.rmap_columns,
         census=request.census,
+        kernel=asked_kernel(request.kernel),
     )
 
 
 def check_options(request: Request) -> None:
     """Raises ``UsageError`` where an option has a value that means nothing."""
+    from replay.kernel import asked_kernel
     from replay.mmu.moments import is_seconds
     from replay.trace.formats import check_format
 
     check_format(request.file_format)
+    asked_kernel(request.kernel)
     at = request.split_at
     if at is not None and at not in SPLIT_AT_WORDS and not is_seconds(at):
         raise UsageError(f"--split-at {at}: use {', '.join(SPLIT_AT_WORDS)}, or seconds of the trace's clock")

@@ -485,7 +485,7 @@ def runs_schema() -> pa.Schema:
             *text("losses"),
             pa.field("vms", pa.list_(pa.string())),
             *text("kernel"),  # its version, null where the trace does not tell it
-            *text("policy_name", "policy_reason", "policy_knobs"),
+            *text("policy_name", "policy_reason", "policy_alternative", "policy_knobs"),
             *counts(["windows", *totals]),
             pa.field("tdp_mmu_taken_as", pa.bool_()),
             pa.field("tdp_mmu_shown", pa.bool_()),

@@ -130,7 +130,6 @@ def make_replay() -> MakeReplay:
             counters=figures,
             divergences=divergences or {},
             has_recorded=has_recorded,
-            policy_hint=("v2", "nothing speaks against it"),
             recorded_lines={"splits": figures["expected_attempts"] or 0, "probes": recorded_probes},
             unknown=unknown or {},
         )

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from replay.kernel import KernelVersion, choose_policy, parse_kernel_version
+from replay.errors import UsageError
+from replay.kernel import KernelVersion, asked_kernel, choose_policy, parse_kernel_version
 from replay.policy import PRESETS, Policy
-from replay.run import Request, Run, run_trace
+from replay.run import Request, Run, run_alternative, run_trace
 from replay.trace.reader import read_trace
-from tests.test_cli import EVENTS, trace_text
+from tests.test_cli import EVENTS, error_of, replay, trace_text
 
 RECORDED = Path(__file__).parents[1] / "traces" / "recorded"
 BANNER = (
@@ -69,7 +71,12 @@ def test_version(text: str | None, version: tuple[int, int, int | None] | None) 
         ("6.8.0", "linux-6.0", "head", "exclusive"),
         ("6.12.106", "linux-6.0", "head", "exclusive"),
         ("6.12.107-amd64", "linux-2026", "head", "exclusive"),
+        ("6.12.43", "linux-6.0", "head", "exclusive"),
+        ("6.12.117+deb12-amd64", "linux-2026", "head", "exclusive"),
+        ("6.16.12", "linux-6.0", "head", "exclusive"),
         ("6.18.15+deb13-amd64", "linux-6.0", "head", "exclusive"),
+        ("7.2.12", "linux-6.0", "head", "exclusive"),
+        ("7.2.13", "linux-6.0", "head", "exclusive"),
         ("7.3.4+deb13-amd64", "linux-6.0", "head", "exclusive"),
     ],
 )
@@ -80,6 +87,28 @@ def test_policy_of_a_version(release: str, policy: str, rmap_order: str, clear_e
     assert policy in PRESETS
     assert version.knobs == {"rmap_order": rmap_order, "clear_end": clear_end}
     assert Policy.parse(policy).with_knobs(version.knobs, "test").knobs()["rmap_order"] == rmap_order
+
+
+@pytest.mark.parametrize(
+    ("release", "reason"),
+    [
+        ("6.1.176", "merged code with the security fix of 2026"),
+        ("6.12.43", "merged code without the security fix of 2026"),
+        (
+            "6.12.90",
+            "merged code, if it is older than the security fix of 2026: 6.12.43 was recorded without it, "
+            "6.12.107 with it",
+        ),
+        ("6.1.170", "merged code, if it is older than the security fix of 2026: 6.1.176 with it"),
+        ("7.3.5", "merged code, if it is older than the security fix of 2026: 7.3.4 was recorded without it"),
+        ("6.1.0-50-amd64", "merged code, if it is older than the security fix of 2026"),
+        ("6.6.30", "merged code, 6.0 onward; whether 6.6 has the fix of 2026 was not recorded"),
+    ],
+)
+def test_no_more_is_said_of_the_fix_than_was_recorded(release: str, reason: str) -> None:
+    version = parse_kernel_version(release)
+    assert version is not None
+    assert version.policy[1] == reason
 
 
 MERGED = ("linux-6.0", "linux-2026")
@@ -104,8 +133,9 @@ MERGED = ("linux-6.0", "linux-2026")
 )
 def test_outcomes_win(release: str | None, evidence: tuple[str, ...], policy: str) -> None:
     version = parse_kernel_version(release)
-    name, reason = choose_policy(version, evidence, "it was seen")
+    name, reason, alternative = choose_policy(version, evidence, "it was seen")
     assert name == policy
+    assert alternative == (None if version or evidence else "linux-6.0")
     assert ("it was seen" in reason) == (version is None or evidence != ())
     assert version is None or f"Linux {version}" in reason
     if version and evidence and version.policy[0] not in evidence:
@@ -169,3 +199,168 @@ def test_versions_of_the_recordings(kernel: str) -> None:
     assert version is not None
     assert (version.policy[0] == run.policy.name) == (kernel != "v2")
     assert f"Linux {version}" in run.policy_reason
+
+
+# -- as the user says ----------------------------------------------------------------------------------
+
+WHAT_IF = EVENTS[2:8]
+"""Nothing in these shows the kernel."""
+
+
+@pytest.mark.parametrize(
+    ("kernel", "policy", "knobs"),
+    [
+        ("6.12.117", "linux-2026", ("head", "exclusive")),
+        ("6.1.0-50-amd64", "linux-6.0", ("append", "inclusive")),
+        (BANNER, "linux-2026", ("append", "inclusive")),
+        ("5.10.262", "off", ("append", "inclusive")),
+    ],
+)
+def test_an_asked_kernel_decides_where_outcomes_do_not(
+    tmp_path: Path, kernel: str, policy: str, knobs: tuple[str, str]
+) -> None:
+    run = run_of(tmp_path, "# nop latency trace v1.1.5 on 6.18.15\n", WHAT_IF, kernel=kernel)
+    assert run.policy.name == policy
+    assert run.policy_reason.startswith(f"--kernel {parse_kernel_version(kernel)}: ")
+    found = run.policy.knobs()
+    assert (found["rmap_order"], found["clear_end"]) == knobs
+
+
+def test_outcomes_win_over_an_asked_kernel(tmp_path: Path) -> None:
+    run = run_of(tmp_path, "", EVENTS, kernel="6.12.117")
+    assert run.policy.name == "v2"
+    assert run.policy_reason == (
+        "shadow pages were split and no attempt ended in -EAGAIN; "
+        "--kernel 6.12.117, which is linux-2026 as released"
+    )
+
+
+def test_an_asked_kernel_sets_the_knobs_of_its_age(tmp_path: Path) -> None:
+    """Of a policy that is named, too, but for those that are named with it."""
+    file = tmp_path / "mine.toml"
+    file.write_text('base = "v2"\nclear_end = "inclusive"\n')
+    for policy, knobs in (
+        ("v2", ("head", "exclusive")),
+        ("v2:rmap_order=append", ("append", "exclusive")),
+        (str(file), ("head", "inclusive")),
+    ):
+        found = run_of(tmp_path, "", WHAT_IF, policy=policy, kernel="6.12.117").policy.knobs()
+        assert (found["rmap_order"], found["clear_end"]) == knobs
+    set_knob = run_of(tmp_path, "", WHAT_IF, policy="v2", kernel="6.12.117", settings=("rmap_order=append",))
+    assert set_knob.policy.knobs()["rmap_order"] == "append"
+
+
+def test_host_is_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def uname(release: str, version: str) -> os.uname_result:
+        return os.uname_result(("Linux", "here", release, version, "x86_64"))
+
+    debian = uname("6.1.0-50-amd64", "#1 SMP PREEMPT_DYNAMIC Debian 6.1.176-1 (2026-07-01)")
+    monkeypatch.setattr(os, "uname", lambda: debian)
+    assert asked_kernel("host") == KernelVersion(6, 1, 176)
+    other = uname("5.14.0-427.13.1.el9_4.x86_64", "#1 SMP")
+    monkeypatch.setattr(os, "uname", lambda: other)
+    with pytest.raises(UsageError, match=r"^--kernel host \(5\.14\.0-427.* shows no version of KVM"):
+        asked_kernel("host")
+
+
+def test_a_golden_file_beside_is_of_another_kernel(tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    path.write_text(trace_text(WHAT_IF))
+    assert replay("expect", path, "--policy", "v2").returncode == 0
+    assert run_trace(str(path), Request()).policy.name == "v2"
+    run = run_trace(str(path), Request(kernel="6.12.117"))
+    assert (run.policy.name, run.comparison.source) == ("linux-2026", "none")
+
+
+# -- where nothing shows the kernel --------------------------------------------------------------------
+
+
+def test_both_are_shown_where_nothing_shows_the_kernel(tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    path.write_text(trace_text(WHAT_IF))
+    document = json.loads(replay("run", path, "--json").stdout)
+    policy = document["policy"]
+    assert (policy["name"], policy["alternative"]) == ("v2", "linux-6.0")
+    assert policy["reason"].startswith("nothing shows the kernel: no outcome was recorded, and no version; ")
+    told = json.loads(replay("info", path, "--json").stdout)["policy"]
+    assert told == {name: policy[name] for name in told}
+    lines = replay("run", path).stdout.splitlines()
+    begin = lines.index("nothing shows the kernel, so both (--kernel RELEASE or host decides):")
+    assert lines[begin - 2].startswith("verdict")
+    assert lines[begin + 1].split() == ["v2", "linux-6.0"]
+    assert lines[begin + 2].split() == ["attempts", *map(str, attempts_of(path))]
+    for options in (["--kernel", "6.12.117"], ["--policy", "v2"]):
+        shown = replay("run", path, *options).stdout
+        assert "nothing shows the kernel" not in shown
+        assert shown.splitlines()[-1].startswith("verdict")
+
+
+def attempts_of(path: Path) -> list[int]:
+    runs = [run_trace(str(path), Request(policy=policy)) for policy in ("v2", "linux-6.0")]
+    return [run.document["totals"]["attempts"] for run in runs]
+
+
+def test_the_other_run_is_as_if_it_was_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    path.write_text(trace_text(WHAT_IF))
+    request = Request(settings=("min_free_pages=1",), max_mmu_pages=64, nested="yes")
+    first = run_trace(str(path), request)
+    other = run_alternative(first, request)
+    assert first.document["totals"]["attempts"] == 1
+    assert other is not None
+    assert other.policy.name == "linux-6.0:min_free_pages=1"
+    asked = run_trace(str(path), Request(**vars(request) | {"policy": "linux-6.0"}))
+    assert other.document == asked.document
+
+
+def test_without_shadow_pages_both_do_the_same(tmp_path: Path) -> None:
+    """The TDP MMU's splits alone show no kernel either."""
+    trace = read_trace(str(RECORDED / "linux-6.1" / "A-tdp-2m-nxhp.txt.zst"))
+    request = Request(policy="auto", expect="recorded")
+    run = run_trace(trace, request)
+    assert run.policy_reason.startswith(
+        "nothing shows the kernel: only splits of the TDP MMU were recorded, which are alike in all of them, "
+    )
+    assert run_alternative(run, request) is None
+    merged = run_trace(trace, Request(policy=run.alternative, expect="recorded"))
+    ours, theirs = run.document, merged.document
+    for part in ("windows", "totals", "tdp", "faults", "expected", "verdict"):
+        assert ours[part] == theirs[part]
+    shown = replay("run", trace.path, "--expect", "recorded").stdout
+    assert shown.splitlines()[-1] == "linux-6.0 does the same here as v2: no huge SPTE in the shadow MMU"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("run",), ("compare", "--policy", "v2"), ("review",), ("bulk", "-o", "out")],
+    ids=lambda command: command[0],
+)
+def test_a_kernel_that_is_none(tmp_path: Path, command: tuple[str, ...]) -> None:
+    path = tmp_path / "t.txt"
+    path.write_text(trace_text(WHAT_IF))
+    words = [str(tmp_path / word) if word == "out" else word for word in command]
+    result = replay(words[0], path, *words[1:], "--kernel", "six")
+    assert result.returncode == 2
+    assert (
+        error_of(result) == "--kernel six: shows no version of KVM: use a release such as 6.12.117, or host"
+    )
+
+
+def test_the_other_commands_take_a_kernel(tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    path.write_text(trace_text(WHAT_IF))
+    kernel = ("--kernel", "6.12.117", "--json")
+    compared = json.loads(replay("compare", path, "--policy", "auto", "--policy", "v2", *kernel).stdout)
+    assert [run["policy"]["name"] for run in compared["runs"]] == ["linux-2026", "v2"]
+    assert {run["policy"]["knobs"]["clear_end"] for run in compared["runs"]} == {"exclusive"}
+    reviewed = json.loads(replay("review", path, "B12", "--policy", "auto", *kernel).stdout)
+    assert reviewed["policy"]["name"] == "linux-2026"
+    out = tmp_path / "out"
+    assert replay("bulk", path, "-o", out, *kernel).returncode == 0
+    sql = "select policy_name, policy_reason, policy_alternative from runs"
+    (row,) = json.loads(replay("query", out, sql, "--json").stdout)
+    assert row["policy_name"] == "linux-2026"
+    assert row["policy_reason"].startswith("--kernel 6.12.117: ")
+    assert row["policy_alternative"] is None
+    again = replay("bulk", path, "-o", out, "--kernel", "6.12.43")
+    assert "holds results with kernel = '6.12.117', not '6.12.43'" in error_of(again)

@@ -15,6 +15,7 @@ from replay.cli import (
     MATCHED,
     FormatOption,
     JsonOption,
+    KernelOption,
     LostOption,
     MaxPagesOption,
     NestedOption,
@@ -46,6 +47,7 @@ def bulk(
             "--policy", metavar="auto|NAME|FILE.toml", help="Policy, default auto; repeatable: read once."
         ),
     ] = None,
+    kernel: KernelOption = None,
     settings: SetOption = None,
     split_at: SplitAtOption = None,
     expect: Annotated[
@@ -92,7 +94,7 @@ def bulk(
     request = _request(
         None, settings, split_at, resched, max_mmu_pages, expect, strict, allow_lost, file_format
     )
-    request = replace(request, nested=nested)
+    request = replace(request, nested=nested, kernel=kernel)
     where = Where(scheduler, jobs, None if memory is None else parse_size(memory))
     with bulk_progress(sys.stderr, quiet) as progress:
         summary = run_bulk(paths, output, policies or [], request, where, progress)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from replay.bulk.dataset import Dataset
@@ -18,8 +18,9 @@ from replay.bulk.plan import Task, find_tasks
 from replay.bulk.storage import STAGING, Storage
 from replay.bulk.work import Job, Reply
 from replay.errors import UsageError
+from replay.kernel import HOST, host_release
 from replay.policy import Policy
-from replay.run import Request, check_options
+from replay.run import Request, check_options, named_policy
 
 BULK_SCHEMA = "replay.bulk/1"
 COMMIT_TRACES, COMMIT_BYTES = 500, 1 << 26
@@ -199,11 +200,13 @@ def _replay(
 def _checked(request: Request, policies: Sequence[str]) -> tuple[Request, dict[str, str | Policy]]:
     """The request, and the policies by their labels, each read once."""
     check_options(request)
+    if request.kernel == HOST:
+        request = replace(request, kernel=host_release())  # of this machine, wherever the workers are
     if request.expect not in (None, "recorded", "none"):
         raise UsageError(f"--expect {request.expect}: use recorded or none; golden files stand beside traces")
     chosen: dict[str, str | Policy] = {}
     for label in policies or [AUTO]:
-        chosen[label] = AUTO if label == AUTO else Policy.parse(label)
+        chosen[label] = AUTO if label == AUTO else named_policy(label, request)
         policy = chosen[label]
         if isinstance(policy, Policy):
             policy.with_settings(request.settings)
@@ -219,6 +222,7 @@ def _options(request: Request) -> dict[str, Any]:
     """What decides the results beside content and policy."""
     return {
         "settings": list(request.settings),
+        "kernel": request.kernel,
         "split_at": request.split_at,
         "nested": request.nested,
         "resched": request.resched,

@@ -57,6 +57,8 @@ class Options:
     """Moments at which rmaps are counted, see ``Moments``."""
     rmap_columns: str = COLUMNS_BY[0]
     census: bool = False
+    kernel: KernelVersion | None = None
+    """The kernel that recorded, where the trace does not name it."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,6 @@ class Replay:
     counters: dict[str, int | None]
     divergences: dict[str, int]
     has_recorded: bool
-    policy_hint: tuple[str, str]
     recorded_errnos: dict[int, int] = field(default_factory=dict)
     """Recorded split lines of the shadow MMU by errno."""
     rmap_histograms: tuple[RmapHistogram, ...] = ()
@@ -120,7 +121,7 @@ def replay_trace(
     facts = facts or trace_facts(trace)
     moments = Moments(trace, options.rmap_histogram if trace.vms else ())  # there are rmaps of VMs only
     histograms: list[RmapHistogram] = []
-    kernel = parse_kernel_version(trace.kernel)
+    kernel = parse_kernel_version(trace.kernel) or options.kernel
     m = _new_state(facts, options, doubtful_from or {}, kernel)
     layouts = m.vm[:, layout.VM_LAYOUT].tolist()
     columns_of = [columns_by(options.rmap_columns, code, kernel) for code in layouts]
@@ -340,7 +341,6 @@ def _result(m: state.Mmu, facts: TraceFacts) -> Replay:
         counters=counters,
         divergences={name: n for name, n in divergences.items() if n},
         has_recorded=facts.has_recorded,
-        policy_hint=facts.policy_hint,
         recorded_lines={"splits": facts.total(Kind.SPLIT_HUGE_PAGE), "probes": facts.probe_lines},
         unknown=_unknown_lines(m, facts.vms),
         older={

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from replay.jit import kernel
+from replay.kernel import MERGED, POSTED, KernelVersion
 from replay.mmu.kinds import (
     COMMIT_REGION,
     FLUSH_REMOTE_TLBS,
@@ -34,9 +34,6 @@ from replay.mmu.spte import PT_PAGE_SIZE_MASK, SHADOW_NONPRESENT_VALUE, is_shado
 from replay.mmu.spte_layout import SIGNS, count_leaf, count_role, has_pml_sptes, layout_of
 from replay.schema import EAGAIN, EINVAL, EOPNOTSUPP, Columns, Kind
 
-if TYPE_CHECKING:
-    from replay.kernel import KernelVersion
-
 SHADOW_SPLITS = 0
 EAGAIN_SPLITS = 1
 V2_SPLITS = 2  # errors that only the v2 series gives
@@ -56,7 +53,7 @@ LAYOUT_SIGNS = 15  # the counts of spte_layout.py begin here
 FACTS = LAYOUT_SIGNS + SIGNS
 KINDS = 128
 _TASKS = 1024
-_MERGED = ("linux-6.0", "linux-2026")
+_MERGED = (MERGED, "linux-2026")
 
 
 FACT_COLUMNS = (
@@ -254,29 +251,25 @@ class TraceFacts:
         """
         shadow = int(self.facts[:, SHADOW_SPLITS].sum())
         if self.probe_lines:
-            return ("v2",), "the trace has probes of the v2 series"
+            return (POSTED,), "the trace has probes of the v2 series"
         if self.facts[:, V2_SPLITS].sum():
-            return ("v2",), "splits failed with errors that only the v2 series gives"
+            return (POSTED,), "splits failed with errors that only the v2 series gives"
         if self.facts[:, EAGAIN_SPLITS].sum():
             splits = int(self.facts[:, SHADOW_PART_SPLITS].sum())
             if not splits or not self.total(Kind.FLUSH_REMOTE_TLBS):
                 return _MERGED, "splits ended in -EAGAIN"
             if self.facts[:, SHADOW_PART_FLUSHES].sum() >= splits:
                 return ("linux-2026",), "splits ended in -EAGAIN, and every split flushed"
-            return ("linux-6.0",), "splits ended in -EAGAIN, and not every split flushed"
+            return (MERGED,), "splits ended in -EAGAIN, and not every split flushed"
         if shadow:
-            return ("v2",), "shadow pages were split and no attempt ended in -EAGAIN"
+            return (POSTED,), "shadow pages were split and no attempt ended in -EAGAIN"
         if any(self._left_huge(vm) for vm in range(self.vms)):
             return _MERGED, "split functions ran and left the huge pages of a VM without TDP MMU alone"
         if self.facts[:, LOG_CHANGES].sum() and not self.has_recorded:
             return ("off",), "dirty logging was switched on and nothing was split"
-        return (), "nothing in the trace speaks against it"
-
-    @property
-    def policy_hint(self) -> tuple[str, str]:
-        """The policy that the recorded outcomes speak for, and why; ``v2`` where they say nothing."""
-        names, reason = self.policy_evidence
-        return (names[0] if names else "v2"), reason
+        if self.total(Kind.SPLIT_HUGE_PAGE):
+            return (), "only splits of the TDP MMU were recorded, which are alike in all of them"
+        return (), "no outcome was recorded"
 
 
 def scan_facts(batches: Iterable[Columns], vms: int, role_words: bool = False) -> TraceFacts:

@@ -29,6 +29,27 @@ def print_side_by_side(out: Console, documents: Sequence[Mapping[str, Any]]) -> 
     """Print figures of ``replay.run/1`` documents of one trace; what is 0 in all of them is left out."""
     print_line(out, trace_line(documents[0]["trace"]))
     print_line(out)
+    _print_columns(out, documents)
+
+
+def print_alternative(out: Console, document: Mapping[str, Any], other: Mapping[str, Any] | None) -> None:
+    """Print, below the summary of ``document``, the other policy's figures beside its own.
+
+    Nothing where the kernel is known, one line where ``other`` was not run since it can do nothing else.
+    """
+    alternative = document["policy"]["alternative"]
+    if alternative is None or not document["trace"]["kvmmmu_events"]:
+        return
+    print_line(out)
+    if other is None:
+        name = document["policy"]["name"]
+        print_line(out, f"{alternative} does the same here as {name}: no huge SPTE in the shadow MMU")
+        return
+    print_line(out, "nothing shows the kernel, so both (--kernel RELEASE or host decides):")
+    _print_columns(out, [document, other])
+
+
+def _print_columns(out: Console, documents: Sequence[Mapping[str, Any]]) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("", no_wrap=True)
     for document in documents:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from replay.policy import Policy
-from replay.run import Progress, Request, Run, run_trace
+from replay.run import Progress, Request, Run, named_policy, run_trace
 from replay.schema import Kind, Outcome
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Runs:
         ``alone`` runs each window through by itself: the recorded environment is left out, and
         lock drops are those of ``resched``.
         """
-        policy = Policy.parse(name).with_settings([*self._request.settings, *settings])
+        policy = named_policy(name, self._request).with_settings([*self._request.settings, *settings])
         return self._result(policy, resched, None, alone)
 
     def _result(self, policy: Policy, resched: str | None, max_mmu_pages: int | None, alone: bool) -> Result:

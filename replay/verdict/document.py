@@ -38,7 +38,12 @@ def run_document(run: Run) -> dict[str, Any]:
     return {
         "schema": RUN_SCHEMA,
         "trace": {name: getattr(run.trace, name) for name in _TRACE} | {"path": shown_path(run.trace.path)},
-        "policy": {"name": policy.name, "reason": run.policy_reason, "knobs": policy.knobs()},
+        "policy": {
+            "name": policy.name,
+            "reason": run.policy_reason,
+            "alternative": run.alternative,
+            "knobs": policy.knobs(),
+        },
         "tdp_mmu": {"taken_as": replay.tdp_mmu, "shown": shown, "by": shown_by},
         "windows": windows(replay),
         "totals": totals(counters),

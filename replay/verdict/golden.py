@@ -16,6 +16,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from replay.errors import GoldenError, ReplayError, UsageError
+from replay.kernel import KERNEL_KNOBS
 from replay.output import write_text
 from replay.policy import LATER_KNOBS, Policy
 from replay.text_files import TextFileError, parse_json, read_text_file, shown
@@ -30,8 +31,6 @@ GOLDEN_SCHEMA = "replay.expected/1"
 GOLDEN_SUFFIX = ".expected.json"
 OPTION_NAMES = {"split_at": (str,), "resched": (str,), "max_mmu_pages": (int, NoneType), "nested": (str,)}
 """The options of a run that a golden file keeps, and their types; ``nested`` only where it is not auto."""
-KERNEL_KNOBS = ("rmap_order", "clear_end")
-"""Knobs that the age of the recording kernel decides, whatever its policy."""
 
 _IDENTITY = ("window", "vm", "mmu", "gfn", "level", "role", "spte")
 _RESULT = ("outcome", "installed", "nonpresent", "reused", "child_created", "retries", "flush")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from replay.kernel import choose_policy
 from replay.mmu.engine import REPLAYED_COLUMNS, Options, replay_trace, trace_facts
 from replay.mmu.facts import FACT_COLUMNS
 from replay.policy import Policy
@@ -47,7 +48,7 @@ def test_nonsense_in_other_columns_changes_nothing(name: str) -> None:
     assert asked == set(FACT_COLUMNS)
     assert np.array_equal(facts.kinds, others.kinds)
     assert np.array_equal(facts.facts, others.facts)
-    policy = Policy.parse(facts.policy_hint[0])
+    policy = Policy.parse(choose_policy(None, *facts.policy_evidence).policy)
     options = Options(rmap_histogram=("end", MARKER), census=True)
     one, two = replay_trace(trace, policy, options), replay_trace(other, policy, options)
     assert asked == {*REPLAYED_COLUMNS, "text"}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from replay.kernel import choose_policy
 from replay.mmu.engine import Options, replay_trace, trace_facts
 from replay.policy import Policy
 from replay.trace.reader import read_trace
@@ -21,7 +22,7 @@ RUNS = 5
 def measure(path: Path) -> None:
     """Print the speeds of one trace."""
     trace = read_trace(str(path))
-    policy = Policy.parse(trace_facts(trace).policy_hint[0])
+    policy = Policy.parse(choose_policy(None, *trace_facts(trace).policy_evidence).policy)
     splits = replay_trace(trace, policy, Options()).counters["split"]
     parsing = best_call(lambda: read_trace(str(path), threads=1), RUNS).cpu
     replaying = best_call(lambda: replay_trace(trace, policy, Options()), RUNS).cpu
