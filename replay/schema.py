@@ -398,6 +398,7 @@ def window_schema() -> pa.Schema:
         "flushes_lost",
         "tdp_attempts",
         "tdp_split",
+        "tdp_failed",
         "flushes_recorded",
     ]
     return pa.schema(

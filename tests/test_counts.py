@@ -73,6 +73,8 @@ def assert_adds_up(run: Run) -> None:
         assert totals[part] == {word: sum(window[part][word] for window in windows) for word in totals[part]}
     tdp = document["tdp"]
     assert tdp["attempts"] == tdp["split"] + tdp["failed"]
+    for word in ("attempts", "split", "failed"):
+        assert tdp[word] == sum(window["tdp"][word] for window in windows), word
     assert min(_numbers(document)) >= 0
     assert_rows_add_up(run, totals | {"tdp": tdp["attempts"]})
 

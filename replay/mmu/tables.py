@@ -168,6 +168,8 @@ def windows(m: state.Mmu, flush_probes: bool) -> pa.Table:
     columns |= {f"skipped_{word}": window.WIN_SKIPPED + i for i, word in enumerate(SKIP_WORDS)}
     columns |= {f"flushes_{cause.name.lower()}": window.WIN_FLUSHES + cause for cause in FlushCause}
     arrays: dict[str, Any] = {name: (rows[:, column], None) for name, column in columns.items()}
+    failed = rows[:, window.WIN_TDP_ATTEMPTS] - rows[:, window.WIN_TDP_SPLIT]
+    arrays["tdp_failed"] = (failed, None)
     arrays["index"] = (np.arange(len(rows)), None)
     arrays["slot"] = (slot_ids, slot_rows < 0)
     arrays["cause"] = _words(rows[:, window.WIN_CAUSE], WindowCause)

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from replay.printable import printable
-from replay.report.console import number, print_line, print_table
+from replay.report.console import print_line, print_table
+from replay.report.figures import number
 from replay.report.progress import ERASE_LINE, REDRAW_SECONDS
 
 if TYPE_CHECKING:

@@ -11,17 +11,14 @@ from rich.text import Text
 
 from replay.policy import Policy, allowed_values
 from replay.printable import printable, printable_lines
+from replay.report.figures import number, words
+from replay.report.windows import migrations_table, windows_table
 from replay.trace.trace import NOTES
 from replay.verdict.compare import Difference
 
-SHOWN_WINDOWS = 12
-"""With more windows than this only the first and last few are listed, and the totals."""
-FIRST_WINDOWS, LAST_WINDOWS = 6, 4
 PLAIN_WIDTH = 120
 """Columns where standard output is no terminal."""
 SHADOW_PAGE_BYTES = 4096
-ALL_GFNS = 1 << 40
-"""The end of a window over all of guest memory: the gfns of 52 physical address bits."""
 
 FAULT_TITLES = {
     "avoided": "avoided by splits",
@@ -37,7 +34,6 @@ _VERDICT_STYLE = {
     "mismatch": "bold red",
     "unchecked": "bold yellow",
 }
-_WINDOW_COLUMNS = ("#", "vm", "cause", "slot", "gfns", "attempts", "split", "skipped", "retries", "flushes")
 
 
 class _Console(Console):
@@ -81,9 +77,16 @@ def print_run(out: Console, document: Mapping[str, Any], differences: Iterable[D
         out.print(Text.assemble("verdict ", (document["verdict"], _VERDICT_STYLE[document["verdict"]])))
         return
     if document["windows"]:
-        print_table(out, _windows_table(document["windows"], document["totals"]))
+        table, others = windows_table(document)
+        if table is not None:
+            print_table(out, table)
+        for line in others:
+            print_line(out, line)
     else:
         print_line(out, "no window: dirty logging is never turned on")
+    if document["migrations"]:
+        print_line(out)
+        print_table(out, migrations_table(document["migrations"]))
     print_line(out)
     print_table(out, _facts(document))
     print_line(out)
@@ -170,44 +173,6 @@ def trace_line(trace: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _windows_table(windows: list[Mapping[str, Any]], totals: Mapping[str, Any]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for name in _WINDOW_COLUMNS:
-        table.add_column(name, justify="left" if name in ("cause", "gfns", "skipped") else "right")
-    for window in _shown(windows):
-        if window is None:
-            table.add_row("", "", f"({len(windows) - FIRST_WINDOWS - LAST_WINDOWS} more)")
-            continue
-        slot = "" if window["slot"] is None or window["slot"] < 0 else str(window["slot"])
-        table.add_row(
-            str(window["index"]),
-            "" if window["vm"] is None or window["vm"] < 0 else str(window["vm"]),
-            window["cause"],
-            slot,
-            _gfns(window["start_gfn"], window["end_gfn"]),
-            *_results(window),
-        )
-    if len(windows) > 1:
-        table.add_row("all", "", "", "", "", *_results(totals), style="bold")
-    return table
-
-
-def _shown(windows: list[Mapping[str, Any]]) -> list[Mapping[str, Any] | None]:
-    if len(windows) <= SHOWN_WINDOWS:
-        return list(windows)
-    return [*windows[:FIRST_WINDOWS], None, *windows[-LAST_WINDOWS:]]
-
-
-def _results(counts: Mapping[str, Any]) -> tuple[str, ...]:
-    return (
-        number(counts["attempts"]),
-        number(counts["split"]),
-        _words(counts["skipped"]),
-        number(counts["retries"]),
-        number(counts["flushes"]["total"]),
-    )
-
-
 def _facts(document: Mapping[str, Any]) -> Table:
     totals, tdp = document["totals"], document["tdp"]
     facts = Table.grid(padding=(0, 2, 0, 0))
@@ -231,7 +196,7 @@ def _facts(document: Mapping[str, Any]) -> Table:
             "empty caches": totals["retries_cache"],
             "resched or contention": totals["retries_resched"],
         }
-        facts.add_row("retries", f"{number(totals['retries'])}: {_words(reasons)}")
+        facts.add_row("retries", f"{number(totals['retries'])}: {words(reasons)}")
     if any(document["faults"].values()):
         facts.add_row("later faults", _later_faults(document["faults"]))
     if document["verdict"] == "mismatch" and document["recorded"]:
@@ -242,8 +207,8 @@ def _facts(document: Mapping[str, Any]) -> Table:
             f"{number(tdp['split'])} of {number(tdp['attempts'])} attempts split, "
             f"{number(tdp['failed'])} failed, {number(tdp['huge_sptes'])} huge SPTEs at the end",
         )
-    facts.add_row("environment", _words(document["environment"]) or "nothing taken from it")
-    facts.add_row("divergences", _words(document["divergences"]) or "none")
+    facts.add_row("environment", words(document["environment"]) or "nothing taken from it")
+    facts.add_row("divergences", words(document["divergences"]) or "none")
     return facts
 
 
@@ -259,7 +224,7 @@ def _attempts(totals: Mapping[str, Any]) -> Iterator[str]:
     ]
     by_level = f" ({', '.join(levels)})" if levels else ""
     yield f"{number(totals['split'])} of {number(totals['attempts'])} attempts split{by_level}"
-    skipped = _words(totals["skipped"])
+    skipped = words(totals["skipped"])
     if skipped:
         yield f"left huge: {skipped}"
 
@@ -286,19 +251,19 @@ def _flushes(flushes: Mapping[str, int | None]) -> str:
     causes = {name: count for name, count in flushes.items() if name not in ("total", "lost")}
     text = number(flushes["total"])
     if flushes["total"]:
-        text += f": {_words(causes)}"
+        text += f": {words(causes)}"
     if flushes["lost"]:
         text += f"; lock drops at which one was still owed: {flushes['lost']:,}"
     return text
 
 
 def _later_faults(faults: Mapping[str, int | None]) -> str:
-    return _words({title: faults[word] for word, title in FAULT_TITLES.items()})
+    return words({title: faults[word] for word, title in FAULT_TITLES.items()})
 
 
 def _recorded(recorded: Mapping[str, Any]) -> str:
     text = f"{number(recorded['split'])} of {number(recorded['attempts'])} attempts split"
-    skipped = _words(recorded["skipped"] | {"retries": recorded["retries"]})
+    skipped = words(recorded["skipped"] | {"retries": recorded["retries"]})
     return f"{text}; {skipped}" if skipped else text
 
 
@@ -315,20 +280,6 @@ def _expected(expected: Mapping[str, Any]) -> str:
         return text
     flushes = f"{number(expected['flushes_expected'])} expected, {number(expected['flushes_simulated'])}"
     return f"{text}; flushes: {flushes} simulated"
-
-
-def _gfns(start: int | None, end: int | None) -> str:
-    if start is None or end is None:
-        return ""
-    return "all" if start == 0 and end >= ALL_GFNS else f"{start:x}..{end:x}"
-
-
-def _words(counts: Mapping[str, int | None]) -> str:
-    return ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
-
-
-def number(count: int | None) -> str:
-    return "?" if count is None else f"{count:,}"
 
 
 def _bytes(pages: int | None) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from replay.report.console import number, print_line, print_table, trace_line
+from replay.report.console import print_line, print_table, trace_line
+from replay.report.figures import number
 
 SHOWN_IGNORED = 8
 _LAYOUTS = {

@@ -8,7 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from replay.report.console import FAULT_TITLES, SHADOW_PAGE_BYTES, number, print_line, print_table, trace_line
+from replay.report.console import FAULT_TITLES, SHADOW_PAGE_BYTES, print_line, print_table, trace_line
+from replay.report.figures import number
 
 _SPLITS = {"attempts": "attempts", "split": "split", "partial": "split in part"}
 _PAGES = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from replay.trace.files import shown_path
+from replay.verdict.migrations import migrations
 from replay.verdict.outcome import FAULT_WORDS, recorded, rmap_histograms, totals, windows
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def run_document(run: Run) -> dict[str, Any]:
         },
         "tdp_mmu": {"taken_as": replay.tdp_mmu, "shown": shown, "by": shown_by},
         "windows": windows(replay),
+        "migrations": migrations(run.trace, replay.windows),
         "totals": totals(counters),
         "expected": {
             "source": comparison.source,

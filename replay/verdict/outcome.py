@@ -74,6 +74,7 @@ def windows(replay: Replay) -> list[dict[str, Any]]:
             "skipped": {word: row[f"skipped_{word}"] for word in SKIP_WORDS},
             "retries": row["retries"],
             "flushes": {word: row[f"flushes_{word}"] for word in ("total", *FLUSH_WORDS, "lost")},
+            "tdp": {word: row[f"tdp_{word}"] for word in ("attempts", "split", "failed")},
         }
         for row in replay.windows.to_pylist()
     ]

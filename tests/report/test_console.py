@@ -6,6 +6,7 @@ import io
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from replay.mmu.engine import Options
@@ -16,6 +17,7 @@ from replay.run import Run
 from replay.trace.trace import Trace
 from replay.verdict.compare import compare_recorded
 from replay.verdict.doubt import Doubt
+from tests.conftest import window
 
 
 @dataclass
@@ -34,6 +36,9 @@ class FakeTrace:
     losses: dict[str, int] = field(default_factory=dict)
     notes: dict[str, dict[str, int]] = field(default_factory=dict)
     vms: list[str] = field(default_factory=lambda: ["157"])
+
+    def kind_counts(self) -> np.ndarray:
+        return np.zeros(256, np.int64)
 
 
 def summary(replay: Any, trace: FakeTrace | None = None) -> str:
@@ -88,12 +93,63 @@ def test_windows_are_listed_with_totals(make_replay: Any) -> None:
     assert lines[header + 3].split() == ["all", "3", "2", "1", "existing_child", "0", "1"]
 
 
-def test_hundreds_of_windows_are_grouped(make_replay: Any) -> None:
-    row = make_replay().windows.to_pylist()[1]
-    text = summary(make_replay(windows=[row | {"index": index} for index in range(400)]))
-    listed = [line for line in text.splitlines() if "kprobe" in line]
-    assert [line.split()[0] for line in listed] == ["0", "1", "2", "3", "4", "5", "396", "397", "398", "399"]
-    assert "(390 more)" in text
+IDLE = window(0)
+SHADOW, TDP = window(0, attempts=1, split=1), window(0, tdp_attempts=2, tdp_split=1, tdp_failed=1)
+
+
+def listed(make_replay: Any, rows: list[dict[str, Any]]) -> tuple[list[int], list[str]]:
+    """(numbers of the windows that are listed, the lines from the last of them to the next blank one)."""
+    text = summary(make_replay(windows=[row | {"index": index} for index, row in enumerate(rows)]))
+    lines = text.splitlines()
+    found = [index for index, line in enumerate(lines) if "kprobe" in line]
+    rest = lines[found[-1] + 1 :] if found else lines[3:]
+    return [int(lines[index].split()[0]) for index in found], rest[: rest.index("")]
+
+
+def test_a_few_windows_are_all_listed(make_replay: Any) -> None:
+    numbers, rest = listed(make_replay, [IDLE] * 11 + [SHADOW])
+    assert numbers == list(range(12))
+    assert [line.split()[0] for line in rest] == ["all"]
+
+
+def test_of_many_windows_those_that_did_something(make_replay: Any) -> None:
+    acts = [{"attempts": 1}, {"skipped_unsync": 1}, {"retries": 1}, {"flushes_total": 1}, {"tdp_attempts": 1}]
+    rows = [IDLE] * 4500
+    for index, counts in enumerate(acts):
+        rows[100 * index + 7] = window(0, **counts)
+    numbers, (_, other) = listed(make_replay, rows)
+    assert numbers == [7, 107, 207, 307, 407]
+    assert other == "4,495 other windows: no attempt"
+
+
+def test_many_windows_that_did_nothing(make_replay: Any) -> None:
+    assert listed(make_replay, [IDLE] * 13) == ([], ["13 windows: no attempt"])
+
+
+def test_of_too_many_windows_those_of_the_shadow_mmu(make_replay: Any) -> None:
+    rows = ([TDP] * 3 + [IDLE]) * 100
+    rows[50] = rows[60] = SHADOW
+    numbers, rest = listed(make_replay, rows)
+    assert numbers == [50, 60]
+    assert rest[1:] == [
+        "298 other windows: attempts of the TDP MMU alone",
+        "100 other windows: no attempt",
+    ]
+
+
+@pytest.mark.parametrize("row", [SHADOW, TDP])
+def test_hundreds_of_busy_windows_are_grouped(make_replay: Any, row: dict[str, Any]) -> None:
+    rows = [row | {"index": index} for index in range(400)]
+    numbers, _ = listed(make_replay, rows)
+    assert numbers == [*range(40), *range(390, 400)]
+    assert "(350 more)" in summary(make_replay(windows=rows))
+
+
+def test_splits_of_the_tdp_mmu_are_listed_with_the_others(make_replay: Any) -> None:
+    text = summary(make_replay(windows=[SHADOW, TDP | {"index": 1}], tdp_attempts=2))
+    lines = [line for line in text.splitlines() if line.endswith((" split", " 0", " of 2"))]
+    assert [line.split("  ")[-1].strip() for line in lines[:4]] == ["tdp split", "0", "1 of 2", "1 of 2"]
+    assert "tdp split" not in summary(make_replay(windows=[SHADOW, IDLE]))
 
 
 @pytest.mark.parametrize(
