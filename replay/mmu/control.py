@@ -83,7 +83,7 @@ def begin_window(
     w = open_window(m, vm, pid, cause, s, start, end, target)
     m.window[w, WIN_BY_PROBE] = by_probe
     m.window[w, WIN_ALIGNED] = m.ctl[CTL_HAS_RECORDED] if cause < END_OF_TRACE else 0
-    if not walks_shadow_mmu(m, k) or m.window[w, WIN_SPACE]:
+    if not walks_shadow_mmu(m, vm, k) or m.window[w, WIN_SPACE]:
         m.window[w, WIN_WALK_DONE] = 1
     if by_probe and has_rmaps(m, vm):
         simulated_line(m, w, V2_TRY_SPLIT_BEGIN, start, target, end, 0)

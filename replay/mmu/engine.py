@@ -193,9 +193,9 @@ def _split_at(m: state.Mmu, facts: TraceFacts, split_at: str) -> None:
         m.ctl[layout.CTL_SPLIT_TIME] = round(float(split_at) * 1e9)
 
 
-def tdp_mmu_on(facts: TraceFacts, options: Options) -> bool:
+def tdp_mmu_on(facts: TraceFacts, options: Options, vm: int) -> bool:
     """Whether kvm.tdp_mmu is taken to be on: as asked for, else as the trace shows, else not."""
-    return options.nested == "yes" or (options.nested == "auto" and bool(facts.tdp_mmu[0]))
+    return options.nested == "yes" or (options.nested == "auto" and facts.tdp_mmu_of(vm))
 
 
 def _new_state(
@@ -214,7 +214,6 @@ def _new_state(
     )
     compared = options.split_at in ("auto", "control", "recorded") and options.compare_recorded
     m.ctl[layout.CTL_HAS_RECORDED] = facts.has_recorded and compared
-    m.ctl[layout.CTL_TDP_MMU] = tdp_mmu_on(facts, options)
     _split_at(m, facts, options.split_at)
     for vm in range(facts.vms):
         m.vm[vm, layout.VM_HAS_TDP] = facts.has(vm, Kind.TDP_MMU_SPTE_CHANGED)
@@ -231,6 +230,7 @@ def _new_state(
         )
         m.vm[vm, layout.VM_TRUTHS] = _compared_kinds(facts, vm)
         m.vm[vm, layout.VM_RAW_ROLES] = facts.role_words
+        m.vm[vm, layout.VM_TDP_MMU] = tdp_mmu_on(facts, options, vm)
         m.vm[vm, layout.VM_DOUBT_LINE] = doubtful_from.get(vm, NEVER)
         if facts.vmm_clears(vm):
             # QEMU asks for all that the kernel has of it: since 5.7 that is initially all set, too
@@ -348,7 +348,7 @@ def _result(m: state.Mmu, facts: TraceFacts) -> Replay:
             for vm in range(facts.vms)
             if m.vm[vm, layout.VM_OLDER] or not m.vm[vm, layout.VM_BORN]
         },
-        tdp_mmu=bool(m.ctl[layout.CTL_TDP_MMU]),
+        tdp_mmu=bool(m.vm[:, layout.VM_TDP_MMU].any()),
         tdp_mmu_shown=facts.tdp_mmu,
     )
 

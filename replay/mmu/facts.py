@@ -156,12 +156,15 @@ class TraceFacts:
         """The first line that marks a loss; 0 where the trace tells only that there was one."""
         return int(self.facts[0, FIRST_LOST])
 
-    def lacking(self, vm: int) -> list[Kind]:
-        """Kinds that the recording has of no VM, although ``vm`` has events that never come without them."""
+    def lacking(self, vm: int, shadow_only: bool = False) -> list[Kind]:
+        """Kinds that the recording has of no VM, although ``vm`` has events that never come without them.
+
+        ``shadow_only``: the recording kernel is known to split without a TDP MMU, too.
+        """
         needed: list[Kind] = []
         if self.facts[vm, SHADOW_SPLITS]:
             needed += [Kind.SET_SPTE, Kind.SPTE_REQUESTED]
-            if not self._shows_v2:  # merged code splits nothing without the TDP MMU
+            if not (self._shows_v2 or shadow_only):  # merged code splits nothing without the TDP MMU
                 needed.append(Kind.TDP_MMU_SPTE_CHANGED)
         if self.facts[vm, INDIRECT_PAGES] and self.facts[vm, SHADOW_SPLITS]:
             needed += [Kind.PAGETABLE_WALK, Kind.PAGING_ELEMENT]
@@ -170,6 +173,15 @@ class TraceFacts:
     @property
     def _shows_v2(self) -> bool:
         return self.probe_lines > 0 or bool(self.facts[:, V2_SPLITS].sum())
+
+    def tdp_mmu_of(self, vm: int) -> bool:
+        """Whether eager splitting of ``vm`` meets kvm.tdp_mmu=Y, as far as the trace shows.
+
+        A VM that has no line of the TDP MMU, where others have some, is taken as one of another kernel.
+        """
+        if self.total(Kind.TDP_MMU_SPTE_CHANGED):
+            return self.has(vm, Kind.TDP_MMU_SPTE_CHANGED)
+        return bool(self.tdp_mmu[0])
 
     @property
     def tdp_mmu(self) -> tuple[bool | None, str]:

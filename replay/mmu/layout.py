@@ -123,7 +123,8 @@ VM_PML = VM_SMM_RANGE + 1  # the CPU logs what is written, as far as the trace s
 VM_NX_HUGE = VM_PML + 1  # nx_huge_pages is on: huge pages were seen to lose X
 VM_HOST_LEVELS = VM_NX_HUGE + 1  # something was noted of it by hva, see host_pages.py
 VM_INDIRECT_ROLE = VM_HOST_LEVELS + 1  # role + 1 of the indirect page got last, less what differs; 0 none
-VM_COLUMNS = VM_INDIRECT_ROLE + 1
+VM_TDP_MMU = VM_INDIRECT_ROLE + 1  # kvm.tdp_mmu=Y
+VM_COLUMNS = VM_TDP_MMU + 1
 PROBES_REGION = 1  # set_region and commit_region: memslot markers are not needed
 PROBES_SPLIT = 2  # the split functions: windows open and close by them
 PROBES_LIMIT = 4  # change_mmu_pages
@@ -219,7 +220,6 @@ CTL_BITMAP_WANT = 27  # words of a dirty bitmap that is to be made
 CTL_LAST_TASK = 30  # row of the task found last
 CTL_TRUTH_FREE = 153  # first free row of Mmu.truth + 1, 0 none
 CTL_TRUTH_TOP = 154
-CTL_TDP_MMU = 156  # kvm.tdp_mmu=Y
 CTL_DIRECT_MAP = 155  # virtual address of physical 0, as probes print pointers; 0 unknown
 CTL_LAST_BOUND = 150  # shadow page found last by the page frame of its table
 CTL_SPLIT_TIME = 28  # ns at which all guest memory is split where VM_SPLIT_DUE

@@ -43,9 +43,14 @@ class Doubt:
     """The first line from which on it counts."""
 
 
-def doubts_of(trace: Trace, facts: TraceFacts, allow_lost: bool = False) -> list[Doubt]:
-    """What ``trace`` leaves open, the gravest first.  State older than a trace is found by replaying it."""
-    doubts = list(_missing_kinds(facts))
+def doubts_of(
+    trace: Trace, facts: TraceFacts, allow_lost: bool = False, shadow_only: bool = False
+) -> list[Doubt]:
+    """What ``trace`` leaves open, the gravest first.  State older than a trace is found by replaying it.
+
+    ``shadow_only``: the recording kernel is known to split without a TDP MMU, too.
+    """
+    doubts = list(_missing_kinds(facts, shadow_only))
     if trace.losses:
         from replay.trace.formats import better_form
 
@@ -61,10 +66,10 @@ def doubts_of(trace: Trace, facts: TraceFacts, allow_lost: bool = False) -> list
     return doubts
 
 
-def _missing_kinds(facts: TraceFacts) -> Iterator[Doubt]:
+def _missing_kinds(facts: TraceFacts, shadow_only: bool) -> Iterator[Doubt]:
     """Kinds of events that were not recorded although the VM has others that never come without them."""
     for vm in range(facts.vms):
-        names = [EVENT_NAMES[kind] for kind in facts.lacking(vm)]
+        names = [EVENT_NAMES[kind] for kind in facts.lacking(vm, shadow_only)]
         if names:
             last = names.pop()
             listed = f"{', '.join(names)} or {last}" if names else last
