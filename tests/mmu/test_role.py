@@ -87,7 +87,7 @@ def test_split_sptes(bits: int, frame: int, nx: bool, index: int, level: int, ac
     role = Role(level, 8, 0, True, access, True, True)
     signed = huge - (1 << 64) if nx else huge
     found = make_huge_page_split_spte(signed, index, level, engine_access(access), LEGACY)
-    assert found % (1 << 64) == child_spte(huge, index, role)
+    assert int(found) % (1 << 64) == child_spte(huge, index, role)
 
 
 def test_nonleaf_spte_names_its_child() -> None:
