@@ -70,3 +70,16 @@ def test_a_line_of_another_thread_leaves_a_doubt(tmp_path: Path) -> None:
     assert comparison.reasons[1:] == [
         "lines simulated but not recorded prove nothing: they rest on state that is older than the trace"
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "event"),
+    [
+        ("v2/V-1g-alias-ro-injresched50", b"kvm_tdp_mmu_spte_changed"),
+        ("v2/V-occ4k-spin", b"kvm_mmu_split_huge_page"),
+    ],
+)
+def test_a_kind_that_the_v2_kernel_cannot_do_without(tmp_path: Path, name: str, event: bytes) -> None:
+    comparison = compared(tmp_path, without(lines_of(name), event))
+    assert comparison.verdict == "partial"
+    assert comparison.reasons[0] == f"no {event.decode()} line was recorded, which the model needs"
