@@ -83,3 +83,14 @@ def test_a_kind_that_the_v2_kernel_cannot_do_without(tmp_path: Path, name: str, 
     comparison = compared(tmp_path, without(lines_of(name), event))
     assert comparison.verdict == "partial"
     assert comparison.reasons[0] == f"no {event.decode()} line was recorded, which the model needs"
+
+
+def test_two_recordings_in_one_file(tmp_path: Path) -> None:
+    """The second one's times go back; that its tasks and pages have the same numbers is no mismatch."""
+    first, second = lines_of("v2/V-1g-alias-same"), lines_of("v2/V-occ4k")
+    comparison = compared(tmp_path, first + second)
+    assert comparison.verdict == "partial"
+    assert comparison.reasons[0] == (
+        f"the time goes back, first at line {len(first) + HEAD + 1:,}: "
+        "from there on it may be of another recording"
+    )
