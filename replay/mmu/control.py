@@ -145,7 +145,8 @@ def close_window(m: Mmu, w: int, k: KnobCodes) -> int:
         return NO_ROOM
     if win[WIN_CAUSE] == CLEAR_DIRTY_LOG and not win[WIN_WORDS]:
         protect_cleared(m, vm, s, win[WIN_START], win[WIN_END], 0, k)
-    win[WIN_DOUBTED] = not knows_all(m, vm)
+    # the flush of the last split can be a line that comes after the end
+    win[WIN_DOUBTED] = not knows_all(m, vm) or win[WIN_CUT] != 0
     win[WIN_PHASE] = PHASE_CLOSED
     m.vm[vm, VM_WINDOW] = -1
     return OK

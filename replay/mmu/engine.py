@@ -78,6 +78,8 @@ class Replay:
     """Lines of the trace that state an outcome, those of no VM included: ``splits`` and ``probes``."""
     unknown: dict[int, int] = field(default_factory=dict)
     """By VM: recorded lines of windows that differ, but rest on something unknown."""
+    unproven: dict[int, int] = field(default_factory=dict)
+    """By VM: the first line where a line, recorded or simulated, differs but rests on something unknown."""
     older: dict[int, int] = field(default_factory=dict)
     """By VM: the first line that shows state older than the trace; 0 if its beginning was not seen."""
     tdp_mmu: bool = False
@@ -343,6 +345,7 @@ def _result(m: state.Mmu, facts: TraceFacts) -> Replay:
         policy_hint=facts.policy_hint,
         recorded_lines={"splits": facts.total(Kind.SPLIT_HUGE_PAGE), "probes": facts.probe_lines},
         unknown=_unknown_lines(m, facts.vms),
+        unproven={vm: line for vm, line in enumerate(m.vm[: facts.vms, layout.VM_UNPROVEN].tolist()) if line},
         older={
             vm: int(m.vm[vm, layout.VM_OLDER])
             for vm in range(facts.vms)

@@ -164,10 +164,13 @@ class TraceFacts:
         needed: list[Kind] = []
         if self.facts[vm, SHADOW_SPLITS]:
             needed += [Kind.SET_SPTE, Kind.SPTE_REQUESTED]
-            if not (self._shows_v2 or shadow_only):  # merged code splits nothing without the TDP MMU
+            # merged code splits nothing without the TDP MMU
+            if not (self._shows_v2 or shadow_only) or self.total(Kind.TDP_TRY_SPLIT):
                 needed.append(Kind.TDP_MMU_SPTE_CHANGED)
         if self.facts[vm, INDIRECT_PAGES] and self.facts[vm, SHADOW_SPLITS]:
             needed += [Kind.PAGETABLE_WALK, Kind.PAGING_ELEMENT]
+        if self.has(vm, Kind.V2_SPLIT_DONE):
+            needed.append(Kind.SPLIT_HUGE_PAGE)
         return [kind for kind in needed if not self.total(kind)]
 
     @property

@@ -122,7 +122,8 @@ VM_SMM_RANGE = VM_VMM_BYTES + 1  # first gfn + 1 of the last window taken for SM
 VM_PML = VM_SMM_RANGE + 1  # the CPU logs what is written, as far as the trace shows
 VM_NX_HUGE = VM_PML + 1  # nx_huge_pages is on: huge pages were seen to lose X
 VM_HOST_LEVELS = VM_NX_HUGE + 1  # something was noted of it by hva, see host_pages.py
-VM_INDIRECT_ROLE = VM_HOST_LEVELS + 1  # role + 1 of the indirect page got last, less what differs; 0 none
+VM_UNPROVEN = VM_HOST_LEVELS + 1  # first line at which a window differed although that proves nothing, 0 none
+VM_INDIRECT_ROLE = VM_UNPROVEN + 1  # role + 1 of the indirect page got last, less what differs; 0 none
 VM_TDP_MMU = VM_INDIRECT_ROLE + 1  # kvm.tdp_mmu=Y
 VM_COLUMNS = VM_TDP_MMU + 1
 PROBES_REGION = 1  # set_region and commit_region: memslot markers are not needed

@@ -24,6 +24,7 @@ from replay.mmu.layout import (
     VM_DIFFERS,
     VM_DOUBT_LINE,
     VM_OLDER,
+    VM_UNPROVEN,
     VM_WINDOW,
 )
 from replay.mmu.state import Mmu, clear_row
@@ -103,7 +104,7 @@ WIN_TDP_GET_PAGES = 82  # kvm_mmu_get_page lines of the TDP MMU: the same
 WIN_DIFFERENT_LINE = 86  # the first trace line that differs, 0 none does
 WIN_OPEN_ENDED = 87  # opened by a range probe: the task's next other event closes it
 WIN_CUT = 88  # the trace ends in it: what the walk is ahead has no counterpart
-WIN_DOUBTED = 89  # at its end, not all of the state was known
+WIN_DOUBTED = 89  # at its end, not all of the state was known; or the trace ends in it
 WIN_SPACE = 90  # address space: 0, 1 that of SMM, -1 not known yet
 WIN_COLUMNS = 91
 
@@ -292,6 +293,8 @@ def note_difference(m: Mmu, w: int) -> bool:
     """A line of window ``w`` differs; False if it may rest on state that is older than the trace."""
     vm = m.window[w, WIN_VM]
     if not knows_all(m, vm):
+        if m.vm[vm, VM_UNPROVEN] == 0:
+            m.vm[vm, VM_UNPROVEN] = m.ctl[CTL_LINE]
         return False
     m.vm[vm, VM_DIFFERS] = 1
     if m.window[w, WIN_DIFFERENT_LINE] == 0:

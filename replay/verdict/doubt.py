@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 REASONS = {
     "missing_kind": "the trace lacks events that the model needs",
-    "form": "the form of the text drops fields",
+    "form": "the form of the text drops fields or mixes up times",
     "lost_events": "events were lost",
     "malformed_lines": "lines cannot be read",
     "before_trace": "they rest on state that is older than the trace",
@@ -59,6 +59,10 @@ def doubts_of(
     if trace.lost_events and not allow_lost:
         text = f"events lost: {trace.lost_events:,}, so that a match proves nothing (--allow-lost)"
         doubts.append(Doubt("lost_events", text, line=facts.first_lost_line))
+    if back := trace.notes.get("time_back"):
+        first = back["first_line"]
+        text = f"the time goes back, first at line {first:,}: from there on it may be of another recording"
+        doubts.append(Doubt("form", text, line=first))
     if trace.malformed_lines:
         first, _ = trace.malformed[0]
         text = f"malformed lines: {trace.malformed_lines:,}, first line {first}: what they said is unknown"
