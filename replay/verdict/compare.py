@@ -154,14 +154,26 @@ def _line_reasons(name: str, lines: Lines) -> Iterator[str]:
 
 def _open_questions(replay: Replay, doubts: Sequence[Doubt], left_out: Mapping[str, int]) -> list[str]:
     """Why not everything could be compared; a vCPU's own lazy splits are no such reason."""
-    reasons = [doubt.text for doubt in doubts if doubt.reason in left_out or doubt.reason in NEVER_MATCH]
+    doubtful = [*_unrecorded(replay), *_flush_reasons(replay, doubted=True)]
+    shown = {*left_out, *NEVER_MATCH}
+    if doubtful or "no_window" in left_out:
+        shown.add("missing_kind")
+    reasons = [doubt.text for doubt in doubts if doubt.reason in shown]
     if "before_trace" in left_out:
         reasons.append(_before_trace(replay))
     for reason, count in left_out.items():
         if reason != "fault_time":
             lines = f"{count:,} recorded {'line' if count == 1 else 'lines'}"
             reasons.append(f"{lines} not compared: {REASONS[reason]}")
-    return [*reasons, *_flush_reasons(replay, doubted=True)]
+    return [*reasons, *doubtful]
+
+
+def _unrecorded(replay: Replay) -> Iterator[str]:
+    """Attempts that the recording lacks, which proves nothing."""
+    count = replay.counters["unknown_attempts"]
+    if count:
+        attempts = "attempt" if count == 1 else "attempts"
+        yield f"{count:,} {attempts} simulated but not recorded: not all of the state was known"
 
 
 def _before_trace(replay: Replay) -> str:

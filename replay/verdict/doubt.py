@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -45,7 +45,7 @@ class Doubt:
 
 def doubts_of(trace: Trace, facts: TraceFacts, allow_lost: bool = False) -> list[Doubt]:
     """What ``trace`` leaves open, the gravest first.  State older than a trace is found by replaying it."""
-    doubts = list(_missing_kinds(facts))
+    doubts = list(_missing_kinds(facts, trace.losses))
     if trace.losses:
         from replay.trace.formats import better_form
 
@@ -61,10 +61,17 @@ def doubts_of(trace: Trace, facts: TraceFacts, allow_lost: bool = False) -> list
     return doubts
 
 
-def _missing_kinds(facts: TraceFacts) -> Iterator[Doubt]:
-    """Kinds of events that were not recorded although the VM has others that never come without them."""
+def _missing_kinds(facts: TraceFacts, dropped: Iterable[str]) -> Iterator[Doubt]:
+    """Kinds of events that were not recorded although the VM has others that never come without them.
+
+    Lines that the form drops, by the texts of ``dropped``, were recorded.
+    """
+    in_form = {what.split()[0] for what in dropped}
+    from replay.mmu.lacking import lacking
+
     for vm in range(facts.vms):
-        names = [EVENT_NAMES[kind] for kind in facts.lacking(vm)]
+        names = [EVENT_NAMES[kind] for kind in lacking(facts, vm)]
+        names = [name for name in names if name not in in_form]
         if names:
             last = names.pop()
             listed = f"{', '.join(names)} or {last}" if names else last
