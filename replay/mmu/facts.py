@@ -95,7 +95,7 @@ def note_window(c: Columns, i: int, facts: np.ndarray) -> None:
     if SLOT_TRY_SPLIT <= kind <= TDP_TRY_SPLIT or kind == V2_TRY_SPLIT_BEGIN:
         ends = kind == SLOT_TRY_SPLIT_RET or kind == TRY_SPLIT_RET
         facts[WINDOW_TASK] = 0 if ends else task
-    if facts[WINDOW_TASK] != task:
+    if facts[WINDOW_TASK] != task or task <= 0:  # 0: no task is printed
         return
     if kind == PAGE_FAULT or kind == PAGETABLE_WALK or kind == SPTE_REQUESTED or kind == SET_SPTE:
         facts[WINDOW_TASK] = 0
