@@ -82,7 +82,7 @@ def _of_patch_probes(facts: TraceFacts, vm: int) -> Iterator[Kind]:
         yield Kind.SLOT_TRY_SPLIT
     if of_vm[LOCK_DROPS] or facts.has(vm, Kind.V2_DROP_FLUSH):
         yield Kind.V2_LOCK_DROPPED
-    if of_vm[ALLOC_FAILURES]:
+    if of_vm[ALLOC_FAILURES] and facts.probe_lines:
         yield Kind.V2_ALLOC_FAILED
     if of_vm[LATE_FLUSHES]:
         yield Kind.V2_RANGE_YIELD
