@@ -229,6 +229,7 @@ def _new_state(
             + layout.PROBES_PROTECT * facts.has(vm, Kind.SLOT_REMOVE_WRITE_ACCESS)
             + layout.PROBES_COLLAPSE * facts.has(vm, Kind.ZAP_COLLAPSIBLE, Kind.RECOVER_HUGE)
             + layout.PROBES_CLEAR_DIRTY * facts.has(vm, Kind.SLOT_LEAF_CLEAR_DIRTY)
+            + layout.PROBES_RETURN * facts.has(vm, Kind.SLOT_TRY_SPLIT_RET, Kind.TRY_SPLIT_RET)
         )
         m.vm[vm, layout.VM_TRUTHS] = _compared_kinds(facts, vm)
         m.vm[vm, layout.VM_RAW_ROLES] = facts.role_words
@@ -320,7 +321,7 @@ def _result(m: state.Mmu, facts: TraceFacts) -> Replay:
     for name, first in _LINES.items():
         for i, what in enumerate(("recorded", "matched", "absent", "unknown")):
             counters[f"{name}_{what}"] = int(aligned[:, first + i].sum())
-    flush_probes = facts.total(Kind.FLUSH_REMOTE_TLBS) > 0
+    flush_probes = facts.flushes_recorded
     counters["flushes_expected"] = (
         int(aligned[:, window.WIN_FLUSHES_RECORDED].sum()) if flush_probes else None
     )
@@ -332,6 +333,8 @@ def _result(m: state.Mmu, facts: TraceFacts) -> Replay:
         if match != Match.UNCHECKED:
             counters[match.name.lower()] = int(np.count_nonzero(matches == int(match)))
     lines = m.source[: m.ctl[layout.CTL_SOURCE_TOP]]
+    sources = m.out32[np.flatnonzero(matches == int(Match.UNKNOWN)), window.OUT32_SOURCE]
+    counters["unknown_attempts"] = int(np.count_nonzero(lines[sources, window.SOURCE_RECORDED] == 0))
     lines = lines[(lines[:, window.SOURCE_RECORDED] != 0) & (lines[:, window.SOURCE_MMU] == 0)]
     errnos, counts = np.unique(lines[:, window.SOURCE_ERRNO], return_counts=True)
     return Replay(

@@ -70,6 +70,7 @@ from replay.mmu.window import (
     WIN_WORDS,
     WIN_ZAPPED,
     count,
+    note_begun_before,
     note_root,
 )
 from replay.policy import KnobCodes
@@ -206,8 +207,9 @@ def kvmmmu_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool,
     if gfn >> 40:
         count(m, C_UNPLACED, 1)
         return OK
-    if not m.vm[vm, VM_BEGUN] and changes_state(kind):
-        m.vm[vm, VM_BEGUN] = 1
+    is_table = kind == GET_PAGE and c.role[i] & DIRECT != 0 and gfn != 0  # a VM's first direct root is of 0
+    if not m.vm[vm, VM_BEGUN] and (changes_state(kind) or is_table):
+        note_begun_before(m, vm)
     m.task[t, TASK_LAZY] = 0
     if m.task[t, TASK_WRITE] == WRITE_WALKED:
         guest_tables.settle_write(m, t, vm, kind, k.rmap_order)

@@ -11,6 +11,7 @@ import numpy as np
 
 from replay.jit import jit
 from replay.mmu.layout import (
+    CACHES_UNKNOWN,
     CTL_COUNTERS,
     CTL_FLUSH_TOP,
     CTL_LINE,
@@ -21,6 +22,7 @@ from replay.mmu.layout import (
     SLOT_ID,
     VM_BEGUN,
     VM_BORN,
+    VM_CACHES,
     VM_DIFFERS,
     VM_DOUBT_LINE,
     VM_OLDER,
@@ -279,6 +281,14 @@ def note_root(m: Mmu, vm: int) -> None:
     if not m.vm[vm, VM_BEGUN]:
         m.vm[vm, VM_BEGUN] = 1
         m.vm[vm, VM_BORN] = 1
+
+
+@jit
+def note_begun_before(m: Mmu, vm: int) -> None:
+    """An event shows that ``vm`` began before the trace, unless its beginning was seen."""
+    if not m.vm[vm, VM_BEGUN]:
+        m.vm[vm, VM_BEGUN] = 1
+        m.vm[vm, VM_CACHES] = CACHES_UNKNOWN
 
 
 @jit

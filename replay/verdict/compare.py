@@ -154,19 +154,30 @@ def _line_reasons(name: str, lines: Lines) -> Iterator[str]:
 
 def _open_questions(replay: Replay, doubts: Sequence[Doubt], left_out: Mapping[str, int]) -> list[str]:
     """Why not everything could be compared; a vCPU's own lazy splits are no such reason."""
-    # a simulated line that was not recorded is no recorded line that is left out, but an open question too
+    # what is simulated and was not recorded is no recorded line that is left out, but an open question too
     silent = [reason_of(doubts, vm) for vm in sorted(replay.unproven) if not replay.unknown.get(vm)]
-    open_reasons = {*left_out, *silent, *NEVER_MATCH}
-    reasons = [doubt.text for doubt in doubts if doubt.reason in open_reasons]
-    if "before_trace" in open_reasons:
+    doubtful = [*_unrecorded(replay, silent), *_flush_reasons(replay, doubted=True)]
+    shown = {*left_out, *silent, *NEVER_MATCH}
+    if doubtful or "no_window" in left_out:
+        shown.add("missing_kind")
+    reasons = [doubt.text for doubt in doubts if doubt.reason in shown]
+    if "before_trace" in shown:
         reasons.append(_before_trace(replay))
     for reason, count in left_out.items():
         if reason != "fault_time":
             lines = f"{count:,} recorded {'line' if count == 1 else 'lines'}"
             reasons.append(f"{lines} not compared: {REASONS[reason]}")
+    return [*reasons, *doubtful]
+
+
+def _unrecorded(replay: Replay, silent: Sequence[str]) -> Iterator[str]:
+    """Attempts and lines that the recording lacks, which proves nothing; ``silent``: why, by VM."""
+    count = replay.counters["unknown_attempts"]
+    if count:
+        attempts = "attempt" if count == 1 else "attempts"
+        yield f"{count:,} {attempts} simulated but not recorded: not all of the state was known"
     if silent:
-        reasons.append(f"lines simulated but not recorded prove nothing: {REASONS[silent[0]]}")
-    return [*reasons, *_flush_reasons(replay, doubted=True)]
+        yield f"lines simulated but not recorded prove nothing: {REASONS[silent[0]]}"
 
 
 def _before_trace(replay: Replay) -> str:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -50,7 +50,7 @@ def doubts_of(
 
     ``shadow_only``: the recording kernel is known to split without a TDP MMU, too.
     """
-    doubts = list(_missing_kinds(facts, shadow_only))
+    doubts = list(_missing_kinds(facts, trace.losses, shadow_only))
     if trace.losses:
         from replay.trace.formats import better_form
 
@@ -70,10 +70,17 @@ def doubts_of(
     return doubts
 
 
-def _missing_kinds(facts: TraceFacts, shadow_only: bool) -> Iterator[Doubt]:
-    """Kinds of events that were not recorded although the VM has others that never come without them."""
+def _missing_kinds(facts: TraceFacts, dropped: Iterable[str], shadow_only: bool) -> Iterator[Doubt]:
+    """Kinds of events that were not recorded although the VM has others that never come without them.
+
+    Lines that the form drops, by the texts of ``dropped``, were recorded.
+    """
+    in_form = {what.split()[0] for what in dropped}
+    from replay.mmu.lacking import lacking
+
     for vm in range(facts.vms):
-        names = [EVENT_NAMES[kind] for kind in facts.lacking(vm, shadow_only)]
+        names = [EVENT_NAMES[kind] for kind in lacking(facts, vm, shadow_only)]
+        names = [name for name in names if name not in in_form]
         if names:
             last = names.pop()
             listed = f"{', '.join(names)} or {last}" if names else last
