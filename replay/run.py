@@ -111,13 +111,14 @@ def run_trace(trace: str | Trace, request: Request, progress: Progress | None = 
         compile_in_other_process()  # while the parser is compiled here
         trace = _read(trace, request, progress)
     facts = None
+    is_asked_for = policy is not None
     if policy is None:
         policy, choice, facts = _policy_of_trace(trace, request)
     policy = policy.with_settings(request.settings)
     options = _options(request, golden)
     check_split_time(options.split_at, trace)
     facts = facts or trace_facts(trace)
-    doubts = doubts_of(trace, facts, request.allow_lost)
+    doubts = doubts_of(trace, facts, request.allow_lost, is_asked_for and not policy.nested_only)
     replay = replay_trace(trace, policy, options, facts, doubtful_from(doubts, facts.vms))
     if request.expect == "none":
         comparison = unchecked()

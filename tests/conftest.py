@@ -99,7 +99,8 @@ def counters(**changes: int | None) -> dict[str, int | None]:
         "shadow_pages_leaked": 1, "shadow_pages_used_end": 20, "shadow_pages_used_peak": 20,
         "max_mmu_pages": None, "flushes_total": 1, "flushes_window_end": 1,
         "tdp_huge_sptes": 1, "tdp_attempts": 1, "tdp_split": 1, "expected_attempts": 4, "matched": 4,
-        "flushes_expected": 1, "flushes_simulated": 1, "get_page_recorded": 2, "get_page_matched": 2,
+        "unknown_attempts": 0, "flushes_expected": 1, "flushes_simulated": 1,
+        "get_page_recorded": 2, "get_page_matched": 2,
     }  # fmt: skip
     return figures | changes
 

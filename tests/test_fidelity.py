@@ -62,3 +62,20 @@ def test_a_directory_and_what_cannot_be_used(tmp_path: Path) -> None:
     result = fidelity(tmp_path)
     assert result.returncode == 1
     assert result.stderr == f"fidelity: error: {tmp_path}/empty.txt: empty file\n"
+
+
+def test_cuts_and_missing_kinds_have_columns() -> None:
+    trace = RECORDED / "linux-6.1" / "C1-nested-la57.txt.zst"
+    result = fidelity(trace, "--cuts", 3, "--missing")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.splitlines()[0].endswith("| verdict | cut | kinds missing |")
+    row, sums = table(result.stdout)
+    assert row[-2:] == sums[-2:]
+    shares, words = zip(*(cell.split("; ") for cell in row[-2:]), strict=True)
+    assert all(
+        0 < int(equal) <= int(of) for equal, of in (share.replace(",", "").split(" of ") for share in shares)
+    )
+    verdicts = [sum(int(count.split()[0]) for count in text.split(", ")) for text in words]
+    assert verdicts[0] == 3
+    assert verdicts[1] > 20
+    assert "mismatch" not in result.stdout

@@ -33,7 +33,9 @@ def test_a_recording_with_everything() -> None:
     assert document["kinds"]["kvm_mmu_split_huge_page"] == document["control"]["recorded_splits"] == 130
     assert sum(document["kinds"].values()) == document["events"]
     assert document["windows"] == {"total": 2, "by_cause": {"memslot_flags": 2}}
-    assert document["vms"] == [{"name": "tgid 152", "events": 5460, "windows": 2}]
+    assert document["vms"] == [
+        {"name": "tgid 152", "events": 5460, "windows": 2, "spte_layout": "legacy", "pml": None}
+    ]
     assert document["can"] == [
         "2 windows, when dirty logging was turned on",
         "comparison with 258 of 258 recorded lines that state an outcome",

@@ -23,13 +23,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fidelity import traces_of
+from incomplete import text_of
 
 from replay.errors import ReplayError
 from replay.policy import Policy
 from replay.run import Request, run_trace
 from replay.schema import EAGAIN, EBUSY, ENOMEM, EVENT_NAMES, Kind
 from replay.trace.reader import Trace, read_trace
-from replay.trace.source import Source
 
 VERDICTS = ("match", "partial", "unchecked", "mismatch")
 V2_KINDS = tuple(kind for kind in Kind if kind.name.startswith("V2_"))
@@ -203,7 +203,7 @@ class Altered:
     def __init__(self, path: Path, directory: str) -> None:
         self.name = f"{path.parent.name}/{path.name}"
         self._path = Path(directory, "altered.txt")
-        self.lines = _text_of(path).splitlines(keepends=True)
+        self.lines = text_of(path).splitlines(keepends=True)
         self._path.write_bytes(b"".join(self.lines))
         run = run_trace(str(self._path), Request(expect="recorded"))
         self._policy: Policy = run.policy
@@ -216,18 +216,6 @@ class Altered:
         self._path.write_bytes(b"".join(lines))
         request = Request(policy=self._policy, expect="recorded")
         return run_trace(read_trace(str(self._path)), request).comparison.verdict
-
-
-def _text_of(path: Path) -> bytes:
-    source = Source(str(path))
-    text = bytearray()
-    chunk = bytearray(1 << 20)
-    try:
-        while count := source.read_into(memoryview(chunk)):
-            text += chunk[:count]
-    finally:
-        source.close()
-    return bytes(text)
 
 
 def alter(

@@ -35,6 +35,7 @@ from replay.mmu.layout import (
     TASK_WALK_TOP,
     UNIFORM,
     UNLIMITED,
+    VM_BEGUN,
     VM_BORN,
     VM_HAS_TDP,
     VM_LAYOUT,
@@ -248,7 +249,10 @@ def get_root(m: Mmu, t: int, vm: int, gfn: int, role: int, created: bool, order:
         if sp >= 0:
             variant = new_variant(m, gfn, role, vm, family)
         sp = make_page(m, vm, gfn, role, variant, 0, order)
-        note_root(m, vm)
+        if role & LEVEL > 1:
+            note_root(m, vm)
+        else:
+            m.vm[vm, VM_BEGUN] = 1  # no root: the trace begins in the middle of a fault or a split
     else:
         other = other_variant(m, gfn, role, vm, variant)
         # the very same root is not loaded again, so it is the other one that prints alike

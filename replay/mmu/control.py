@@ -11,6 +11,7 @@ from replay.mmu.layout import (
     CTL_HAS_RECORDED,
     CTL_RUN,
     PROBES_PROTECT,
+    PROBES_RETURN,
     SLOT_BASE,
     SLOT_NPAGES,
     VM_HAS_RMAPS,
@@ -36,6 +37,7 @@ from replay.mmu.window import (
     WIN_FIRST_WORD,
     WIN_LAST_PAGE,
     WIN_MASK,
+    WIN_OPEN_ENDED,
     WIN_PHASE,
     WIN_SLOT,
     WIN_SPACE,
@@ -81,9 +83,9 @@ def begin_window(
     It runs through at once unless recorded lines, or their absence, are there to compare with.
     """
     w = open_window(m, vm, pid, cause, s, start, end, target)
-    m.window[w, WIN_BY_PROBE] = by_probe
+    m.window[w, WIN_BY_PROBE] = by_probe and m.vm[vm, VM_PROBES] & PROBES_RETURN != 0
     m.window[w, WIN_ALIGNED] = m.ctl[CTL_HAS_RECORDED] if cause < END_OF_TRACE else 0
-    if not walks_shadow_mmu(m, k) or m.window[w, WIN_SPACE]:
+    if not walks_shadow_mmu(m, vm, k) or m.window[w, WIN_SPACE]:
         m.window[w, WIN_WALK_DONE] = 1
     if by_probe and has_rmaps(m, vm):
         simulated_line(m, w, V2_TRY_SPLIT_BEGIN, start, target, end, 0)
@@ -100,6 +102,16 @@ def begin_slot_window(
     if s >= 0:
         base = m.slot[s, SLOT_BASE]
         begin_window(m, vm, pid, cause, s, base, base + m.slot[s, SLOT_NPAGES], target, by_probe, k)
+
+
+@jit
+def begin_range_window(m: Mmu, vm: int, pid: int, start: int, end: int, target: int, k: KnobCodes) -> int:
+    """The window of a range whose part begins, where no line shows who asked for it."""
+    s = spaces.any_slot_of_range(m, vm, start, end)
+    w = begin_window(m, vm, pid, CLEAR_DIRTY_LOG, s, start, end, target, False, k)
+    m.window[w, WIN_OPEN_ENDED] = 1
+    spaces.leave_undecided(m, w)
+    return w
 
 
 @jit
@@ -145,7 +157,8 @@ def close_window(m: Mmu, w: int, k: KnobCodes) -> int:
         return NO_ROOM
     if win[WIN_CAUSE] == CLEAR_DIRTY_LOG and not win[WIN_WORDS]:
         protect_cleared(m, vm, s, win[WIN_START], win[WIN_END], 0, k)
-    win[WIN_DOUBTED] = not knows_all(m, vm)
+    # the flush of the last split can be a line that comes after the end
+    win[WIN_DOUBTED] = not knows_all(m, vm) or win[WIN_CUT] != 0
     win[WIN_PHASE] = PHASE_CLOSED
     m.vm[vm, VM_WINDOW] = -1
     return OK

@@ -11,12 +11,12 @@ from replay.mmu.apply import CLEAR_DIRTY, protect_pages, write_protect_gfn
 from replay.mmu.layout import (
     CTL_BITMAP_TOP,
     CTL_BITMAP_WANT,
-    CTL_TDP_MMU,
     SLOT_BASE,
     SLOT_BITMAP,
     SLOT_BITMAP_WORDS,
     SLOT_ID,
     SLOT_NPAGES,
+    VM_TDP_MMU,
 )
 from replay.mmu.room import NO_ROOM, OK
 from replay.mmu.slot_passes import uses_pml
@@ -46,9 +46,9 @@ CLEAR_END_INCLUSIVE = int(ClearEnd.INCLUSIVE)
 
 
 @jit
-def walks_shadow_mmu(m: Mmu, k: KnobCodes) -> bool:
+def walks_shadow_mmu(m: Mmu, vm: int, k: KnobCodes) -> bool:
     """Whether eager splitting looks at the shadow MMU: merged code returns first where tdp_mmu=N."""
-    return k.enabled != 0 and (not k.nested_only or m.ctl[CTL_TDP_MMU] != 0)
+    return k.enabled != 0 and (not k.nested_only or m.vm[vm, VM_TDP_MMU] != 0)
 
 
 @jit
@@ -154,7 +154,7 @@ def next_word(m: Mmu, w: int, k: KnobCodes) -> bool:
         win[WIN_END] = end if k.clear_end == CLEAR_END_INCLUSIVE else end + 1
         win[WIN_LEVEL] = 3
         win[WIN_GFN] = -1
-        win[WIN_WALK_DONE] = 0 if walks_shadow_mmu(m, k) and not win[WIN_SPACE] else 1
+        win[WIN_WALK_DONE] = 0 if walks_shadow_mmu(m, win[WIN_VM], k) and not win[WIN_SPACE] else 1
         win[WIN_TDP_GFN] = 0
         return True
     win[WIN_TDP_GFN] = 1 << 41

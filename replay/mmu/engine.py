@@ -79,6 +79,8 @@ class Replay:
     """Lines of the trace that state an outcome, those of no VM included: ``splits`` and ``probes``."""
     unknown: dict[int, int] = field(default_factory=dict)
     """By VM: recorded lines of windows that differ, but rest on something unknown."""
+    unproven: dict[int, int] = field(default_factory=dict)
+    """By VM: the first line where a line, recorded or simulated, differs but rests on something unknown."""
     older: dict[int, int] = field(default_factory=dict)
     """By VM: the first line that shows state older than the trace; 0 if its beginning was not seen."""
     tdp_mmu: bool = False
@@ -194,9 +196,9 @@ def _split_at(m: state.Mmu, facts: TraceFacts, split_at: str) -> None:
         m.ctl[layout.CTL_SPLIT_TIME] = round(float(split_at) * 1e9)
 
 
-def tdp_mmu_on(facts: TraceFacts, options: Options) -> bool:
+def tdp_mmu_on(facts: TraceFacts, options: Options, vm: int) -> bool:
     """Whether kvm.tdp_mmu is taken to be on: as asked for, else as the trace shows, else not."""
-    return options.nested == "yes" or (options.nested == "auto" and bool(facts.tdp_mmu[0]))
+    return options.nested == "yes" or (options.nested == "auto" and facts.tdp_mmu_of(vm))
 
 
 def _new_state(
@@ -215,7 +217,6 @@ def _new_state(
     )
     compared = options.split_at in ("auto", "control", "recorded") and options.compare_recorded
     m.ctl[layout.CTL_HAS_RECORDED] = facts.has_recorded and compared
-    m.ctl[layout.CTL_TDP_MMU] = tdp_mmu_on(facts, options)
     _split_at(m, facts, options.split_at)
     for vm in range(facts.vms):
         m.vm[vm, layout.VM_HAS_TDP] = facts.has(vm, Kind.TDP_MMU_SPTE_CHANGED)
@@ -229,9 +230,11 @@ def _new_state(
             + layout.PROBES_PROTECT * facts.has(vm, Kind.SLOT_REMOVE_WRITE_ACCESS)
             + layout.PROBES_COLLAPSE * facts.has(vm, Kind.ZAP_COLLAPSIBLE, Kind.RECOVER_HUGE)
             + layout.PROBES_CLEAR_DIRTY * facts.has(vm, Kind.SLOT_LEAF_CLEAR_DIRTY)
+            + layout.PROBES_RETURN * facts.has(vm, Kind.SLOT_TRY_SPLIT_RET, Kind.TRY_SPLIT_RET)
         )
         m.vm[vm, layout.VM_TRUTHS] = _compared_kinds(facts, vm)
         m.vm[vm, layout.VM_RAW_ROLES] = facts.role_words
+        m.vm[vm, layout.VM_TDP_MMU] = tdp_mmu_on(facts, options, vm)
         m.vm[vm, layout.VM_DOUBT_LINE] = doubtful_from.get(vm, NEVER)
         if facts.vmm_clears(vm):
             # QEMU asks for all that the kernel has of it: since 5.7 that is initially all set, too
@@ -319,7 +322,7 @@ def _result(m: state.Mmu, facts: TraceFacts) -> Replay:
     for name, first in _LINES.items():
         for i, what in enumerate(("recorded", "matched", "absent", "unknown")):
             counters[f"{name}_{what}"] = int(aligned[:, first + i].sum())
-    flush_probes = facts.total(Kind.FLUSH_REMOTE_TLBS) > 0
+    flush_probes = facts.flushes_recorded
     counters["flushes_expected"] = (
         int(aligned[:, window.WIN_FLUSHES_RECORDED].sum()) if flush_probes else None
     )
@@ -331,6 +334,8 @@ def _result(m: state.Mmu, facts: TraceFacts) -> Replay:
         if match != Match.UNCHECKED:
             counters[match.name.lower()] = int(np.count_nonzero(matches == int(match)))
     lines = m.source[: m.ctl[layout.CTL_SOURCE_TOP]]
+    sources = m.out32[np.flatnonzero(matches == int(Match.UNKNOWN)), window.OUT32_SOURCE]
+    counters["unknown_attempts"] = int(np.count_nonzero(lines[sources, window.SOURCE_RECORDED] == 0))
     lines = lines[(lines[:, window.SOURCE_RECORDED] != 0) & (lines[:, window.SOURCE_MMU] == 0)]
     errnos, counts = np.unique(lines[:, window.SOURCE_ERRNO], return_counts=True)
     return Replay(
@@ -343,12 +348,13 @@ def _result(m: state.Mmu, facts: TraceFacts) -> Replay:
         has_recorded=facts.has_recorded,
         recorded_lines={"splits": facts.total(Kind.SPLIT_HUGE_PAGE), "probes": facts.probe_lines},
         unknown=_unknown_lines(m, facts.vms),
+        unproven={vm: line for vm, line in enumerate(m.vm[: facts.vms, layout.VM_UNPROVEN].tolist()) if line},
         older={
             vm: int(m.vm[vm, layout.VM_OLDER])
             for vm in range(facts.vms)
             if m.vm[vm, layout.VM_OLDER] or not m.vm[vm, layout.VM_BORN]
         },
-        tdp_mmu=bool(m.ctl[layout.CTL_TDP_MMU]),
+        tdp_mmu=bool(m.vm[:, layout.VM_TDP_MMU].any()),
         tdp_mmu_shown=facts.tdp_mmu,
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from replay.jit import kernel
+from replay.jit import jit, kernel
 from replay.kernel import MERGED, POSTED, KernelVersion
 from replay.mmu.kinds import (
     COMMIT_REGION,
@@ -17,22 +17,38 @@ from replay.mmu.kinds import (
     LOST_EVENTS,
     MARK_CLEAR_DIRTY_LOG,
     MARK_MEMSLOT,
+    NOWAIT_FAILED,
+    PAGE_FAULT,
+    PAGETABLE_WALK,
     SET_REGION,
     SET_SPTE,
     SHADOW_TRY_SPLIT,
     SLOT_LEAF_CLEAR_DIRTY,
     SLOT_REMOVE_WRITE_ACCESS,
+    SLOT_TRY_SPLIT,
     SLOT_TRY_SPLIT_RET,
     SPLIT_HUGE_PAGE,
+    SPTE_REQUESTED,
     TDP_CHANGED,
     TDP_TRY_SPLIT,
     TRY_SPLIT_RET,
+    V2_LOCK_DROPPED,
+    V2_PREPARE,
+    V2_RESTART,
+    V2_SPLIT_DONE,
+    V2_TRY_SPLIT_BEGIN,
     VMM,
+    ZAP_ALL_FAST,
 )
 from replay.mmu.role import DIRECT
-from replay.mmu.spte import PT_PAGE_SIZE_MASK, SHADOW_NONPRESENT_VALUE, is_shadow_present_pte
+from replay.mmu.spte import (
+    PT_PAGE_SIZE_MASK,
+    SHADOW_NONPRESENT_VALUE,
+    is_last_spte,
+    is_shadow_present_pte,
+)
 from replay.mmu.spte_layout import SIGNS, count_leaf, count_role, has_pml_sptes, layout_of
-from replay.schema import EAGAIN, EINVAL, EOPNOTSUPP, Columns, Kind
+from replay.schema import EAGAIN, EINVAL, ENOMEM, EOPNOTSUPP, Columns, Kind
 
 SHADOW_SPLITS = 0
 EAGAIN_SPLITS = 1
@@ -49,7 +65,14 @@ FIRST_LOST = 11  # line of the first loss that the trace marks, in row 0 whateve
 VMM_MARKS = 12  # control lines that the VMM wrote itself
 VMM_CLEARS = 13  # those of them that clear the log
 CLEAR_DIRTY_PASSES = 14  # passes of dirty logging that spare 4K SPTEs, as PML has them
-LAYOUT_SIGNS = 15  # the counts of spte_layout.py begin here
+WINDOW_TASK = 15  # pid + 1 of the task that probes show in a window, 0 none
+WINDOW_KIND = 16  # kind of that task's last event
+WINDOW_SPLITS = 17  # lines in windows that only a split leaves, beside its own
+LATE_FLUSHES = 18  # flushes in windows right after a whole split of the v2 series
+LOCK_DROPS = 19  # restarts of the v2 series after the lock was dropped
+ALLOC_FAILURES = 20  # of the v2 series: lock drops for them, splits that fail after a lock drop
+ZAPS_OF_PAGES = 21  # kvm_mmu_zap_all_fast lines of VMs that have shadow pages
+LAYOUT_SIGNS = 22  # the counts of spte_layout.py begin here
 FACTS = LAYOUT_SIGNS + SIGNS
 KINDS = 128
 _TASKS = 1024
@@ -60,6 +83,40 @@ FACT_COLUMNS = (
     "kind", "vm", "pid", "level", "flags", "old_spte", "spte", "code", "num", "role", "line",
 )  # fmt: skip
 """What ``scan_rows`` reads of an event."""
+
+
+@jit
+def note_window(c: Columns, i: int, facts: np.ndarray) -> None:
+    """Count in ``facts``, those of the VM, what event ``i`` shows of a window that probes open."""
+    kind, task = c.kind[i], np.int64(c.pid[i]) + 1
+    if SLOT_TRY_SPLIT <= kind <= TDP_TRY_SPLIT or kind == V2_TRY_SPLIT_BEGIN:
+        ends = kind == SLOT_TRY_SPLIT_RET or kind == TRY_SPLIT_RET
+        facts[WINDOW_TASK] = 0 if ends else task
+    if facts[WINDOW_TASK] != task or task <= 0:  # 0: no task is printed
+        return
+    if kind == PAGE_FAULT or kind == PAGETABLE_WALK or kind == SPTE_REQUESTED or kind == SET_SPTE:
+        facts[WINDOW_TASK] = 0
+        return
+    if kind == GET_PAGE:
+        facts[WINDOW_SPLITS] += c.role[i] & np.uint32(DIRECT) != 0
+    elif kind == TDP_CHANGED and c.level[i] > 1:
+        level, old, new = np.int64(c.level[i]), np.int64(c.old_spte[i]), np.int64(c.spte[i])
+        was_huge = is_shadow_present_pte(old) and is_last_spte(old, level)
+        facts[WINDOW_SPLITS] += was_huge and is_shadow_present_pte(new) and not is_last_spte(new, level)
+    elif kind == V2_SPLIT_DONE:
+        facts[WINDOW_SPLITS] += 1
+    elif kind == V2_RESTART:
+        facts[LOCK_DROPS] += c.code[i] != 0
+    elif kind == FLUSH_REMOTE_TLBS:
+        last = facts[WINDOW_KIND]
+        facts[LATE_FLUSHES] += last == V2_RESTART or last == V2_SPLIT_DONE or last == V2_PREPARE
+    elif kind == V2_LOCK_DROPPED:
+        facts[ALLOC_FAILURES] += c.code[i] == NOWAIT_FAILED
+    elif kind == SPLIT_HUGE_PAGE and c.num[i] == -ENOMEM:
+        facts[ALLOC_FAILURES] += (
+            facts[WINDOW_KIND] == V2_LOCK_DROPPED or facts[WINDOW_KIND] == FLUSH_REMOTE_TLBS
+        )
+    facts[WINDOW_KIND] = kind
 
 
 @kernel
@@ -77,6 +134,7 @@ def scan_rows(c: Columns, kinds: np.ndarray, facts: np.ndarray, last: np.ndarray
             kinds[len(kinds) - 1, kind] += 1
             continue
         kinds[vm, kind] += 1
+        note_window(c, i, facts[vm])
         task = c.pid[i] & (_TASKS - 1)
         if kind == SPLIT_HUGE_PAGE:
             errno = c.num[i]
@@ -87,7 +145,7 @@ def scan_rows(c: Columns, kinds: np.ndarray, facts: np.ndarray, last: np.ndarray
                 facts[vm, EAGAIN_SPLITS] += 1
             if errno == -EOPNOTSUPP or errno == -EINVAL:
                 facts[vm, V2_SPLITS] += 1
-            elif errno == 0 and facts[vm, IN_SHADOW_PART]:
+            elif errno == 0 and not tdp and facts[vm, IN_SHADOW_PART]:
                 facts[vm, SHADOW_PART_SPLITS] += 1
         elif kind == GET_PAGE:
             facts[vm, INDIRECT_PAGES] += c.role[i] & np.uint32(DIRECT) == 0
@@ -100,6 +158,8 @@ def scan_rows(c: Columns, kinds: np.ndarray, facts: np.ndarray, last: np.ndarray
             facts[vm, HUGE_SPTES] += c.level[i] > 1
             leaf = np.int64(c.spte[i]) | PT_PAGE_SIZE_MASK  # whatever its level
             count_leaf(facts[vm, LAYOUT_SIGNS:], leaf, np.int64(c.level[i]))
+        elif kind == ZAP_ALL_FAST:
+            facts[vm, ZAPS_OF_PAGES] += c.num[i] > 0
         elif kind == SLOT_REMOVE_WRITE_ACCESS:
             facts[vm, CLEAR_DIRTY_PASSES] += c.level[i] > 1
         elif kind == SLOT_LEAF_CLEAR_DIRTY:
@@ -153,20 +213,19 @@ class TraceFacts:
         """The first line that marks a loss; 0 where the trace tells only that there was one."""
         return int(self.facts[0, FIRST_LOST])
 
-    def lacking(self, vm: int) -> list[Kind]:
-        """Kinds that the recording has of no VM, although ``vm`` has events that never come without them."""
-        needed: list[Kind] = []
-        if self.facts[vm, SHADOW_SPLITS]:
-            needed += [Kind.SET_SPTE, Kind.SPTE_REQUESTED]
-            if not self._shows_v2:  # merged code splits nothing without the TDP MMU
-                needed.append(Kind.TDP_MMU_SPTE_CHANGED)
-        if self.facts[vm, INDIRECT_PAGES] and self.facts[vm, SHADOW_SPLITS]:
-            needed += [Kind.PAGETABLE_WALK, Kind.PAGING_ELEMENT]
-        return [kind for kind in needed if not self.total(kind)]
-
     @property
-    def _shows_v2(self) -> bool:
+    def shows_v2(self) -> bool:
+        """Probes or errors show the v2 series."""
         return self.probe_lines > 0 or bool(self.facts[:, V2_SPLITS].sum())
+
+    def tdp_mmu_of(self, vm: int) -> bool:
+        """Whether eager splitting of ``vm`` meets kvm.tdp_mmu=Y, as far as the trace shows.
+
+        A VM that has no line of the TDP MMU, where others have some, is taken as one of another kernel.
+        """
+        if self.total(Kind.TDP_MMU_SPTE_CHANGED):
+            return self.has(vm, Kind.TDP_MMU_SPTE_CHANGED)
+        return bool(self.tdp_mmu[0])
 
     @property
     def tdp_mmu(self) -> tuple[bool | None, str]:
@@ -177,7 +236,7 @@ class TraceFacts:
             return True, "the probe of the TDP MMU's eager split"
         if self.facts[:, EAGAIN_SPLITS].sum():
             return True, "splits that ended in -EAGAIN"
-        if self.total(Kind.SHADOW_TRY_SPLIT) and not self._shows_v2:
+        if self.total(Kind.SHADOW_TRY_SPLIT) and not self.shows_v2:
             return True, "the probe of the shadow MMU's eager split, which merged code calls with it only"
         if self.total(Kind.SLOT_TRY_SPLIT, Kind.TRY_SPLIT):
             return False, "split functions ran without the TDP MMU's"
@@ -206,6 +265,12 @@ class TraceFacts:
     @property
     def vms(self) -> int:
         return len(self.facts)
+
+    @property
+    def flushes_recorded(self) -> bool:
+        """The flushes of shadow parts can be counted: lines show where these parts begin."""
+        placed = self.total(Kind.SHADOW_TRY_SPLIT, Kind.V2_TRY_SPLIT_BEGIN) > 0
+        return self.total(Kind.FLUSH_REMOTE_TLBS) > 0 and (placed or not self.facts[:, SHADOW_SPLITS].any())
 
     @property
     def has_recorded(self) -> bool:
@@ -254,13 +319,18 @@ class TraceFacts:
             return (POSTED,), "the trace has probes of the v2 series"
         if self.facts[:, V2_SPLITS].sum():
             return (POSTED,), "splits failed with errors that only the v2 series gives"
+        merged = ""
         if self.facts[:, EAGAIN_SPLITS].sum():
+            merged = "splits ended in -EAGAIN"
+        elif shadow and self.total(Kind.SHADOW_TRY_SPLIT):
+            merged = "the probe of the shadow MMU's eager split is merged code's"
+        if merged:
             splits = int(self.facts[:, SHADOW_PART_SPLITS].sum())
             if not splits or not self.total(Kind.FLUSH_REMOTE_TLBS):
-                return _MERGED, "splits ended in -EAGAIN"
+                return _MERGED, merged
             if self.facts[:, SHADOW_PART_FLUSHES].sum() >= splits:
-                return ("linux-2026",), "splits ended in -EAGAIN, and every split flushed"
-            return (MERGED,), "splits ended in -EAGAIN, and not every split flushed"
+                return ("linux-2026",), f"{merged}, and every split flushed"
+            return (MERGED,), f"{merged}, and not every split flushed"
         if shadow:
             return (POSTED,), "shadow pages were split and no attempt ended in -EAGAIN"
         if any(self._left_huge(vm) for vm in range(self.vms)):

@@ -65,3 +65,5 @@ CREATED = int(Flag.CREATED)
 UNSYNC = int(Flag.UNSYNC)
 FIXED = int(Flag.FIXED)
 VMM = int(Flag.VMM)
+
+NOWAIT_FAILED = 3  # reason of v2_lock_dropped: no page without waiting

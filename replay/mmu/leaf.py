@@ -21,11 +21,13 @@ from replay.mmu.layout import (
     TASK_CHAIN,
     TASK_FAULT_CODE,
     TASK_LINKED,
+    TASK_PTE,
     TASK_REQ_GFN,
     TASK_STATE,
     TASK_TDP_GFN,
     TASK_TDP_LEVEL,
     TASK_TDP_NEW,
+    TASK_VARIANT,
     TASK_WALK_CODE,
     TASK_WALK_LEAF,
     TASK_WALK_TOP,
@@ -33,6 +35,7 @@ from replay.mmu.layout import (
     UNIFORM,
     VM_END,
     VM_HAS_FAULTS,
+    VM_INDIRECT_ROLE,
     VM_LAYOUT,
     VM_NX_HUGE,
 )
@@ -43,6 +46,7 @@ from replay.mmu.role import (
     ACCESS_SHIFT,
     DIRECT,
     DIRECT_FAMILY,
+    HAS_4_BYTE_GPTE,
     ROLE_MASK,
     child_key,
     key_level,
@@ -81,7 +85,17 @@ from replay.mmu.spte import (
     sptes_agree,
 )
 from replay.mmu.state import Mmu, alloc_table, find_region
-from replay.mmu.walk import PFERR_FETCH, PFERR_WRITE, chain, leaf_access, template_key, walk_index, walked
+from replay.mmu.walk import (
+    PFERR_FETCH,
+    PFERR_WRITE,
+    chain,
+    leaf_access,
+    pte_gfn,
+    template_key,
+    walk_access,
+    walk_index,
+    walked,
+)
 from replay.mmu.window import (
     C_ADOPTED,
     C_FAULTS_AVOIDED,
@@ -91,6 +105,7 @@ from replay.mmu.window import (
     C_PFN_CHANGES,
     C_UNPLACED,
     count,
+    knows_all,
     note_older,
 )
 
@@ -201,6 +216,34 @@ def split_lazily(m: Mmu, t: int, vm: int, gfn: int, level: int, order: int) -> i
 
 
 @jit
+def adopt_shadowing(m: Mmu, t: int, vm: int, level: int, index: int, order: int) -> int:
+    """The page older than the trace that shadows the guest table at ``level`` of the task's walk, or -1.
+
+    The walk names the guest's table and its access, other pages of the VM the rest of the role.
+    """
+    task = m.task[t]
+    known = m.vm[vm, VM_INDIRECT_ROLE]
+    if (
+        task[TASK_STATE] != STATE_REQUESTED
+        or not task[TASK_WALK_LEAF] <= level < task[TASK_WALK_TOP]
+        or known == 0
+        or (known - 1) & HAS_4_BYTE_GPTE
+        or walk_index(m, t, level) != index
+        or knows_all(m, vm)
+    ):
+        return -1
+    gfn = pte_gfn(task[TASK_PTE + level + 1])
+    role = (known - 1) | level | (walk_access(m, t, level + 1, vm) << ACCESS_SHIFT)
+    sp = find_shadow_page(m, gfn, make_key(role, task[TASK_VARIANT], vm))
+    if sp >= 0:
+        return sp if m.sp[sp, SP_PAGE] == 0 else -1
+    note_older(m, vm, C_ADOPTED)
+    sp = make_page(m, vm, gfn, role, task[TASK_VARIANT], FLAG_ADOPTED, order)
+    task[TASK_CHAIN + level] = sp
+    return sp
+
+
+@jit
 def locate_table(m: Mmu, t: int, vm: int, gfn: int, level: int, page: int, index: int, order: int) -> int:
     """The shadow page whose table is page frame ``page``, found or else adopted; -1 if it cannot be."""
     sp = find_bound(m, page)
@@ -210,6 +253,9 @@ def locate_table(m: Mmu, t: int, vm: int, gfn: int, level: int, page: int, index
         sp = chain(m, t, vm, level)
         if sp >= 0 and m.sp[sp, SP_PAGE] == 0 and fits(m, sp, vm, gfn, level, index):
             return sp
+    sp = adopt_shadowing(m, t, vm, level, index, order)
+    if sp >= 0:
+        return sp
     base = gfn - (index << (9 * (level - 1)))
     if base & ((1 << (9 * level)) - 1):  # so is one below 0
         return -1

@@ -36,6 +36,7 @@ from replay.mmu.layout import (
     CTL_RUN,
     CTL_SPLIT_TIME,
     CTL_TS,
+    VM_BY_CONTROL,
     VM_GOAL_TASK,
     VM_HAS_TDP,
     VM_SPLIT_DUE,
@@ -58,6 +59,7 @@ from replay.mmu.window import (
     WIN_VM,
     WIN_WORDS,
     count,
+    note_begun_before,
 )
 from replay.policy import KnobCodes
 from replay.schema import Columns
@@ -188,6 +190,12 @@ def replay_row(m: Mmu, c: Columns, i: int, k: KnobCodes) -> int:
     if kind < V2_FIRST:
         return probe_event(m, c, i, t, vm, w, own, k)
     if kind <= V2_LAST:
+        if kind == V2_TRY_SPLIT_BEGIN and w < 0 and m.vm[vm, VM_BY_CONTROL]:
+            level = min(max(np.int64(c.level[i]), 1), 3)
+            w = control.begin_range_window(m, vm, pid, np.int64(c.gfn[i]), np.int64(c.end[i]), level, k)
+            own = True
+        if not own:
+            note_begun_before(m, vm)  # the window that it is of began before the trace
         if not own or not m.window[w, WIN_ALIGNED]:
             return OK
         return v2_event(m, c, i, w, k)

@@ -10,10 +10,13 @@ from replay.jit import jit
 from replay.mmu.attempt import NO_MEMORY, begin_attempt, end_attempt
 from replay.mmu.kinds import V2_ALLOC_FAILED, V2_DROP_FLUSH, V2_LOCK_DROPPED, V2_RESTART, V2_SP_LEAKED
 from replay.mmu.layout import (
+    CACHES_BOUNDED,
+    CACHES_UNKNOWN,
     CTL_ATTEMPTS_SEEN,
     CTL_RNG,
     SLOT_BASE,
     SLOT_NPAGES,
+    VM_CACHES,
     VM_DESC,
     VM_HEADERS,
     VM_PAGES,
@@ -154,6 +157,18 @@ def after_lock_drop(m: Mmu, w: int, k: KnobCodes) -> bool:
 def caches_short(m: Mmu, vm: int, k: KnobCodes) -> bool:
     """need_topup_split_caches_or_resched() without the resched part."""
     return m.vm[vm, VM_DESC] < k.desc_min or m.vm[vm, VM_HEADERS] < 1 or m.vm[vm, VM_PAGES] < 1
+
+
+@jit
+def bound_split_caches(m: Mmu, vm: int, filled: bool, k: KnobCodes) -> None:
+    """What the split caches hold is older than the trace: at most all that they can, as once they are filled.
+
+    They are short then only where they must be.
+    """
+    if filled or m.vm[vm, VM_CACHES] == CACHES_UNKNOWN:
+        m.vm[vm, VM_DESC] = k.desc_capacity
+        m.vm[vm, VM_HEADERS] = m.vm[vm, VM_PAGES] = k.page_capacity
+        m.vm[vm, VM_CACHES] = CACHES_BOUNDED
 
 
 @jit

@@ -20,6 +20,7 @@ from replay.mmu.kinds import (
     MARK_MEMSLOT,
     MARK_NR_MMU_PAGES,
     MARK_RESCHED,
+    NOWAIT_FAILED,
     RECOVER_HUGE,
     SET_REGION,
     SHADOW_TRY_SPLIT,
@@ -81,11 +82,10 @@ from replay.mmu.window import (
     WIN_OPEN_ENDED,
     WIN_PHASE,
     count,
+    note_begun_before,
 )
 from replay.policy import KnobCodes
 from replay.schema import Columns
-
-NOWAIT_FAILED = 3  # reason of v2_lock_dropped: no page without waiting
 
 
 @jit
@@ -137,10 +137,7 @@ def probe_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool, 
                 return NO_ROOM
             w = -1
         if w < 0:
-            s = spaces.any_slot_of_range(m, vm, gfn, end)
-            w = control.begin_window(m, vm, pid, control.CLEAR_DIRTY_LOG, s, gfn, end, level, False, k)
-            m.window[w, WIN_OPEN_ENDED] = 1
-            spaces.leave_undecided(m, w)
+            w = control.begin_range_window(m, vm, pid, gfn, end, level, k)
         if kind == TDP_TRY_SPLIT:
             return control.tdp_part_begins(m, w, k)
         control.shadow_part_begins(m, w, gfn, end)
@@ -148,6 +145,7 @@ def probe_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool, 
     elif kind == SLOT_TRY_SPLIT_RET or kind == TRY_SPLIT_RET:
         if own:
             return control.close_window(m, w, k)
+        note_begun_before(m, vm)  # what ends here began before the trace
     elif kind == SLOT_LEAF_CLEAR_DIRTY or kind == SLOT_REMOVE_WRITE_ACCESS:
         if m.task[t, TASK_SLOT]:
             return slot_pass_line(m, vm, m.task[t, TASK_SLOT] - 1, kind, level, k)

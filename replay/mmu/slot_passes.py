@@ -87,6 +87,8 @@ def write_protect_slot(m: Mmu, vm: int, s: int, start_level: int) -> int:
 @jit
 def clear_dirty_slot(m: Mmu, vm: int, s: int) -> int:
     """kvm_mmu_slot_leaf_clear_dirty(): every 4K SPTE of the slot."""
+    if m.slot[s, SLOT_ID] >> 16:
+        return OK  # the rmaps of SMM's slots are empty
     layout = m.vm[vm, VM_LAYOUT]
     gfn = m.slot[s, SLOT_BASE]
     end = min(gfn + m.slot[s, SLOT_NPAGES], m.vm[vm, VM_END])

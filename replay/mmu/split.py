@@ -18,11 +18,12 @@ from replay.mmu.attempt import (
     end_attempt,
 )
 from replay.mmu.kinds import V2_ALLOC_FAILED, V2_FINAL_FLUSH, V2_PREPARE, V2_RESTART, V2_TRY_SPLIT_END
-from replay.mmu.layout import FLAG_INVALID, FLAG_UNSYNC, SP32_FLAGS, SP_KEY, VM_RAW_ROLES
+from replay.mmu.layout import FLAG_INVALID, FLAG_UNSYNC, SP32_FLAGS, SP_KEY, VM_CACHES, VM_RAW_ROLES
 from replay.mmu.mmu_pages import available_pages
 from replay.mmu.prepare_split import (
     RESTART_SPLIT,
     after_lock_drop,
+    bound_split_caches,
     caches_short,
     drop_lock,
     need_resched,
@@ -44,6 +45,7 @@ from replay.mmu.window import (
     C_RETRIES_CACHE,
     C_RETRIES_RESCHED,
     CAUSE_WINDOW_END,
+    WIN_ALIGNED,
     WIN_DROPPED,
     WIN_END,
     WIN_ENV_FAIL_KERNEL,
@@ -115,6 +117,8 @@ def try_split(m: Mmu, w: int, sptep: int, k: KnobCodes, resched: tuple[int, int]
         return STOP_ATTEMPT
     dropping = need_resched(m, w, resched[0], resched[1])
     if k.split_caches == CACHES_MERGED:
+        if m.vm[vm, VM_CACHES] and win[WIN_ALIGNED]:
+            bound_split_caches(m, vm, dropping, k)
         short = caches_short(m, vm, k)
         if short or dropping:
             o = begin_attempt(m, w, sptep, spte)

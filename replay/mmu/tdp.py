@@ -74,6 +74,7 @@ from replay.mmu.window import (
     WIN_TDP_SPLIT,
     WIN_VM,
     count,
+    knows_all,
     new_outcome,
     note_older,
 )
@@ -192,6 +193,19 @@ def spte_changed(m: Mmu, vm: int, as_id: int, gfn: int, level: int, old: int, ne
                 clear_table(m, child)
                 unbind_page(m, child)
     set_spte(m, t, index, new if is_shadow_present_pte(new) else 0)
+    if level < 3 and is_shadow_present_pte(new) and not knows_all(m, vm):
+        adopt_path(m, vm, as_id, gfn, level)
+
+
+@jit
+def adopt_path(m: Mmu, vm: int, as_id: int, gfn: int, level: int) -> None:
+    """A table at ``level`` that is in use hangs below others, though the lines that linked it are older."""
+    for above in range(level + 1, 4):
+        parent = find_table(m, vm, as_id, above, gfn, True)
+        index = (gfn >> (9 * (above - 1))) & 511
+        spte = get_spte(m, parent, index)
+        if not is_shadow_present_pte(spte) or is_last_spte(spte, above):
+            set_spte(m, parent, index, make_nonleaf_spte(0))
 
 
 @jit

@@ -48,13 +48,14 @@ from replay.mmu.layout import (
     VM_BEGUN,
     VM_BY_RECORD,
     VM_HAS_TDP,
+    VM_INDIRECT_ROLE,
     VM_LAYOUT,
     VM_TDP_ROLE,
     WRITE_OF_FAULT,
     WRITE_WALKED,
 )
 from replay.mmu.lookahead import begins_recorded_window, is_tdp_get_page, is_tdp_zap
-from replay.mmu.role import ACC_ALL, DIRECT, LEVEL, UNPRINTED
+from replay.mmu.role import ACC_ALL, ACCESS, DIRECT, INVALID, LEVEL, QUADRANT, UNPRINTED
 from replay.mmu.room import NO_ROOM, OK
 from replay.mmu.spte import LEGACY, PT_WRITABLE_MASK, is_last_spte, is_shadow_present_pte
 from replay.mmu.state import Mmu
@@ -69,6 +70,7 @@ from replay.mmu.window import (
     WIN_WORDS,
     WIN_ZAPPED,
     count,
+    note_begun_before,
     note_root,
 )
 from replay.policy import KnobCodes
@@ -89,6 +91,8 @@ def get_page_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: boo
         if own and m.window[w, WIN_ALIGNED] and k.enabled:
             recorded_line(m, w, TDP_GET_PAGE, gfn, root_count, role & ~UNPRINTED, flags)
         return OK
+    if not role & DIRECT:
+        m.vm[vm, VM_INDIRECT_ROLE] = 1 + (role & ~(LEVEL | QUADRANT | ACCESS | INVALID))
     if not own and w < 0 and begins_recorded_window(m, c, i, vm, pid):
         w = control.begin_window(m, vm, pid, control.RECORDED, -1, gfn, 1 << 40, 1, False, k)
         own = True
@@ -203,8 +207,9 @@ def kvmmmu_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool,
     if gfn >> 40:
         count(m, C_UNPLACED, 1)
         return OK
-    if not m.vm[vm, VM_BEGUN] and changes_state(kind):
-        m.vm[vm, VM_BEGUN] = 1
+    is_table = kind == GET_PAGE and c.role[i] & DIRECT != 0 and gfn != 0  # a VM's first direct root is of 0
+    if not m.vm[vm, VM_BEGUN] and (changes_state(kind) or is_table):
+        note_begun_before(m, vm)
     m.task[t, TASK_LAZY] = 0
     if m.task[t, TASK_WRITE] == WRITE_WALKED:
         guest_tables.settle_write(m, t, vm, kind, k.rmap_order)

@@ -151,14 +151,20 @@ def equal_lines(m: Mmu, simulated: int, recorded: int) -> bool:
 
 
 @jit
-def lines_until_equal(m: Mmu, simulated: int, recorded: int) -> int:
-    """How many simulated lines stand before one that equals row ``recorded``; -1 if none does."""
+def lines_until_equal(m: Mmu, simulated: int, recorded: int, look_in_simulated: bool) -> int:
+    """How many lines of a queue stand before one that equals the first of the other queue; -1 if none does.
+
+    The queues begin with rows ``simulated`` and ``recorded``.
+    """
     n = 0
-    while simulated >= 0:
+    while simulated >= 0 and recorded >= 0:
         if equal_lines(m, simulated, recorded):
             return n
         n += 1
-        simulated = m.truth[simulated, TRUTH_NEXT] - 1
+        if look_in_simulated:
+            simulated = m.truth[simulated, TRUTH_NEXT] - 1
+        else:
+            recorded = m.truth[recorded, TRUTH_NEXT] - 1
     return -1
 
 
@@ -194,13 +200,15 @@ def compare_lines(m: Mmu, w: int, complete: bool) -> None:
         if not equal_lines(m, simulated, recorded):
             if not complete:
                 return
-            absent = lines_until_equal(m, simulated, recorded)
+            absent = lines_until_equal(m, simulated, recorded, True)
             for _ in range(absent):
                 drop_absent(m, w)
             if absent < 0:
-                same_kind = m.truth[simulated, TRUTH_KIND] == m.truth[recorded, TRUTH_KIND]
+                # one line with another field, rather than one too many and one that is absent
+                is_altered = m.truth[simulated, TRUTH_KIND] == m.truth[recorded, TRUTH_KIND]
+                is_altered &= lines_until_equal(m, simulated, recorded, False) < 0
                 drop_different(m, w)
-                if same_kind and lines_until_equal_recorded(m, w, simulated) < 0:
+                if is_altered:
                     drop_first(m, w, WIN_SIMULATED_LINES)
             continue
         win[counts_of(m.truth[recorded, TRUTH_KIND]) + MATCHED] += 1
@@ -212,16 +220,3 @@ def compare_lines(m: Mmu, w: int, complete: bool) -> None:
         drop_absent(m, w)
     while win[WIN_RECORDED_LINES]:
         drop_different(m, w)
-
-
-@jit
-def lines_until_equal_recorded(m: Mmu, w: int, simulated: int) -> int:
-    """How many recorded lines of window ``w`` stand before one that equals row ``simulated``; -1 if none."""
-    n = 0
-    recorded = m.window[w, WIN_RECORDED_LINES] - 1
-    while recorded >= 0:
-        if equal_lines(m, simulated, recorded):
-            return n
-        n += 1
-        recorded = m.truth[recorded, TRUTH_NEXT] - 1
-    return -1

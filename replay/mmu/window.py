@@ -11,6 +11,7 @@ import numpy as np
 
 from replay.jit import jit
 from replay.mmu.layout import (
+    CACHES_UNKNOWN,
     CTL_COUNTERS,
     CTL_FLUSH_TOP,
     CTL_LINE,
@@ -21,9 +22,11 @@ from replay.mmu.layout import (
     SLOT_ID,
     VM_BEGUN,
     VM_BORN,
+    VM_CACHES,
     VM_DIFFERS,
     VM_DOUBT_LINE,
     VM_OLDER,
+    VM_UNPROVEN,
     VM_WINDOW,
 )
 from replay.mmu.state import Mmu, clear_row
@@ -103,7 +106,7 @@ WIN_TDP_GET_PAGES = 82  # kvm_mmu_get_page lines of the TDP MMU: the same
 WIN_DIFFERENT_LINE = 86  # the first trace line that differs, 0 none does
 WIN_OPEN_ENDED = 87  # opened by a range probe: the task's next other event closes it
 WIN_CUT = 88  # the trace ends in it: what the walk is ahead has no counterpart
-WIN_DOUBTED = 89  # at its end, not all of the state was known
+WIN_DOUBTED = 89  # at its end, not all of the state was known; or the trace ends in it
 WIN_SPACE = 90  # address space: 0, 1 that of SMM, -1 not known yet
 WIN_COLUMNS = 91
 
@@ -281,6 +284,14 @@ def note_root(m: Mmu, vm: int) -> None:
 
 
 @jit
+def note_begun_before(m: Mmu, vm: int) -> None:
+    """An event shows that ``vm`` began before the trace, unless its beginning was seen."""
+    if not m.vm[vm, VM_BEGUN]:
+        m.vm[vm, VM_BEGUN] = 1
+        m.vm[vm, VM_CACHES] = CACHES_UNKNOWN
+
+
+@jit
 def knows_all(m: Mmu, vm: int) -> bool:
     """Whether all state of ``vm`` is known: it began in the trace, and nothing is in doubt up to here."""
     known = m.vm[vm, VM_BORN] != 0 and m.vm[vm, VM_OLDER] == 0
@@ -292,6 +303,8 @@ def note_difference(m: Mmu, w: int) -> bool:
     """A line of window ``w`` differs; False if it may rest on state that is older than the trace."""
     vm = m.window[w, WIN_VM]
     if not knows_all(m, vm):
+        if m.vm[vm, VM_UNPROVEN] == 0:
+            m.vm[vm, VM_UNPROVEN] = m.ctl[CTL_LINE]
         return False
     m.vm[vm, VM_DIFFERS] = 1
     if m.window[w, WIN_DIFFERENT_LINE] == 0:

@@ -10,10 +10,10 @@ from replay.review.answer import Answer, Cell, Table, many, percent, share
 from replay.review.flushes import DROP_RATES
 from replay.review.memory import HEADER_BYTES, PAGE_BYTES
 from replay.review.runs import Arrays, Result, Runs, first_of, groups, last_of, rows_of, sums
+from replay.run import MAX_MMU_PAGES
 from replay.schema import Columns, Flag, Kind, Outcome
 
 SHOWN_PLACES = 8
-NO_LIMIT = 1 << 39
 REGION_PAGES = 512
 
 
@@ -72,7 +72,7 @@ def _leaks(run: Result) -> tuple[Arrays, np.ndarray]:
 
 def limit(runs: Runs) -> Answer:
     """A8."""
-    run, free = runs.reviewed, runs.varied(max_mmu_pages=NO_LIMIT)
+    run, free = runs.reviewed, runs.varied(max_mmu_pages=MAX_MMU_PAGES)
     used = free.attempts["used"]
     needed = int(used.max() + run.policy.min_free_pages + 1) if len(used) else None
     refused = rows_of(run.attempts, run.attempts["outcome"] == Outcome.NO_FREE_PAGES)

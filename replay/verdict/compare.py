@@ -154,18 +154,37 @@ def _line_reasons(name: str, lines: Lines) -> Iterator[str]:
 
 def _open_questions(replay: Replay, doubts: Sequence[Doubt], left_out: Mapping[str, int]) -> list[str]:
     """Why not everything could be compared; a vCPU's own lazy splits are no such reason."""
-    reasons = [doubt.text for doubt in doubts if doubt.reason in left_out or doubt.reason in NEVER_MATCH]
-    if "before_trace" in left_out:
+    # what is simulated and was not recorded is no recorded line that is left out, but an open question too
+    silent = [reason_of(doubts, vm) for vm in sorted(replay.unproven) if not replay.unknown.get(vm)]
+    doubtful = [*_unrecorded(replay, silent), *_flush_reasons(replay, doubted=True)]
+    shown = {*left_out, *silent, *NEVER_MATCH}
+    if doubtful or "no_window" in left_out:
+        shown.add("missing_kind")
+    reasons = [doubt.text for doubt in doubts if doubt.reason in shown]
+    if "before_trace" in shown:
         reasons.append(_before_trace(replay))
     for reason, count in left_out.items():
         if reason != "fault_time":
             lines = f"{count:,} recorded {'line' if count == 1 else 'lines'}"
             reasons.append(f"{lines} not compared: {REASONS[reason]}")
-    return [*reasons, *_flush_reasons(replay, doubted=True)]
+    return [*reasons, *doubtful]
+
+
+def _unrecorded(replay: Replay, silent: Sequence[str]) -> Iterator[str]:
+    """Attempts and lines that the recording lacks, which proves nothing; ``silent``: why, by VM."""
+    count = replay.counters["unknown_attempts"]
+    if count:
+        attempts = "attempt" if count == 1 else "attempts"
+        yield f"{count:,} {attempts} simulated but not recorded: not all of the state was known"
+    if silent:
+        yield f"lines simulated but not recorded prove nothing: {REASONS[silent[0]]}"
 
 
 def _before_trace(replay: Replay) -> str:
-    line = min((line for vm, line in replay.older.items() if replay.unknown.get(vm)), default=0)
+    vms = {*replay.unknown, *replay.unproven}
+    # at a fast zap of all pages a VM's state becomes known, so that it can be in doubt no more at the end
+    lines = [replay.older.get(vm, replay.unproven.get(vm, 0)) for vm in vms]
+    line = min(lines, default=0)
     shown = f"line {line:,} shows what is older than it" if line else "its first root is not in it"
     return f"the trace begins in the middle of a VM's life: {shown}"
 
@@ -248,7 +267,7 @@ def _flush_reasons(replay: Replay, doubted: bool) -> list[str]:
         return []
     windows = f"in {len(differing)} of {len(columns)} windows"
     if doubted:
-        return [f"flushes not compared {windows}: not all of the state was known"]
+        return [f"flushes not compared {windows}: not all of the state was known, or the trace ends there"]
     first = differing[0]
     return [
         f"flushes differ {windows}, first in window {first['index']}: "

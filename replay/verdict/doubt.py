@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 REASONS = {
     "missing_kind": "the trace lacks events that the model needs",
-    "form": "the form of the text drops fields",
+    "form": "the form of the text drops fields or mixes up times",
     "lost_events": "events were lost",
     "malformed_lines": "lines cannot be read",
     "before_trace": "they rest on state that is older than the trace",
@@ -43,9 +43,14 @@ class Doubt:
     """The first line from which on it counts."""
 
 
-def doubts_of(trace: Trace, facts: TraceFacts, allow_lost: bool = False) -> list[Doubt]:
-    """What ``trace`` leaves open, the gravest first.  State older than a trace is found by replaying it."""
-    doubts = list(_missing_kinds(facts))
+def doubts_of(
+    trace: Trace, facts: TraceFacts, allow_lost: bool = False, shadow_only: bool = False
+) -> list[Doubt]:
+    """What ``trace`` leaves open, the gravest first.  State older than a trace is found by replaying it.
+
+    ``shadow_only``: the recording kernel is known to split without a TDP MMU, too.
+    """
+    doubts = list(_missing_kinds(facts, trace.losses, shadow_only))
     if trace.losses:
         from replay.trace.formats import better_form
 
@@ -54,6 +59,10 @@ def doubts_of(trace: Trace, facts: TraceFacts, allow_lost: bool = False) -> list
     if trace.lost_events and not allow_lost:
         text = f"events lost: {trace.lost_events:,}, so that a match proves nothing (--allow-lost)"
         doubts.append(Doubt("lost_events", text, line=facts.first_lost_line))
+    if back := trace.notes.get("time_back"):
+        first = back["first_line"]
+        text = f"the time goes back, first at line {first:,}: from there on it may be of another recording"
+        doubts.append(Doubt("form", text, line=first))
     if trace.malformed_lines:
         first, _ = trace.malformed[0]
         text = f"malformed lines: {trace.malformed_lines:,}, first line {first}: what they said is unknown"
@@ -61,10 +70,17 @@ def doubts_of(trace: Trace, facts: TraceFacts, allow_lost: bool = False) -> list
     return doubts
 
 
-def _missing_kinds(facts: TraceFacts) -> Iterator[Doubt]:
-    """Kinds of events that were not recorded although the VM has others that never come without them."""
+def _missing_kinds(facts: TraceFacts, dropped: Iterable[str], shadow_only: bool) -> Iterator[Doubt]:
+    """Kinds of events that were not recorded although the VM has others that never come without them.
+
+    Lines that the form drops, by the texts of ``dropped``, were recorded.
+    """
+    in_form = {what.split()[0] for what in dropped}
+    from replay.mmu.lacking import lacking
+
     for vm in range(facts.vms):
-        names = [EVENT_NAMES[kind] for kind in facts.lacking(vm)]
+        names = [EVENT_NAMES[kind] for kind in lacking(facts, vm, shadow_only)]
+        names = [name for name in names if name not in in_form]
         if names:
             last = names.pop()
             listed = f"{', '.join(names)} or {last}" if names else last

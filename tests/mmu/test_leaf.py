@@ -114,19 +114,6 @@ def test_line_of_no_such_level_is_not_placed(m: state.Mmu, t: int, gfn: int, lev
     assert (m.ctl[layout.CTL_SP_TOP], m.ctl[layout.CTL_GIB_TOP]) == (1, 0)
 
 
-@pytest.mark.parametrize("bit", [spte.EPT_SPTE_HOST_WRITABLE, spte.EPT_SPTE_MMU_WRITABLE])
-def test_writable_bits_of_ept_show_that_the_host_uses_it(m: state.Mmu, t: int, bit: int) -> None:
-    table(m, GFN, frame=FRAME)
-    m.task[t, layout.TASK_LEAF_ACCESS] = 9
-    set_spte(m, t, GFN, pte(PFN), 0)
-    assert (m.vm[0, layout.VM_EPT], m.task[t, layout.TASK_LEAF_ACCESS]) == (0, 9)
-    set_spte(m, t, GFN + 1, pte(PFN + 1, 0xE77) | bit, 1)
-    assert (m.vm[0, layout.VM_EPT], m.task[t, layout.TASK_LEAF_ACCESS]) == (1, 0)
-    m.task[t, layout.TASK_LEAF_ACCESS] = 9
-    set_spte(m, t, GFN + 2, pte(PFN + 2, 0xE77) | bit, 2)
-    assert m.task[t, layout.TASK_LEAF_ACCESS] == 9
-
-
 def three_aliases(m: state.Mmu, pfns: tuple[int, int, int]) -> list[int]:
     """SPTEs of three pages that map GFN in this order, the second of them in FRAME."""
     pages = [table(m, GFN, variant=number) for number in range(3)]
@@ -489,7 +476,7 @@ def test_host_level_is_the_largest_seen(m: state.Mmu) -> None:
 
 # -- faults that a split would have avoided --------------------------------------------------------
 
-NX = spte.PT64_NX_MASK
+NX = int(spte.NX[spte.LEGACY])
 
 
 @pytest.mark.parametrize(
@@ -539,9 +526,10 @@ def test_access_that_the_trace_does_not_show_is_known_by_what_it_made_writable(
 
 @pytest.mark.parametrize("executable", [False, True])
 def test_ept_has_a_bit_that_allows_fetches(m: state.Mmu, t: int, executable: bool) -> None:
-    m.vm[0, [layout.VM_EPT, layout.VM_HAS_FAULTS]] = 1
+    m.vm[0, [layout.VM_LAYOUT, layout.VM_HAS_FAULTS]] = spte.EPT, 1
     m.task[t, layout.TASK_FAULT_CODE] = FETCH
-    old = SMALL & ~spte.VMX_EPT_EXECUTABLE_MASK | (spte.VMX_EPT_EXECUTABLE_MASK if executable else 0)
+    x = int(spte.EXECUTABLE[spte.EPT])
+    old = SMALL & ~x | (x if executable else 0)
     assert leaf.fault_allowed(m, t, 0, old, SMALL) == executable
 
 
@@ -612,7 +600,7 @@ def test_each_spte_of_a_split_has_its_first_fault(m: state.Mmu, t: int) -> None:
 
 # -- bits that the CPU sets ------------------------------------------------------------------------
 
-A, D = spte.PT_ACCESSED_MASK, spte.PT_DIRTY_MASK
+A, D = int(spte.ACCESSED[spte.LEGACY]), int(spte.DIRTY[spte.LEGACY])
 CLEAN = SMALL & ~(A | D)
 
 
@@ -645,7 +633,8 @@ def test_ept_without_a_and_d_in_these_bits(m: state.Mmu, t: int) -> None:
     sp = table(m, GFN, frame=FRAME)
     m.task[t, layout.TASK_FAULT_CODE] = WRITE
     fault(m, t, GFN + 5)
-    bits = 0x837 | spte.EPT_SPTE_HOST_WRITABLE | spte.EPT_SPTE_MMU_WRITABLE
+    m.vm[0, layout.VM_LAYOUT] = spte.EPT
+    bits = 0x837 | int(spte.MMU_WRITABLE[spte.EPT])
     set_spte(m, t, GFN + 5, pte(PFN + 5, bits & ~(A | D)), 5)
     assert value(m, sp * 512 + 5) == pte(PFN + 5, bits & ~(A | D))
 

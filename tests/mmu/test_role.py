@@ -22,6 +22,7 @@ from replay.mmu.role import (
 from replay.mmu.spte import LEGACY, make_huge_page_split_spte, make_nonleaf_spte, spte_child
 from tests.reference.parse import ACC_EXEC, ACC_READ, ACC_USER, ACC_WRITE, Role
 from tests.reference.split_v2 import child_role, child_spte
+from tests.reference.spte import LEGACY as REFERENCE_LEGACY
 from tests.reference.state import ShadowPage
 
 QUICK = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
@@ -87,7 +88,7 @@ def test_split_sptes(bits: int, frame: int, nx: bool, index: int, level: int, ac
     role = Role(level, 8, 0, True, access, True, True)
     signed = huge - (1 << 64) if nx else huge
     found = make_huge_page_split_spte(signed, index, level, engine_access(access), LEGACY)
-    assert found % (1 << 64) == child_spte(huge, index, role)
+    assert int(found) % (1 << 64) == child_spte(REFERENCE_LEGACY, huge, index, role)
 
 
 def test_nonleaf_spte_names_its_child() -> None:

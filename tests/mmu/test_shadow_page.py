@@ -68,7 +68,7 @@ def table(m: state.Mmu, gfn: int = GFN, access: int = ACC_ALL) -> int:
 def spell_out(m: state.Mmu, sp: int) -> None:
     """What fill_uniform stands for, one SPTE at a time."""
     for index in range(512):
-        value = spte.make_huge_page_split_spte(HUGE, index, 1, True, False)
+        value = spte.make_huge_page_split_spte(HUGE, index, 1, ACC_ALL, spte.LEGACY)
         shadow_page.install_leaf(m, sp, index, GFN + index, value, ACC_ALL, ORDER_APPEND)
 
 
@@ -99,9 +99,9 @@ def test_compact_table_equals_a_spelled_out_one(changes: list[tuple[str, int]]) 
                 if shadow_page.get_spte(m, sp, index):
                     shadow_page.set_spte(m, sp, index, 0x777000E67)
             elif what == "protect gfn":
-                apply.write_protect_gfn(m, 0, GFN + index, 1, True)
+                apply.write_protect_gfn(m, 0, GFN + index, 1)
             elif what == "protect region":
-                apply.write_protect_region(m, r, False)
+                apply.protect_region(m, r, spte.WRITE_PROTECTED, spte.LEGACY)
             elif what == "second":
                 rmap.rmap_remove(m, 0, GFN + index, 1, 99 * 512, ORDER_APPEND)
             else:
@@ -115,7 +115,8 @@ def test_compact_table_equals_a_spelled_out_one(changes: list[tuple[str, int]]) 
 def test_write_protection_of_a_compact_table_keeps_it_compact(m: state.Mmu) -> None:
     sp = table(m)
     shadow_page.fill_uniform(m, sp, HUGE)
-    apply.write_protect_region(m, state.find_region(m, 0, GFN, False), False)
+    region = state.find_region(m, 0, GFN, False)
+    apply.protect_region(m, region, spte.WRITE_PROTECTED, spte.LEGACY)
     assert m.sp32[sp, layout.SP32_SPT] == layout.UNIFORM
     assert all(not shadow_page.get_spte(m, sp, index) & spte.PT_WRITABLE_MASK for index in range(512))
 
@@ -279,7 +280,7 @@ def test_no_page_is_in_frame_0(m: state.Mmu) -> None:
 def test_write_protection_of_64_pages_at_a_time(m: state.Mmu, group: int) -> None:
     sp = table(m)
     shadow_page.fill_uniform(m, sp, HUGE)
-    apply.write_protect_pages(m, 0, GFN + 64 * group, -1)
+    apply.protect_pages(m, 0, GFN + 64 * group, -1, spte.WRITE_PROTECTED)
     writable = [index for index in range(512) if shadow_page.get_spte(m, sp, index) & spte.PT_WRITABLE_MASK]
     assert writable == [index for index in range(512) if index // 64 != group]
     before = [shadow_page.get_spte(m, sp, index) for index in range(512)]
@@ -294,7 +295,7 @@ def test_write_protection_of_64_pages_at_a_time(m: state.Mmu, group: int) -> Non
 def test_page_that_is_filled_again_is_writable_again(m: state.Mmu) -> None:
     sp = table(m)
     shadow_page.fill_uniform(m, sp, HUGE)
-    apply.write_protect_pages(m, 0, GFN + 64, -1)
+    apply.protect_pages(m, 0, GFN + 64, -1, spte.WRITE_PROTECTED)
     shadow_page.zap_children(m, sp, ORDER_APPEND)
     assert shadow_page.fill_uniform(m, sp, HUGE)
     assert all(shadow_page.get_spte(m, sp, index) & spte.PT_WRITABLE_MASK for index in range(512))
@@ -304,12 +305,13 @@ def test_page_that_is_filled_again_is_writable_again(m: state.Mmu) -> None:
 @pytest.mark.parametrize("ept", [False, True])
 @pytest.mark.parametrize("access", [ACC_ALL, ACC_ALL & ~ACC_EXEC])
 def test_filled_table_is_executable_if_the_guest_may(m: state.Mmu, ept: bool, access: int) -> None:
-    m.vm[0, layout.VM_EPT] = ept
+    code = spte.EPT if ept else spte.LEGACY
+    m.vm[0, layout.VM_LAYOUT] = code
     sp = table(m, access=access)
     huge = 0x140000EF3 if ept else HUGE
     assert shadow_page.fill_uniform(m, sp, huge)
     for index in (0, 7):
-        expected = spte.make_huge_page_split_spte(huge, index, 1, access == ACC_ALL, ept)
+        expected = spte.make_huge_page_split_spte(huge, index, 1, access, code)
         assert shadow_page.get_spte(m, sp, index) == expected
     executable = shadow_page.get_spte(m, sp, 0) & 4 != 0 if ept else shadow_page.get_spte(m, sp, 0) > 0
     assert executable == (access == ACC_ALL)

@@ -7,7 +7,7 @@ import pytest
 from replay.mmu import layout, shadow_page, state, walk
 from replay.mmu.rmap import ORDER_APPEND
 from replay.mmu.role import ACC_ALL, ACC_EXEC, ACC_USER, ACC_WRITE, ACCESS_SHIFT, DIRECT, make_key
-from replay.mmu.spte import PT64_NX_MASK
+from replay.mmu.spte import LEGACY, NX
 
 PID = 77
 ALL = ACC_ALL << ACCESS_SHIFT
@@ -63,7 +63,7 @@ def test_access_is_what_every_level_grants(
     m: state.Mmu, t: int, level: int, clear: int, nx: bool, lost: int
 ) -> None:
     elements = [
-        ((pte & ~clear | (PT64_NX_MASK if nx else 0), at) if at == level else (pte, at))
+        ((pte & ~clear | (int(NX[LEGACY]) if nx else 0), at) if at == level else (pte, at))
         for pte, at in FOUR_LEVELS
     ]
     begin(m, t, elements)

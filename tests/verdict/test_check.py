@@ -70,8 +70,8 @@ def test_junit_holds_any_text() -> None:
     error = TraceError("a\x00<b>", 3, "bad \x1b text & more")
     text = junit_text([Check(Path("a\x00<b>"), "error", error=error)])
     (case,) = ET.fromstring(text)[0]
-    assert case.get("name") == "a?<b>"
-    assert case[0].get("message") == "a?<b>:3: bad ? text & more"
+    assert case.get("name") == r"a\x00<b>"
+    assert case[0].get("message") == r"a\x00<b>:3: bad \x1b text & more"
 
 
 def pytest_run(directory: Path, *arguments: object) -> subprocess.CompletedProcess[str]:

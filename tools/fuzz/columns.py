@@ -50,7 +50,8 @@ def _values(table: pa.Table, rng: Random) -> pa.Table:
     at = rng.randrange(table.num_columns)
     column = table.column(at)
     values = column.to_pylist()
-    value = rng.choice((None, rng.choice(EXTREMES), rng.choice(EXTREMES), rng.choice(values)))
+    own = values or EXTREMES  # a table may have lost its rows before
+    value = rng.choice((None, rng.choice(EXTREMES), rng.choice(EXTREMES), rng.choice(own)))
     for _ in range(rng.choice((1, 1, 5))):
         values[rng.randrange(len(values))] = value
     return table.set_column(at, table.field(at), pa.array(values, column.type))
