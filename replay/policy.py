@@ -108,6 +108,14 @@ class Pml(IntEnum):
     ON = 2  # it clears their D bit instead, and write-protects those of nested MMUs only
 
 
+class FaultSplit(IntEnum):
+    """What a write fault does with a huge page of the TDP MMU while dirty logging is on."""
+
+    AUTO = 0  # as the kernel's version or a recorded fault shows, else as SPLIT
+    ZAP = 1  # before 6.2: it maps one 4K page, and all others fault in their turn
+    SPLIT = 2  # since 6.2: it maps them all
+
+
 class KnobCodes(NamedTuple):
     """A policy as plain integers, for jitted code: enum values, 0 or 1, and sizes in objects.
 
@@ -133,6 +141,7 @@ class KnobCodes(NamedTuple):
     alloc_failure: int
     tdp_order: int
     pml: int
+    fault_split: int
 
 
 @dataclass(frozen=True)
@@ -166,6 +175,7 @@ class Policy:
     alloc_failure: AllocFailure = AllocFailure.UNCHECKED
     tdp_order: TdpOrder = TdpOrder.AFTER
     pml: Pml = Pml.AUTO
+    fault_split: FaultSplit = FaultSplit.AUTO
 
     def codes(self) -> KnobCodes:
         """The knobs as plain integers."""
@@ -308,8 +318,8 @@ PRESETS: dict[str, Policy] = {
     )
 }
 
-LATER_KNOBS: dict[str, str | int | bool] = {"pml": "auto"}
-"""What a golden file means that is older than the knob."""
+LATER_KNOBS: dict[str, str | int | bool] = {"pml": "auto", "fault_split": "auto"}
+"""What a golden file means that is older than the knobs."""
 
 DESCRIPTIONS: dict[str, str] = {
     "v2": "patch 20 of the v2 series, exactly as posted",

@@ -466,6 +466,7 @@ def runs_schema() -> pa.Schema:
         "environment": ("lock_drops", "yields", "alloc_failures"),
         "tdp": ("huge_sptes", "attempts", "split", "failed"),
         "recorded": ("attempts", "split", "retries"),
+        "tdp_faults": ("avoided", "write_protected", "nonpresent", "lazy_splits"),
         "faults": ("avoided", "write_protected", "nonpresent", "lazy_splits"),
     }
 

@@ -89,7 +89,7 @@ def counters(**changes: int | None) -> dict[str, int | None]:
         "env_lock_drops", "env_yields", "env_alloc_failures",
         *(f"{name}_{what}" for name in LINES for what in ("recorded", "matched", "absent", "unknown")),
         *(f"skipped_{word}" for word in SKIP_WORDS),
-        *(f"faults_{word}" for word in FAULT_WORDS),
+        *(f"{mmu}faults_{word}" for mmu in ("", "tdp_") for word in FAULT_WORDS),
         *(f"flushes_{cause.name.lower()}" for cause in FlushCause),
     ]  # fmt: skip
     figures: dict[str, int | None] = dict.fromkeys(names, 0)

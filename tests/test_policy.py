@@ -42,6 +42,7 @@ def test_v2_is_the_patch_as_posted() -> None:
         "alloc_failure": "unchecked",
         "tdp_order": "after",
         "pml": "auto",
+        "fault_split": "auto",
     }
 
 

@@ -17,11 +17,13 @@ from replay.mmu.layout import (
     SLOT_ID,
     SLOT_NPAGES,
     VM_TDP_MMU,
+    VM_TDP_SIMULATED,
 )
 from replay.mmu.room import NO_ROOM, OK
 from replay.mmu.slot_passes import uses_pml
 from replay.mmu.spte import WRITE_PROTECTED
 from replay.mmu.state import Mmu
+from replay.mmu.tdp_simulated import protect_cleared_pages, protect_huge
 from replay.mmu.window import (
     WIN_BITS,
     WIN_END,
@@ -108,18 +110,24 @@ def protect_cleared(m: Mmu, vm: int, s: int, start: int, end: int, bits: int, k:
     Before 6.8 the range ends with the last gfn, since then one behind it; an end on a 64-page
     boundary of the slot tells the latter.
     """
-    if s >= 0 and m.slot[s, SLOT_ID] >> 16:
-        return  # the rmaps of SMM's slots are empty
+    space = m.slot[s, SLOT_ID] >> 16 if s >= 0 else 0
     base = m.slot[s, SLOT_BASE] if s >= 0 else 0
     last = end
     if last > start and (last - base) & 63 == 0:
         last -= 1
+    if bits == 0:
+        bits = -1 if last - start >= 63 else (2 << (last - start)) - 1
+    kept = CLEAR_DIRTY if uses_pml(m, vm, k) else WRITE_PROTECTED
+    if m.vm[vm, VM_TDP_SIMULATED]:
+        protect_huge(m, vm, space, start)
+        protect_huge(m, vm, space, last)
+        protect_cleared_pages(m, vm, space, start, bits, kept)
+    if space:
+        return  # the rmaps of SMM's slots are empty
     write_protect_gfn(m, vm, start, 2)
     if last >> 9 != start >> 9:
         write_protect_gfn(m, vm, last, 2)
-    if bits == 0:
-        bits = -1 if last - start >= 63 else (2 << (last - start)) - 1
-    protect_pages(m, vm, start, bits, CLEAR_DIRTY if uses_pml(m, vm, k) else WRITE_PROTECTED)
+    protect_pages(m, vm, start, bits, kept)
 
 
 @jit

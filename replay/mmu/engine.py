@@ -20,7 +20,7 @@ from replay.mmu.loop import ROWS_DONE, replay_rows
 from replay.mmu.moments import Moment, Moments
 from replay.mmu.placed_markers import place_markers, with_markers_placed
 from replay.mmu.truth import GET_PAGE_BIT, UNKNOWN
-from replay.policy import Policy
+from replay.policy import FaultSplit, Policy
 from replay.schema import (
     COLUMN_TYPES,
     SKIP_WORDS,
@@ -222,6 +222,8 @@ def _new_state(
         m.vm[vm, layout.VM_HAS_TDP] = facts.has(vm, Kind.TDP_MMU_SPTE_CHANGED)
         m.vm[vm, layout.VM_HAS_FAULTS] = facts.has(vm, Kind.PAGE_FAULT)
         m.vm[vm, layout.VM_LAYOUT] = facts.spte_layout(vm, kernel)
+        if kernel is not None:
+            m.vm[vm, layout.VM_FAULT_SPLIT] = FaultSplit.ZAP if kernel.series < (6, 2) else FaultSplit.SPLIT
         m.vm[vm, layout.VM_PML] = facts.shows_pml(vm, m.vm[vm, layout.VM_LAYOUT])
         m.vm[vm, layout.VM_PROBES] = (
             layout.PROBES_REGION * facts.has(vm, Kind.COMMIT_REGION)
@@ -329,6 +331,8 @@ def _result(m: state.Mmu, facts: TraceFacts) -> Replay:
     counters["flushes_simulated"] = total
     if facts.total(Kind.SET_SPTE) == 0:
         counters |= {name: None for name in counters if name.startswith("faults_")}
+    if facts.total(Kind.TDP_MMU_SPTE_CHANGED) > 0 and facts.total(Kind.SPTE_REQUESTED) == 0:
+        counters |= {name: None for name in counters if name.startswith("tdp_faults_")}
     matches = m.out16[: m.ctl[layout.CTL_OUT_TOP], window.OUT16_MATCH]
     for match in Match:
         if match != Match.UNCHECKED:

@@ -36,6 +36,7 @@ from replay.mmu.room import NO_ROOM, OK, has_room_for_next
 from replay.mmu.shadow_page import drop_spte, get_spte, zap_children
 from replay.mmu.spte import LEGACY, WRITE_PROTECTED, spte_pfn
 from replay.mmu.state import Mmu, find_gib
+from replay.mmu.tdp_simulated import forget_range, protect_range
 from replay.policy import KnobCodes, Pml
 
 PML_AUTO = int(Pml.AUTO)
@@ -61,8 +62,16 @@ def protect_slot(m: Mmu, vm: int, s: int, pml: bool) -> int:
 
 
 @jit
+def protect_simulated(m: Mmu, vm: int, s: int, kept: int, huge: bool) -> None:
+    """The pass over what the simulated TDP MMU has of its own; recorded lines tell it of the rest."""
+    base = m.slot[s, SLOT_BASE]
+    protect_range(m, vm, m.slot[s, SLOT_ID] >> 16, base, base + m.slot[s, SLOT_NPAGES], kept, huge)
+
+
+@jit
 def write_protect_slot(m: Mmu, vm: int, s: int, start_level: int) -> int:
     """kvm_mmu_slot_remove_write_access(): every SPTE of the slot at ``start_level`` and above."""
+    protect_simulated(m, vm, s, WRITE_PROTECTED if start_level == 1 else -1, True)
     if m.slot[s, SLOT_ID] >> 16:
         return OK  # the rmaps of SMM's slots are empty
     layout = m.vm[vm, VM_LAYOUT]
@@ -87,6 +96,7 @@ def write_protect_slot(m: Mmu, vm: int, s: int, start_level: int) -> int:
 @jit
 def clear_dirty_slot(m: Mmu, vm: int, s: int) -> int:
     """kvm_mmu_slot_leaf_clear_dirty(): every 4K SPTE of the slot."""
+    protect_simulated(m, vm, s, CLEAR_DIRTY, False)
     if m.slot[s, SLOT_ID] >> 16:
         return OK  # the rmaps of SMM's slots are empty
     layout = m.vm[vm, VM_LAYOUT]
@@ -168,6 +178,7 @@ def zap_collapsible(m: Mmu, vm: int, s: int, order: int) -> int:
     if share_host_levels(m, vm, s) == NO_ROOM:
         return NO_ROOM
     base = m.slot[s, SLOT_BASE]
+    forget_range(m, vm, m.slot[s, SLOT_ID] >> 16, base, base + m.slot[s, SLOT_NPAGES])
     if m.slot[s, SLOT_ID] >> 16:
         return OK
     end = min(base + m.slot[s, SLOT_NPAGES], m.vm[vm, VM_END])

@@ -6,8 +6,6 @@ has TDP_KEY; it is found by address space, level and gfn, so a root in use needs
 
 from __future__ import annotations
 
-import numpy as np
-
 from replay.jit import jit
 from replay.mmu.kinds import CREATED
 from replay.mmu.layout import (
@@ -15,7 +13,6 @@ from replay.mmu.layout import (
     CTL_SP_TOP,
     CTL_TS,
     FLAG_LIVE,
-    KEY_VM_SHIFT,
     NO_TABLE,
     SP32_FLAGS,
     SP32_SPT,
@@ -28,7 +25,7 @@ from replay.mmu.layout import (
     VM_LAYOUT,
     VM_TDP_ROLE,
 )
-from replay.mmu.role import ACC_ALL, ACCESS_SHIFT, DIRECT, LEVEL
+from replay.mmu.role import ACC_ALL, ACCESS_SHIFT, DIRECT, LEVEL, key_vm
 from replay.mmu.room import has_room
 from replay.mmu.shadow_page import (
     alloc_shadow_page,
@@ -42,12 +39,12 @@ from replay.mmu.spte import (
     is_last_spte,
     is_shadow_present_pte,
     make_huge_page_split_spte,
-    make_nonleaf_spte,
     spte_pfn,
     sptes_agree,
     with_accessed_dirty_of,
 )
 from replay.mmu.state import Mmu, extend_memory, free_table
+from replay.mmu.tdp_simulated import KEY_AS_SHIFT, SIMULATED, find_simulated, is_split, note_split, table_key
 from replay.mmu.truth import ANY, TDP_GET_PAGE, simulated_line
 from replay.mmu.window import (
     ATTEMPT_CREATED,
@@ -83,7 +80,6 @@ from replay.schema import EBUSY, ENOMEM, Outcome
 SPLIT = int(Outcome.SPLIT)
 BUSY = int(Outcome.BUSY)
 NO_MEMORY = int(Outcome.NO_MEMORY)
-KEY_AS_SHIFT = 32
 SWAP_WINDOW_NS = 50_000_000
 SWAPS = 8
 CTL_SWAP = 96  # Mmu.ctl: SWAPS rows of (gfn, level, old, state before, ts), then the next row's number
@@ -92,7 +88,7 @@ CTL_SWAP = 96  # Mmu.ctl: SWAPS rows of (gfn, level, old, state before, ts), the
 @jit
 def find_table(m: Mmu, vm: int, as_id: int, level: int, gfn: int, create: bool) -> int:
     """The table at ``level`` whose range holds ``gfn``, or -1."""
-    key = TDP_KEY | (vm << KEY_VM_SHIFT) | (as_id << KEY_AS_SHIFT) | level
+    key = table_key(vm, as_id, level)
     gfn = gfn >> (9 * level) << (9 * level)
     last = m.ctl[CTL_LAST_TDP]
     if last >= 0 and m.sp[last, SP_GFN] == gfn and m.sp[last, SP_KEY] == key:
@@ -250,8 +246,13 @@ def next_huge(m: Mmu, vm: int, space: int, gfn: int, end: int, target: int) -> t
         spte = get_spte(m, t, (gfn >> 18) & 511) if t >= 0 else 0
         if is_shadow_present_pte(spte):
             if is_last_spte(spte, 3):
-                if target < 3:
+                split = find_simulated(m, vm, space, 2, gfn)
+                if target < 3 and not is_split(m, split):
                     return gfn >> 18 << 18, 3, spte
+                if target < 2:
+                    at = next_simulated_huge(m, vm, space, gfn, end)
+                    if at >= 0:
+                        return at, 2, get_spte(m, split, (at >> 9) & 511)
             elif target < 2:
                 t = find_table(m, vm, space, 2, gfn, False)
                 first = (gfn >> 9) & 511
@@ -261,10 +262,24 @@ def next_huge(m: Mmu, vm: int, space: int, gfn: int, end: int, target: int) -> t
                         if at >= end:
                             break
                         spte = get_spte(m, t, i)
-                        if is_shadow_present_pte(spte) and is_last_spte(spte, 2):
+                        huge = is_shadow_present_pte(spte) and is_last_spte(spte, 2)
+                        if huge and not is_split(m, find_simulated(m, vm, space, 1, at)):
                             return at, 2, spte
         gfn = ((gfn >> 18) + 1) << 18
     return 0, 0, 0
+
+
+@jit
+def next_simulated_huge(m: Mmu, vm: int, space: int, gfn: int, end: int) -> int:
+    """The next 2M page at or after ``gfn`` of a 1G page that the simulation alone has split, -1 none."""
+    at = gfn >> 9 << 9
+    while at < end:
+        if not is_split(m, find_simulated(m, vm, space, 1, at)):
+            return at
+        at += 512
+        if at & 0x3FFFF == 0:
+            break
+    return -1
 
 
 @jit
@@ -298,36 +313,60 @@ def predict_split(m: Mmu, w: int, errno: int) -> int:
     win[WIN_TDP_GFN] = gfn if level > win[WIN_TARGET] + 1 else gfn + 512
     win[WIN_TDP_SPLIT] += 1
     count(m, C_TDP_SPLIT, 1)
+    note_split(m, win[WIN_VM], space, gfn, level, spte)
     return o
 
 
 @jit
 def split_all(m: Mmu, w: int) -> bool:
     """Split what is left of the window in the simulated tables; False if rows run out first."""
-    while True:
-        if not has_room(m):
-            return False
-        o = predict_split(m, w, 0)
-        if o < 0:
+    while has_room(m):
+        if predict_split(m, w, 0) < 0:
             return True
-        gfn, level, spte = m.out[o, OUT_GFN], np.int64(m.out16[o, OUT16_LEVEL]), m.out[o, OUT_SPTE]
-        spte_changed(
-            m, m.window[w, WIN_VM], max(m.window[w, WIN_SPACE], 0), gfn, level, spte, make_nonleaf_spte(0)
-        )
+    return False
 
 
 @jit
 def count_huge(m: Mmu) -> int:
-    """Huge leaf SPTEs in all tables of the TDP MMU, uniform 2M tables included."""
+    """Huge leaf SPTEs in all tables of the simulated TDP MMU, uniform 2M tables included."""
     n = 0
     for t in range(1, m.ctl[CTL_SP_TOP]):
-        level = m.sp[t, SP_KEY] & LEVEL
-        if m.sp32[t, SP32_FLAGS] == 0 or not m.sp[t, SP_KEY] & TDP_KEY or level < 2 or level > 3:
+        key = m.sp[t, SP_KEY]
+        level = key & LEVEL
+        if m.sp32[t, SP32_FLAGS] == 0 or not key & TDP_KEY or level > 3:
             continue
-        if m.sp32[t, SP32_SPT] == UNIFORM:
+        if key & SIMULATED:
+            n += count_parted(m, t, level)
+        elif level > 1 and m.sp32[t, SP32_SPT] == UNIFORM:
             n += 512
-        elif m.sp32[t, SP32_SPT] >= 0:
+        elif level > 1 and m.sp32[t, SP32_SPT] >= 0:
             for i in range(512):
                 spte = m.spt[m.sp32[t, SP32_SPT], i]
                 n += is_shadow_present_pte(spte) and is_last_spte(spte, level)
     return n
+
+
+@jit
+def is_huge(m: Mmu, vm: int, space: int, level: int, gfn: int) -> bool:
+    """Whether a recorded leaf SPTE at ``level`` maps ``gfn``."""
+    t = find_table(m, vm, space, level, gfn, False)
+    spte = get_spte(m, t, (gfn >> (9 * (level - 1))) & 511) if t >= 0 else 0
+    return is_shadow_present_pte(spte) and is_last_spte(spte, level)
+
+
+@jit
+def count_parted(m: Mmu, s: int, level: int) -> int:
+    """Huge SPTEs that the simulation has at its table ``s`` beyond the recorded ones."""
+    key, gfn = m.sp[s, SP_KEY], m.sp[s, SP_GFN]
+    vm, space = key_vm(key), (key >> KEY_AS_SHIFT) & 1
+    recorded = is_huge(m, vm, space, level + 1, gfn)
+    if level == 2:
+        here = 512 if m.sp32[s, SP32_SPT] == UNIFORM else 0
+        if is_split(m, s):
+            return here - 1 if recorded else 0
+        return 0 if recorded else 1
+    if is_split(m, s):
+        return -1 if recorded or is_huge(m, vm, space, 3, gfn) else 0
+    upper = find_simulated(m, vm, space, 2, gfn)
+    there = upper < 0 or is_shadow_present_pte(get_spte(m, upper, (gfn >> 9) & 511))
+    return 1 if there and not recorded else 0

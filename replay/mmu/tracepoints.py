@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from replay.jit import jit
-from replay.mmu import align, apply, control, guest_tables, leaf, memslots, spaces, tdp, walk
+from replay.mmu import align, apply, control, guest_tables, leaf, memslots, spaces, tdp, tdp_faults, walk
 from replay.mmu.dirty_log import mark_page_dirty
 from replay.mmu.host_pages import note_host_level
 from replay.mmu.kinds import (
@@ -155,6 +155,7 @@ def tdp_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool, k:
     if level <= 3 and is_shadow_present_pte(new) and is_last_spte(new, level):
         note_host_level(m, vm, gfn, level)
         leaf.note_nx_huge_page(m, vm, new, level, ACC_ALL)
+    tdp_faults.follow_change(m, t, vm, c.num[i] & 1, gfn, level, old, new, own, k)
     tdp.spte_changed(m, vm, c.num[i] & 1, gfn, level, old, new)
     task = m.task[t]
     task[TASK_TDP_OLD] = old
@@ -249,6 +250,8 @@ def kvmmmu_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool,
             fault_gfn = np.int64(c.addr[i] >> np.uint64(12))
             old, new = np.int64(c.old_spte[i]), np.int64(c.spte[i])
             dirtied(m, vm, fault_gfn, new)
+            if m.vm[vm, VM_HAS_TDP]:
+                tdp_faults.note_fault(m, t, vm, 0, fault_gfn, new, k)
             if not m.vm[vm, VM_HAS_TDP] or not tdp.fast_fix(m, vm, fault_gfn, old, new):
                 leaf.fast_page_fault(m, vm, fault_gfn, old, new)
     elif kind == ZAP_ALL_FAST:

@@ -200,6 +200,10 @@ COUNTERS = (
     "faults_write_protected",
     "faults_nonpresent",
     "faults_lazy_splits",
+    "tdp_faults_avoided",
+    "tdp_faults_write_protected",
+    "tdp_faults_nonpresent",
+    "tdp_faults_lazy_splits",
     # divergences
     "adopted_pages",
     "adopted_tdp_tables",
@@ -244,6 +248,10 @@ C_FAULTS_AVOIDED = COUNTERS.index("faults_avoided")
 C_FAULTS_PROTECTED = COUNTERS.index("faults_write_protected")
 C_FAULTS_NONPRESENT = COUNTERS.index("faults_nonpresent")
 C_LAZY_SPLITS = COUNTERS.index("faults_lazy_splits")
+C_TDP_FAULTS_AVOIDED = COUNTERS.index("tdp_faults_avoided")
+C_TDP_FAULTS_PROTECTED = COUNTERS.index("tdp_faults_write_protected")
+C_TDP_FAULTS_NONPRESENT = COUNTERS.index("tdp_faults_nonpresent")
+C_TDP_LAZY_SPLITS = COUNTERS.index("tdp_faults_lazy_splits")
 C_SPLIT_ALREADY = COUNTERS.index("pages_split_already")
 C_NOT_SPLIT = COUNTERS.index("pages_not_split")
 C_ADOPTED_TDP = COUNTERS.index("adopted_tdp_tables")

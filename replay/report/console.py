@@ -207,6 +207,8 @@ def _facts(document: Mapping[str, Any]) -> Table:
             f"{number(tdp['split'])} of {number(tdp['attempts'])} attempts split, "
             f"{number(tdp['failed'])} failed, {number(tdp['huge_sptes'])} huge SPTEs at the end",
         )
+    if any(tdp["faults"].values()):
+        facts.add_row("" if tdp["huge_sptes"] or tdp["attempts"] else "TDP MMU", _tdp_faults(tdp["faults"]))
     facts.add_row("environment", words(document["environment"]) or "nothing taken from it")
     facts.add_row("divergences", words(document["divergences"]) or "none")
     return facts
@@ -259,6 +261,10 @@ def _flushes(flushes: Mapping[str, int | None]) -> str:
 
 def _later_faults(faults: Mapping[str, int | None]) -> str:
     return words({title: faults[word] for word, title in FAULT_TITLES.items()})
+
+
+def _tdp_faults(faults: Mapping[str, int | None]) -> str:
+    return f"later faults: {_later_faults(faults)}"
 
 
 def _recorded(recorded: Mapping[str, Any]) -> str:

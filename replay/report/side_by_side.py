@@ -80,6 +80,8 @@ def _rows(documents: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[in
     for word, title in FAULT_TITLES.items():
         yield f"faults {title}", [document["faults"][word] for document in documents]
     yield "TDP MMU: split", [document["tdp"]["split"] for document in documents]
+    for word, title in FAULT_TITLES.items():
+        yield f"TDP MMU: faults {title}", [document["tdp"]["faults"][word] for document in documents]
 
 
 def _page_table_bytes(totals: Mapping[str, Any]) -> int | None:

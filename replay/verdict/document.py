@@ -74,6 +74,7 @@ def run_document(run: Run) -> dict[str, Any]:
             "attempts": counters["tdp_attempts"],
             "split": counters["tdp_split"],
             "failed": counters["tdp_failed"],
+            "faults": {word: counters[f"tdp_faults_{word}"] for word in FAULT_WORDS},
         },
         "recorded": recorded(replay),
         "faults": {word: counters[f"faults_{word}"] for word in FAULT_WORDS},
