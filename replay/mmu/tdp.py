@@ -39,6 +39,7 @@ from replay.mmu.spte import (
     is_last_spte,
     is_shadow_present_pte,
     make_huge_page_split_spte,
+    make_nonleaf_spte,
     spte_pfn,
     sptes_agree,
     with_accessed_dirty_of,
