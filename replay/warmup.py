@@ -18,7 +18,11 @@ from replay.jit import KERNELS, cache_directory
 from replay.mmu.engine import compile_in_other_process
 
 _SCENARIO = 'name = "none"\ndescription = ""\n[[vm]]\npid = 1\n'
-_TEXT = "vmm-1 ( 1) [000] ..... 1.000000: kvm_mmu_set_accessed_bit: gpa 1000\n"
+_LINE = "vmm-1 ( 1) [000] ..... 1.000000: "
+_TEXT = (
+    f"{_LINE}kvm_mmu_set_accessed_bit: gpa 1000\n"
+    f"{_LINE}tracing_mark_write: kvm_set_user_memory Slot#0 flags=0x0 gpa=0x0 size=0x1000 ua=0x1000 ret=0\n"
+)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from replay.mmu import layout, room, shadow_page, state, tables, tdp, window
+from replay.mmu.tdp_simulated import find_simulated
 from replay.schema import Outcome
 from tests.mmu.conftest import make_mmu
 from tests.reference.tdp import Tdp
@@ -24,7 +25,9 @@ def change(m: state.Mmu, gfn: int, level: int, old: int, new: int, vm: int = 0) 
 
 
 def value(m: state.Mmu, gfn: int, level: int, vm: int = 0) -> int:
-    t = tdp.find_table(m, np.int64(vm), 0, level, gfn, False)
+    t = find_simulated(m, np.int64(vm), 0, level, gfn)
+    if t < 0:
+        t = tdp.find_table(m, np.int64(vm), 0, level, gfn, False)
     return 0 if t < 0 else int(shadow_page.get_spte(m, t, gfn >> 9 * (level - 1) & 511))
 
 
