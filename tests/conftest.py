@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +19,9 @@ from replay.verdict.outcome import FAULT_WORDS
 # how long an example takes is no property of the code: other processes use the machine, too
 settings.register_profile("replay", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("replay")
+
+# tools/ is not installed; what is installed goes first
+sys.path.append(str(Path(__file__).parents[1]))
 
 ATTEMPT = {
     "window": 0,
