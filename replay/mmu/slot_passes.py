@@ -69,9 +69,12 @@ def protect_simulated(m: Mmu, vm: int, s: int, kept: int, huge: bool) -> None:
 
 
 @jit
-def write_protect_slot(m: Mmu, vm: int, s: int, start_level: int) -> int:
-    """kvm_mmu_slot_remove_write_access(): every SPTE of the slot at ``start_level`` and above."""
-    protect_simulated(m, vm, s, WRITE_PROTECTED if start_level == 1 else -1, True)
+def protect_pass(m: Mmu, vm: int, s: int, kept: int, huge: bool) -> int:
+    """One pass over slot ``s``: larger SPTEs lose W if ``huge``; OK or NO_ROOM.
+
+    ``kept`` says what 4K SPTEs keep: WRITE_PROTECTED, CLEAR_DIRTY, or -1 to leave them as they are.
+    """
+    protect_simulated(m, vm, s, kept, huge)
     if m.slot[s, SLOT_ID] >> 16:
         return OK  # the rmaps of SMM's slots are empty
     layout = m.vm[vm, VM_LAYOUT]
@@ -81,37 +84,30 @@ def write_protect_slot(m: Mmu, vm: int, s: int, start_level: int) -> int:
         g = find_gib(m, vm, gfn, False)
         following = min(((gfn >> 18) + 1) << 18, end)
         if g >= 0:
-            protect_head(m, m.gib[g, GIB_HEAD], WRITE_PROTECTED, layout)
+            if huge:
+                protect_head(m, m.gib[g, GIB_HEAD], WRITE_PROTECTED, layout)
             for i in range((gfn >> 9) & 511, ((following - 1) >> 9 & 511) + 1):
                 if not has_room_for_next(m):
                     return NO_ROOM
                 r = m.gib[g, GIB_REGION] + i
-                protect_head(m, m.region[r, REGION_HEAD], WRITE_PROTECTED, layout)
-                if start_level == 1:
-                    protect_region(m, r, WRITE_PROTECTED, layout)
+                if huge:
+                    protect_head(m, m.region[r, REGION_HEAD], WRITE_PROTECTED, layout)
+                if kept != -1:
+                    protect_region(m, r, kept, layout)
         gfn = following
     return OK
 
 
 @jit
+def write_protect_slot(m: Mmu, vm: int, s: int, start_level: int) -> int:
+    """kvm_mmu_slot_remove_write_access(): every SPTE of the slot at ``start_level`` and above."""
+    return protect_pass(m, vm, s, WRITE_PROTECTED if start_level == 1 else -1, True)
+
+
+@jit
 def clear_dirty_slot(m: Mmu, vm: int, s: int) -> int:
     """kvm_mmu_slot_leaf_clear_dirty(): every 4K SPTE of the slot."""
-    protect_simulated(m, vm, s, CLEAR_DIRTY, False)
-    if m.slot[s, SLOT_ID] >> 16:
-        return OK  # the rmaps of SMM's slots are empty
-    layout = m.vm[vm, VM_LAYOUT]
-    gfn = m.slot[s, SLOT_BASE]
-    end = min(gfn + m.slot[s, SLOT_NPAGES], m.vm[vm, VM_END])
-    while gfn < end:
-        g = find_gib(m, vm, gfn, False)
-        following = min(((gfn >> 18) + 1) << 18, end)
-        if g >= 0:
-            for i in range((gfn >> 9) & 511, ((following - 1) >> 9 & 511) + 1):
-                if not has_room_for_next(m):
-                    return NO_ROOM
-                protect_region(m, m.gib[g, GIB_REGION] + i, CLEAR_DIRTY, layout)
-        gfn = following
-    return OK
+    return protect_pass(m, vm, s, CLEAR_DIRTY, False)
 
 
 @jit

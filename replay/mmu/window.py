@@ -84,7 +84,6 @@ WIN_RETRY_TS = 55
 WIN_HAS_V2_PROBES = 56
 WIN_ZAPPED = 57  # pages that lookups of the split zapped and whose lines are still to come
 WIN_WALK_DONE = 58  # the walk over the shadow MMU is at its end
-WIN_DROP_FLUSHED = 59  # the last lock drop flushed first
 WIN_BY_PROBE = 60  # a probe will tell where the window ends
 # KVM_CLEAR_DIRTY_LOG by a marker: one window, one range for each 64-page word
 WIN_WORDS = 61  # number of words, 0 for a window with one range
