@@ -31,8 +31,11 @@ def change(data: bytes, rng: Random, seeds: Sequence[bytes]) -> bytes:
 
 def _read(data: bytes, is_parquet: bool) -> pa.Table:
     if is_parquet:
-        return pq.read_table(io.BytesIO(data))
-    return pa.ipc.open_file(io.BytesIO(data)).read_all()
+        table = pq.read_table(io.BytesIO(data))
+    else:
+        table = pa.ipc.open_file(io.BytesIO(data)).read_all()
+    table.validate(full=True)  # what is done to a table with an index out of range ends the process
+    return table
 
 
 def _write(table: pa.Table, is_parquet: bool) -> bytes:
