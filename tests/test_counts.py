@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import polars as pl
 import pytest
 import zstandard
 
 from replay.run import Request, Run, run_trace
-from replay.schema import SKIP_WORDS
+from replay.schema import COLUMN_TYPES, SKIP_WORDS, Kind
 from replay.trace.reader import Trace, read_trace
 
 TRACES = Path(__file__).parents[1] / "traces"
@@ -257,3 +259,15 @@ def test_lock_drops_of_v2_are_retries_of_their_window(tmp_path: Path) -> None:
     run = run_trace(str(TRACES / "recorded/v2/C1-nested-2m-injresched.txt.zst"), Request(expect="recorded"))
     assert run.document["totals"]["retries"] == 63
     assert [window["retries"] for window in run.document["windows"]] == [31, 32]
+
+
+def test_as_many_vms_as_a_table_can_have(tmp_path: Path) -> None:
+    """What is asked of each VM must not look at all of them anew: this took hours."""
+    vms = 32_766
+    columns = {name: np.zeros(vms, kind) for name, kind in COLUMN_TYPES.items()}
+    columns["kind"][:], columns["level"][:] = Kind.SET_SPTE, 1
+    columns["vm"], columns["line"] = np.arange(vms, dtype=np.int16), np.arange(1, vms + 1)
+    words = [pl.lit("").alias(name) for name in ("comm", "text")]
+    frame = pl.DataFrame(columns).with_columns(words)
+    frame.write_parquet(tmp_path / "many.parquet")
+    assert run_trace(str(tmp_path / "many.parquet"), Request()).document["trace"]["events"] == vms

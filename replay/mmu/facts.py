@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -197,13 +198,17 @@ class TraceFacts:
         return any(self.kinds[vm, kind] for kind in kinds)
 
     def total(self, *kinds: Kind) -> int:
-        return int(sum(self.kinds[:, kind].sum() for kind in kinds))
+        return int(sum(self._totals[kind] for kind in kinds))
+
+    @cached_property
+    def _totals(self) -> np.ndarray:
+        return self.kinds.sum(axis=0)
 
     def has_mmu_events(self, vm: int) -> bool:
         """``vm`` has events of the system kvmmmu."""
         return bool(self.kinds[vm, 1 : LAST_KVMMMU + 1].any())
 
-    @property
+    @cached_property
     def probe_lines(self) -> int:
         """Lines of the probes of the v2 series."""
         return int(self.kinds[:, Kind.V2_LOCK_DROPPED : Kind.V2_RESTART + 1].sum())
@@ -213,7 +218,7 @@ class TraceFacts:
         """The first line that marks a loss; 0 where the trace tells only that there was one."""
         return int(self.facts[0, FIRST_LOST])
 
-    @property
+    @cached_property
     def shows_v2(self) -> bool:
         """Probes or errors show the v2 series."""
         return self.probe_lines > 0 or bool(self.facts[:, V2_SPLITS].sum())
@@ -227,7 +232,7 @@ class TraceFacts:
             return self.has(vm, Kind.TDP_MMU_SPTE_CHANGED)
         return bool(self.tdp_mmu[0])
 
-    @property
+    @cached_property
     def tdp_mmu(self) -> tuple[bool | None, str]:
         """Whether the kernel's TDP MMU was on, None where no line shows it, and what shows it."""
         if self.total(Kind.TDP_MMU_SPTE_CHANGED):
@@ -266,13 +271,13 @@ class TraceFacts:
     def vms(self) -> int:
         return len(self.facts)
 
-    @property
+    @cached_property
     def flushes_recorded(self) -> bool:
         """The flushes of shadow parts can be counted: lines show where these parts begin."""
         placed = self.total(Kind.SHADOW_TRY_SPLIT, Kind.V2_TRY_SPLIT_BEGIN) > 0
         return self.total(Kind.FLUSH_REMOTE_TLBS) > 0 and (placed or not self.facts[:, SHADOW_SPLITS].any())
 
-    @property
+    @cached_property
     def has_recorded(self) -> bool:
         """There is something to compare with: split lines, or windows that probes saw stay empty."""
         return self.total(Kind.SPLIT_HUGE_PAGE) > 0 or any(self.split_probes(vm) for vm in range(self.vms))
@@ -289,7 +294,7 @@ class TraceFacts:
         """The VMM itself writes control lines."""
         return bool(self.facts[vm, VMM_MARKS])
 
-    @property
+    @cached_property
     def has_control(self) -> bool:
         """As :meth:`vm_has_control`, for any VM."""
         return any(self.vm_has_control(vm) for vm in range(self.vms))

@@ -96,13 +96,17 @@ def _read_row_group(
         elif (value := _constant(chunk, COLUMN_TYPES[name], places.get(name))) is not None:
             constants[name] = value
     decoded = [name for name in COLUMN_TYPES if name not in constants]
+    rows = 0
     for batch in file.iter_batches(_ROW_GROUP, row_groups=[number], columns=decoded, use_threads=False):
         arrays = {name: filled.column(name, value, len(batch)) for name, value in constants.items()}
         for name in decoded:
             arrays[name] = column_array(name, batch.column(name), places)
         if any(len(array) != len(batch) for array in arrays.values()):
             raise ValueError(f"row group {number} has columns of several lengths")
+        rows += len(batch)
         yield Columns(**arrays)
+    if rows != group.num_rows:
+        raise ValueError(f"row group {number} has {rows} rows where its description has {group.num_rows}")
 
 
 def _constant(chunk: Any, kind: str, numbers: Mapping[str, int] | None) -> int | None:

@@ -133,6 +133,16 @@ def test_cut_off_while_it_is_read(written: Path) -> None:
         list(trace.batches())
 
 
+def test_fewer_rows_than_a_row_group_says(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As pyarrow gives them, without an error, where the pages of a column are damaged."""
+    trace = read_trace(str(written))
+    whole = pq.ParquetFile.iter_batches
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *args, **kws: list(whole(*args, **kws))[:0])
+    message = f"corrupt parquet file: row group 0 has 0 rows where its description has {ROW_GROUP}"
+    with pytest.raises(TraceError, match=message):
+        list(trace.batches())
+
+
 def test_reading_may_end_early(written: Path) -> None:
     batches = read_trace(str(written)).batches()
     assert next(batches).line[0] == 1

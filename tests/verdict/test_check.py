@@ -106,3 +106,8 @@ def test_pytest_plugin_imports_nothing_heavy_without_its_option(tmp_path: Path) 
     )
     result = pytest_run(tmp_path, "-p", "no:hypothesispytest", "-p", "no:xdist")
     assert result.returncode == 0, result.stdout
+
+
+def test_golden_files_of_this_repository_are_up_to_date() -> None:
+    result = replay("check", Path(__file__).parents[2] / "traces", "--quiet")
+    assert (result.returncode, result.stdout) == (0, ""), result.stdout
