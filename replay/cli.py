@@ -351,7 +351,7 @@ def expect(
     with _progress(quiet) as progress:
         golden = run_trace(trace, request, progress).golden
     path = output or golden_path(trace)
-    write_golden(path, golden)
+    write_golden(path, golden, is_named=output is not None)
     if not quiet:
         _print(f"{path}: {len(golden.outcomes)} attempts, policy {golden.policy}")
 

@@ -11,17 +11,19 @@ from replay.errors import OutputError
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str], is_named: bool = True) -> Iterator[Path]:
     """A temporary name beside ``path``, of the same ending, that becomes ``path`` if the block ends well.
 
     If the block raises, also by an interrupt, the temporary file is removed and ``path`` is as it
-    was.  What is no regular file, as /dev/stdout, is written in place.  Raises ``OutputError`` for
-    any ``OSError`` of the block.
+    was.  What is no regular file, as /dev/stdout, is written in place if the user named it
+    (``is_named``).  Raises ``OutputError`` for any ``OSError`` of the block.
     """
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
         if target.is_dir():
             raise OutputError(path, "Is a directory")
+        if not is_named:
+            raise OutputError(path, "not a regular file")
         temporary = target
     else:
         temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
@@ -37,9 +39,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
                 temporary.unlink()
 
 
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file, whole or not at all."""
-    with replacing(path) as temporary:
+def write_text(path: str | os.PathLike[str], text: str, is_named: bool = True) -> None:
+    """Write a text file, whole or not at all.  ``is_named`` as of ``replacing``."""
+    with replacing(path, is_named) as temporary:
         temporary.write_text(text, "utf-8")
 
 

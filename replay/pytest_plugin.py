@@ -29,9 +29,9 @@ class TraceItem(pytest.Item):
     def runtest(self) -> None:
         """Fail where the run differs, skip where there is no golden file."""
         from replay.verdict.check import check_trace
-        from replay.verdict.golden import golden_path
+        from replay.verdict.golden import has_golden
 
-        if not golden_path(self.trace).exists():
+        if not has_golden(self.trace):
             pytest.skip("no golden file")
         check = check_trace(self.trace)
         if check.status != "passed":

@@ -184,7 +184,7 @@ def _read(path: str, request: Request, progress: Progress | None) -> Trace:
 
 
 def _golden(path: str, request: Request) -> Golden | None:
-    from replay.verdict.golden import golden_path, read_golden
+    from replay.verdict.golden import golden_path, has_golden, read_golden
 
     if request.expect in ("recorded", "none"):
         return None
@@ -192,8 +192,7 @@ def _golden(path: str, request: Request) -> Golden | None:
         return None  # it was made with the policy of another kernel
     if request.expect is not None:
         return read_golden(request.expect)
-    beside = golden_path(path)
-    return read_golden(beside) if path != "-" and beside.exists() else None
+    return read_golden(golden_path(path), is_named=False) if path != "-" and has_golden(path) else None
 
 
 def _chosen_policy(request: Request, golden: Golden | None) -> tuple[Policy | None, Choice]:
@@ -304,7 +303,7 @@ def write_run(directory: str | os.PathLike[str], run: Run) -> Path:
 
     made = make_directory(directory)
     for name, table in run.tables().items():
-        with replacing(made / f"{name}.parquet") as temporary:
+        with replacing(made / f"{name}.parquet", is_named=False) as temporary:
             pq.write_table(table, temporary, compression="zstd")
-    write_text(made / "run.json", json.dumps(run.document, indent=1) + "\n")
+    write_text(made / "run.json", json.dumps(run.document, indent=1) + "\n", is_named=False)
     return made

@@ -8,6 +8,8 @@ import re
 import tomllib
 from typing import Any
 
+from replay.regular import open_regular
+
 _BLOCK = 1 << 20
 _DIGITS = 19
 _SHOWN = 80
@@ -18,10 +20,13 @@ class TextFileError(Exception):
     """A file cannot be read as text; ``str()`` says why."""
 
 
-def read_text_file(path: str | os.PathLike[str], limit: int) -> str:
-    """The UTF-8 text of a file of ``limit`` bytes at most.  Raises ``TextFileError``."""
+def read_text_file(path: str | os.PathLike[str], limit: int, is_named: bool = True) -> str:
+    """The UTF-8 text of a file of ``limit`` bytes at most.  Raises ``TextFileError``.
+
+    ``is_named``: the user named it, so that it may be a pipe.
+    """
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open(path, "rb", buffering=0) if is_named else open_regular(path) as file:
             blocks, size = [], 0
             while block := file.read(min(_BLOCK, limit + 1 - size)):
                 blocks.append(block)

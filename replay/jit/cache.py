@@ -40,6 +40,8 @@ from numba.core.caching import (
     UserProvidedCacheLocator,
 )
 
+from replay.regular import open_regular
+
 KEPT_DIRECTORIES = 4
 KEPT_SECONDS = 2 * 3600
 """A directory is removed only if it is not among the last ``KEPT_DIRECTORIES`` used, and unused this long."""
@@ -175,7 +177,10 @@ def _prepare(directory: Path, root: Path, own: bool) -> bool:
 
 def _is_filled(directory: Path) -> bool:
     """True if kernels are kept there: one that the user named serves even where it cannot be written."""
-    return next(directory.rglob("*.nbi"), None) is not None
+    try:
+        return next(directory.rglob("*.nbi"), None) is not None
+    except OSError:
+        return False
 
 
 def _prune(root: Path, keep: Path) -> None:
@@ -199,7 +204,7 @@ def cache_directory() -> Path | None:
         return None
     for root, own in _roots():
         directory = root / name
-        is_new = not directory.exists()
+        is_new = not os.path.exists(directory)
         if _prepare(directory, root, own) or (not own and _is_filled(directory)):
             if is_new:
                 _prune(root, directory)
@@ -238,6 +243,8 @@ class _CheckedFiles(IndexDataCacheFile):
             stamp, overloads = self._read(self._index_name)
         except FileNotFoundError:
             return {}
+        except OSError as error:  # what lies there is no file
+            raise ValueError(f"{self._index_name}: {error}") from error
         return overloads if stamp == self._source_stamp else {}
 
     def _save_index(self, overloads: dict[Any, str]) -> None:
@@ -251,7 +258,8 @@ class _CheckedFiles(IndexDataCacheFile):
 
     def _read(self, name: str) -> Any:
         """What was written under ``name``.  Raises ``ValueError`` if the file is damaged."""
-        content = Path(self._data_path(name)).read_bytes()
+        with open_regular(self._data_path(name)) as file:
+            content = file.read()
         checksum, kept = content[:_CHECKSUM_BYTES], content[_CHECKSUM_BYTES:]
         if checksum != _checksum(name, kept):
             raise ValueError(f"{name}: damaged")
@@ -259,8 +267,19 @@ class _CheckedFiles(IndexDataCacheFile):
 
     def _write(self, name: str, content: Any) -> None:
         kept = self._dump(content)
+        _remove_other(self._data_path(name), stat.S_ISREG)
         with self._open_for_write(self._data_path(name)) as file:
             file.write(_checksum(name, kept) + kept)
+
+
+def _remove_other(path: str, is_right: Callable[[int], bool]) -> None:
+    """Remove what lies in the place of a file or directory of the cache and is none."""
+    with suppress(FileNotFoundError):
+        mode = os.lstat(path).st_mode
+        if stat.S_ISDIR(mode) and not is_right(mode):
+            shutil.rmtree(path)
+        elif not is_right(mode):
+            os.unlink(path)
 
 
 def _checksum(name: str, kept: bytes) -> bytes:
@@ -286,7 +305,7 @@ class KernelCache(FunctionCache):
         """A number that changes when an entry is saved, by this process or another."""
         try:
             return os.stat(self._cache_file._index_path).st_mtime_ns
-        except FileNotFoundError:
+        except OSError:
             return 0
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
@@ -305,9 +324,12 @@ class KernelCache(FunctionCache):
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
+        lock_path = os.path.join(self._cache_path, ".lock")
         try:
+            _remove_other(self._cache_path, stat.S_ISDIR)
             self._impl.locator.ensure_cache_path()
-            with open(os.path.join(self._cache_path, ".lock"), "ab") as lock:
+            _remove_other(lock_path, stat.S_ISREG)
+            with open(lock_path, "ab") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 self._save_anew(sig, data)
         except OSError:

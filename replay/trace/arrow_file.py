@@ -27,6 +27,8 @@ _ROWS = 1 << 18
 _LINE = 64
 _MARK = 0xFFFFFFFF
 """What each description begins with, before its length."""
+_END = struct.pack("<II", _MARK, 0)
+"""What a stream ends with."""
 
 
 class ArrowFile:
@@ -83,6 +85,36 @@ class ArrowFile:
         for dictionary in dictionaries.values():
             dictionary.validate(full=True)
         return dictionaries
+
+
+class ArrowStream:
+    """An open Arrow stream, which has no table of its batches: it is read from its beginning on each time."""
+
+    def __init__(self, path: str) -> None:
+        self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+        reader = self._reader()
+        self.schema: pa.Schema = reader.schema
+        self.rows = sum(map(len, reader))
+        if os.pread(self._file, len(_END), os.fstat(self._file).st_size - len(_END)) != _END:
+            raise OSError("the stream has no end: it has been cut off")
+
+    def _reader(self) -> Any:
+        return pa.ipc.open_stream(pa.PythonFile(_Reads(self._file), mode="r"))
+
+    def batches(self, names: Collection[str]) -> Iterator[Arrays]:
+        """As ``ArrowFile.batches``."""
+        for batch in self._reader():
+            batch.validate(full=True)
+            for at in range(0, len(batch), _ROWS):
+                yield {name: batch.column(name)[at : at + _ROWS] for name in names}
+
+
+def open_arrow(path: str) -> ArrowFile | ArrowStream:
+    """The Arrow file or stream ``path``.  Whatever is wrong is raised as pyarrow does, or as ``OSError``."""
+    with open(path, "rb") as file:
+        is_stream = file.read(4) == struct.pack("<I", _MARK)
+    return ArrowStream(path) if is_stream else ArrowFile(path)
 
 
 class _Body:

@@ -1,5 +1,7 @@
 """Text that is encoded otherwise than byte by byte: UTF-16, and the quoted-printable and base64 of mail.
 
+Also lines that end in a carriage return alone.
+
 What it is shows at its beginning; it is decoded while it is read, each line to one line, so that the numbers
 of lines stay those of the file (but for base64, whose lines are none).
 """
@@ -24,6 +26,8 @@ _BOUNDARY = re.compile(rb"\bboundary=\"?([^\";\r\n]+)", re.IGNORECASE)
 # without the headers of a mail: an event's line that a soft break ends
 _CUT_EVENT = re.compile(rb"\d\.\d{6,9}: (?!tracing_mark_write)[^\n]*=\r?\n")
 _SOFT_BREAK = re.compile(rb"=[ \t]*\r?\n")
+_QUOTE = re.compile(rb"(?:[ \t]*>)+[ \t]?")
+_LONE_RETURN = re.compile(rb"\r(?![\r\n])")
 _QUOTED_BYTE = re.compile(rb"=([0-9A-Fa-f]{2})")
 
 
@@ -80,6 +84,8 @@ def decoded(source: Source) -> Source | DecodedSource:
 def _decoder_of(head: bytes) -> Decoder | None:
     if codec := _utf_codec(head):
         return _Utf(codec)
+    if b"\r" in head and len(_LONE_RETURN.findall(head, 0, len(head) - 1)) > head.count(b"\n"):
+        return _Returns()
     has_headers = b"ransfer-" in head or b"RANSFER-" in head
     if has_headers and re.search(rb"^" + _TRANSFER.pattern, head, re.IGNORECASE | re.MULTILINE):
         return _Mail(b"7bit")
@@ -115,10 +121,23 @@ class _Utf:
         return self._decoder.decode(data, final).encode(errors="replace")
 
 
+class _Returns:
+    """A carriage return that no newline follows ends a line."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def decode(self, data: bytes, final: bool) -> bytes:
+        data = self._rest + data
+        self._rest = b"\r" if data.endswith(b"\r") and not final else b""
+        return _LONE_RETURN.sub(b"\n", data[: len(data) - len(self._rest)])
+
+
 class _Mail:
     """Mails one after the other (mbox), the parts of each in its encoding.
 
-    A line that soft breaks cut becomes one line, and blank ones for the parts that it had more.
+    A line that soft breaks cut becomes one line, and blank ones for the parts that it had more.  A reply that
+    quotes the encoded text has its quotes before each part.
     """
 
     def __init__(self, encoding: bytes) -> None:
@@ -145,9 +164,11 @@ class _Mail:
             self._is_text = found[1].lower() == b"text"
         if found := _TRANSFER.fullmatch(line):
             self._next = found[1].lower()
-        elif self._next is not None and not line.strip():
+        elif self._next is not None and not line.strip(b"> \t\r\n"):
             self._encoding, self._next = self._next, None
         elif self._encoding == b"quoted-printable":
+            if self._cut and (quote := _QUOTE.match(self._cut[0])) and line.startswith(quote[0]):
+                line = line[quote.end() :]
             if found := _SOFT_BREAK.search(line):
                 self._cut.append(line[: found.start()])
                 return b""

@@ -56,6 +56,7 @@ _FIRST_LEAD = min(text[0] for text in STRANGE)
 _LOW_BITS, _HIGH_BITS = np.uint64(0x0101010101010101), np.uint64(0x8080808080808080)
 _ESCAPES, _BRACKETS = np.uint64(ESC) * _LOW_BITS, np.uint64(91) * _LOW_BITS
 _OPEN, _UPPER_E, _UPPER_L, _UPPER_V = 91, 69, 76, 86
+_FORM_FEED = 12
 
 # what the readers of a line return beside kinds
 IGNORED_LINE, MALFORMED_LINE, NO_ROOM, NO_BASE, DECORATED = 0, -10, -11, -12, -13
@@ -107,11 +108,28 @@ def find_event(buf, at, end, names, arena, kinds):
 
 
 @jit
+def _begins_name(buf, start, end, names, arena, kinds):
+    """``buf[start:end]`` is the beginning of a name of ours, or a whole one: its line has been cut off."""
+    length = end - start
+    for row in range(1, len(names)):
+        number = names[row, 0] - 1
+        if number >= 0 and names[row, 3] >= length and kinds[number, 0] != OTHER:
+            name, n = names[row, 2], 0
+            while n < length:
+                if head64(arena, name + n, length - n) != head64(buf, start + n, length - n):
+                    break
+                n += 8
+            if n >= length:
+                return True
+    return False
+
+
+@jit
 def read_marker(buf, at, names, names_arena, kinds, texts, texts_arena, fields, marks):
     """A marker's text at ``at``: (kind, MALFORMED_LINE or NO_ROOM; number of the text)."""
     keep_apart()
     end = line_end(buf, at)
-    if buf[end - 1] == RETURN:
+    while end > at and (buf[end - 1] == RETURN or buf[end - 1] == _FORM_FEED or buf[end - 1] == 0):
         end -= 1
     kind = np.int64(_MARK_TEXT)
     if load64(buf, at) & WORD_MASKS[7] == _REPLAY:
@@ -119,6 +137,8 @@ def read_marker(buf, at, names, names_arena, kinds, texts, texts_arena, fields, 
         word_end = token_end(buf, at)
         word = intern(buf, at - 1, word_end, LOOK_UP, names, names_arena)
         kind = kinds[word, 0] if word >= 0 else np.int64(_MARK_UNKNOWN)
+        if word < 0 and word_end >= end and _begins_name(buf, at - 1, word_end, names, names_arena, kinds):
+            return np.int64(MALFORMED_LINE), np.int64(-1)
         has_pairs = kind != _MARK_UNKNOWN and kind != _SCENARIO
         if has_pairs and read_control(buf, word_end, kind, fields, marks) < 0:
             return np.int64(MALFORMED_LINE), np.int64(-1)
@@ -198,6 +218,10 @@ def _without_name(buf, at, names, arena, kinds):
     if (
         find_event(buf, at, end, names, arena, kinds) >= 0
     ):  # of another form: something stands before the name
+        return np.int64(MALFORMED_LINE)
+    word = name_end(buf, at)
+    is_alone = word > at and buf[word] != COLON and skip_blanks(buf, word) >= end - (buf[end - 1] == RETURN)
+    if is_alone and _begins_name(buf, at, word, names, arena, kinds):
         return np.int64(MALFORMED_LINE)
     return np.int64(DECORATED if is_decorated(buf, at, end) else IGNORED_LINE)
 

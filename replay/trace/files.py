@@ -18,14 +18,19 @@ def shown_path(path: str) -> str:
 
 
 def trace_files(directory: str | os.PathLike[str], left_out: str | None = None) -> Iterator[str]:
-    """The files below ``directory`` that are named as traces, sorted."""
-    for parent, directories, names in os.walk(directory):
+    """The files below ``directory`` that are named as traces, sorted.
+
+    After them the directories that cannot be listed, for the error to be met again.
+    """
+    unlisted: list[OSError] = []
+    for parent, directories, names in os.walk(directory, onerror=unlisted.append):
         if MANIFEST in names or (left_out is not None and os.path.realpath(parent) == left_out):
             directories.clear()
             continue
         directories[:] = sorted(name for name in directories if not name.startswith("."))
         for name in sorted(filter(is_trace_name, names)):
             yield os.path.join(parent, name)
+    yield from (error.filename for error in unlisted)
 
 
 def is_trace_name(name: str) -> bool:

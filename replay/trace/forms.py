@@ -6,13 +6,15 @@ A stage is used from the first line on that needs it.  Forms:
 
 - PAGE events as libtraceevent's kvm plugin prints them (``replay.trace.pages``);
 - headers without CPU or task, with the time since the last event, with latency columns of trace-cmd;
+- entities of HTML, as archives of mailing lists have them;
 - colours of a terminal and strange blanks among the words (see ``replay.trace.decorations``);
-- a prefix in front of each line: quotes of mail, times of dmesg, syslog;
+- a prefix in front of each line: quotes of mail, times of dmesg, syslog, what grep and cat -n print;
 - lines that a mailer has wrapped (see ``replay.trace.wrapped``), or that someone has shortened.
 """
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Callable, Collection
 
@@ -28,9 +30,26 @@ DECORATED = "decorated"
 """The stage that is used whatever the form is said to be."""
 
 _DMESG = rb"(?:<\d+>)?\[ *\d+\.\d+\](?:\[ *[CT]\d+\])? ?"
-_PREFIX = rb"(?:(?:[ \t|]*>)+[ \t]?|(?:[^\n\[]{1,80} kernel: )?" + _DMESG + rb")"
+_FILE = rb"[^\s:]{0,200}[./][^\s:]{0,200}"
+# the kernel puts a blank before each task, and a word and a colon before the text of an event alone
+_TASK_FOLLOWS = (
+    rb"(?=[ \t]{1,20}[^\n\[]{1,80}[- ]\d{1,9}(?:/\d{1,9})?[ \t]{1,20}(?:\([ \d-]{1,20}\) +)?(?:\[|$))"
+)
+_GREP = rb"(?:" + _FILE + rb"[:-])?\d+[:-](?=[ \t#>]|\w+: )|" + _FILE + rb"[:-]" + _TASK_FOLLOWS
+_PREFIX = (
+    rb"(?:(?:[ \t|]*>)+[ \t]?|(?:[^\n\[]{1,80} kernel: )?"
+    + _DMESG
+    + rb"|"
+    + _GREP
+    + rb"|[+*|](?=[ \t])|\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d\S* )"
+)
+_MAX_PREFIXES = rb"{1,3}"
+"""As where grep printed what a mail quotes."""
 _TIME = rb"(?<!\d)\d{1,12}\.\d{6,9}"
-_LINE_PREFIX = re.compile(rb"\n" + _PREFIX)
+_NUMBER = re.compile(rb"\n *\d+\t")
+_LINE_PREFIX = re.compile(rb"\n" + _PREFIX + _MAX_PREFIXES)
+_FOREIGN = re.compile(rb" *\d+\t|" + _PREFIX)
+_ENTITY = re.compile(rb"&(?:lt|gt|amp|quot|apos|nbsp|#\d{1,6}|#[xX][0-9A-Fa-f]{1,5});")
 _LOST = re.compile(rb"\n[^\n\[]*(CPU:\d+ \[[^\n\]]{0,40}EVENTS[^\n\]]{0,20}\])")
 _PERF_LOST = re.compile(
     rb"\n(?:[^\n\[]*\[(\d+)\])?[^\n]*?PERF_RECORD_LOST(?:_SAMPLES)?[^\n\d]{0,20}(\d+)[^\n]*"
@@ -62,14 +81,27 @@ def _lost(text: bytes) -> bytes:
     return text
 
 
+def _entity(match: re.Match[bytes]) -> bytes:
+    text = html.unescape(match[0].decode())
+    return text.encode(errors="replace") if text.isprintable() or text == "\xa0" else b" "
+
+
+def _without_entities(text: bytes) -> bytes:
+    return _ENTITY.sub(_entity, text) if b"&" in text else text
+
+
 def has_foreign(header: bytes) -> bool:
     """What stands before an event's CPU column has something that is not the task's."""
-    return re.match(_PREFIX, header) is not None or is_decorated(header)
+    if _FOREIGN.match(header) or is_decorated(header):
+        return True
+    return b"&" in header and _ENTITY.search(header) is not None
 
 
 def stages() -> dict[str, Stage]:
     """All stages, in the order in which they are used."""
     return {
+        "number": _in_lines(_NUMBER, b"\n"),
+        "entities": _without_entities,
         DECORATED: undecorate,
         "prefix": _in_lines(_LINE_PREFIX, b"\n"),
         WRAPPED: unwrap,

@@ -16,6 +16,8 @@ from replay.trace.trace import Trace
 
 __all__ = ["Trace", "read_trace", "write_table"]
 
+_OF_FILES = ("parquet", "arrow", "perf.data")
+"""Formats that are opened by the path."""
 MEMORY_BYTES = 128 << 20
 """Columns kept in memory; a trace that needs more continues in a temporary file."""
 
@@ -48,6 +50,8 @@ def read_trace(
     try:
         if not is_of_format(file_format, source.format):
             raise TraceError(path, 0, f"--format {file_format}, but this is {source.format}")
+        if source.format in _OF_FILES and source.size is None and path != "-":
+            raise TraceError(path, 0, f"{source.format} cannot be read from a pipe: give the path of a file")
         if source.format in ("parquet", "arrow"):
             return read_table(path, source.format)
         if source.format == "perf.data":

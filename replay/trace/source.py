@@ -20,7 +20,7 @@ import zstandard
 from replay.errors import TraceError
 
 _GZIP, _ZSTD, _XZ = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\x00"
-_PARQUET, _ARROW = b"PAR1", b"ARROW1"
+_PARQUET, _ARROW, _ARROW_STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"
 PERF_DATA = (b"PERFILE2", b"2ELIFREP")
 _TRACE_DAT = b"\x17\x08\x44tracing"
 _READ_SIZE = 1 << 16
@@ -96,7 +96,7 @@ class Source:
             self.size = status.st_size if stat.S_ISREG(status.st_mode) else None
         if magic.startswith(_PARQUET):
             self.format = "parquet"
-        elif magic.startswith(_ARROW):
+        elif magic.startswith((_ARROW, _ARROW_STREAM)):
             self.format = "arrow"
         elif magic.startswith(PERF_DATA):
             self.format = "perf.data"

@@ -17,7 +17,7 @@ import pyarrow as pa
 from replay.arrow import Places, ReadColumns
 from replay.errors import OutputError, TraceError
 from replay.schema import COLUMN_TYPES, Columns, event_schema
-from replay.trace.arrow_file import ArrowFile
+from replay.trace.arrow_file import open_arrow
 from replay.trace.checked import WORDS, check_columns, check_schema, column_array
 from replay.trace.columns import Filled, ahead
 from replay.trace.metadata import counted_facts, stored_facts, table_metadata
@@ -114,7 +114,7 @@ def _open_parquet(path: str) -> _Opened:
 
 
 def _open_arrow(path: str) -> _Opened:
-    file = ArrowFile(path)
+    file = open_arrow(path)
     filled = Filled()
 
     def batches(places: Places, needed: Collection[str]) -> Iterator[Columns]:

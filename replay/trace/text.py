@@ -73,6 +73,7 @@ class TextParser(Parser):
         self._forms = Forms()
         self._useless_doubts = 0
         self._buffers: list[np.ndarray] = []  # of threads
+        self._ahead = b""  # read already, to be scanned
         super().__init__(source, file_format, *options)
         self._forms.used.update(TEXT_FORMATS.get(self._file_format or "", ()))
 
@@ -87,11 +88,12 @@ class TextParser(Parser):
     def parse(self, chunk_bytes: int, threads: int) -> Trace:
         """Read the source to its end."""
         chunk_bytes = min(chunk_bytes, LONGEST_LINE)  # so that no section is scanned that has a longer line
+        self._look_at_head()
         buf = np.empty(chunk_bytes + PADDING, np.uint8)
         held = 0  # bytes at the beginning of the buffer that are yet to be scanned
         while True:
             room = len(buf) - PADDING
-            count = self._read(buf[held:room])
+            count = self._read_on(buf[held:room])
             self._trace.bytes += count
             held += count
             if count == 0:
@@ -123,11 +125,34 @@ class TextParser(Parser):
                 self._parse_sections(file, self._trace.bytes - held, chunk_bytes, threads)
                 threads, held = 1, 0
 
+    def _look_at_head(self) -> None:
+        """Read the beginning of the trace, which tells its format and the kernel, whatever the chunks are."""
+        head = np.empty(HEAD_BYTES, np.uint8)
+        held = 0
+        while held < HEAD_BYTES and (count := self._read(head[held:])):
+            held += count
+        self._head = self._ahead = head[:held].tobytes()
+        trace, sample = self._trace, self._head[:SAMPLE_BYTES]
+        trace.kernel = text_kernel(sample)
+        if self._file_format:
+            trace.format = self._file_format
+        elif trace.format == "text":
+            trace.format = text_format(sample)
+
+    def _read_on(self, target: np.ndarray) -> int:
+        """As ``_read``, after what has been read of the beginning."""
+        if not self._ahead:
+            return self._read(target)
+        count = min(len(target), len(self._ahead))
+        target[:count] = np.frombuffer(self._ahead, np.uint8, count)
+        self._ahead = self._ahead[count:]
+        return count
+
     def _skip_line(self, buf: np.ndarray, held: int) -> int:
         """Pass over the line that begins with the ``held`` bytes of ``buf``: how many there are behind it."""
         self._add_long_line(buf[:held])
         while held and not len(ends := np.flatnonzero(buf[:held] == NEWLINE)):
-            held = self._read(buf[: len(buf) - PADDING])
+            held = self._read_on(buf[: len(buf) - PADDING])
             self._trace.bytes += held
             if self._trace.bytes >= EVENT_WITHIN:
                 self._check_is_trace()
@@ -139,9 +164,7 @@ class TextParser(Parser):
 
     def _add_long_line(self, line: np.ndarray) -> None:
         """Count a line that is too long to be read, by its beginning."""
-        if self._at_beginning:
-            self._head, self._at_beginning = line[:HEAD_BYTES].tobytes(), False
-            self._look_at(self._head[:SAMPLE_BYTES])
+        self._at_beginning = False
         state = self._scanner.state
         state[reg.LINES] += 1
         state[reg.MALFORMED] += 1
@@ -189,6 +212,7 @@ class TextParser(Parser):
         finally:
             pool.shutdown(cancel_futures=True)
         self._trace.bytes = at  # what is held behind that is read again
+        self._ahead = b""
         self._source.go_to(at)
 
     def _rows_of(self, count: int, read: int) -> int:
@@ -245,9 +269,6 @@ class TextParser(Parser):
 
     def _scan_lines(self, buf: np.ndarray, at: int, stop: int) -> None:
         """Scan the whole lines of ``buf[at:stop]``, none of which is too long."""
-        if self._at_beginning:
-            self._head = buf[at : min(stop, at + HEAD_BYTES)].tobytes()
-            self._look_at(self._head[:SAMPLE_BYTES])
         if self._forms.used:
             buf, at, stop = self._rewritten(buf, at, stop)
         first, self._scanner.state[reg.GIVEN_UP] = at, -1
@@ -281,15 +302,6 @@ class TextParser(Parser):
             else:
                 self._give_up_line()
         self._at_beginning = False
-
-    def _look_at(self, sample: bytes) -> None:
-        """Tell the format of text, and the kernel, by the beginning of the trace."""
-        trace = self._trace
-        trace.kernel = text_kernel(sample)
-        if self._file_format:
-            trace.format = self._file_format
-        elif trace.format == "text":
-            trace.format = text_format(sample)
 
     def _rewritten(self, buf: np.ndarray, at: int, stop: int) -> tuple[np.ndarray, int, int]:
         """The lines of ``buf[at:stop]`` in a buffer of their own, as the scanner reads them."""

@@ -1,4 +1,7 @@
-"""Lines that a mailer has wrapped: an event's text goes on in the lines below it."""
+"""Lines that a mailer has wrapped: an event's text goes on in the lines below it.
+
+Mailers break lines at blanks.  What cuts them at a column, amid words, shows where it cut an event's name.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,21 @@ _PAIRS = re.compile(rb"(?:\w+=\S+\s*)+$")
 
 
 _CUT_HEADER = re.compile(rb"[^\n]*-\d+\s[^\n]*?\[\d+\](?:\s+[dDbX.][^\s:]{3,4})?(?:\s+\d+\.\d{6,9}:)?\s*")
+
+
+_CUT_NAME = re.compile(rb"[^\n]*?(?:\[-?\d+\]\s[^\n]*?\d|\d\.\d{6,9}|\dus.):\s+(?:\w+:)?(\w+)")
+_NAME_GOES_ON = re.compile(rb"(\w*):(?:\s|$)")
+_OPEN_VALUE = re.compile(rb"\w=\w*$")
+_VALUE_GOES_ON = re.compile(rb"[0-9a-f]+(?:\s+\w+=\S*)*$")
+
+
+def _cut_name(line: bytes) -> bytes | None:
+    """The word that a line ends with right after its header: a name, or its beginning."""
+    line = line.rstrip(b"\r\n")
+    if len(line) > _LOOKED_AT or not line.rpartition(b" ")[0].rstrip().endswith(b":"):
+        return None
+    cut = _CUT_NAME.fullmatch(line)
+    return cut[1] if cut else None
 
 
 def is_cut_header(line: bytes) -> bool:
@@ -71,7 +89,8 @@ def last_event(text: bytes) -> int:
     end = len(text)
     for _ in range(MAX_LINES):
         begin = text.rfind(b"\n", 0, max(0, end - 1)) + 1
-        if _has_event(text[begin : min(end, begin + _LOOKED_AT)]):
+        line = text[begin : min(end, begin + _LOOKED_AT)]
+        if _has_event(line) or _cut_name(line):
             return begin
         end = begin
     return len(text)
@@ -86,12 +105,38 @@ def unwrap(text: bytes) -> bytes:
             whole = b" ".join([lines[number].rstrip(), lines[number + 1].lstrip(_QUOTE)])
             lines[number : number + 2] = [b"", whole]
             number += 1
-        if _has_event(lines[number]):
+        more = 0
+        if cut := _cut_name(lines[number]):
+            more = _cut_at_column(lines[number : number + MAX_LINES], cut)
+            lines[number] = b"".join([line.rstrip(b"\r") for line in lines[number : number + 1 + more]])
+        elif _has_event(lines[number]):
             more = goes_on(lines[number : number + MAX_LINES])
-            if more:
-                parts = [line.lstrip(_QUOTE).rstrip() for line in lines[number + 1 : number + 1 + more]]
-                lines[number] = b" ".join([lines[number].rstrip(), *parts])
-                lines[number + 1 : number + 1 + more] = [b""] * more
-            number += more
-        number += 1
+            lines[number] = _joined(lines[number : number + 1 + more])
+        lines[number + 1 : number + 1 + more] = [b""] * more
+        number += 1 + more
     return b"\n".join(lines)
+
+
+def _joined(lines: list[bytes]) -> bytes:
+    """Lines that were broken at blanks as one; the value of a probe's argument may have been broken, too."""
+    if len(lines) == 1:
+        return lines[0]
+    whole = lines[0].rstrip()
+    for line in lines[1:]:
+        part = line.lstrip(_QUOTE).rstrip()
+        is_value = b": (" in whole and _OPEN_VALUE.search(whole) and _VALUE_GOES_ON.match(part)
+        whole += part if is_value else b" " + part
+    return whole
+
+
+def _cut_at_column(lines: list[bytes], name: bytes) -> int:
+    """Number of lines behind the first that go on with it, which ends amid the ``name`` of an event."""
+    rest = _NAME_GOES_ON.match(lines[1]) if len(lines) > 1 else None
+    if not rest or name + rest[1] not in _EVENTS:
+        return 0
+    width, count = len(lines[0].rstrip(b"\r")), 1
+    while count + 1 < len(lines) and len(lines[count].rstrip(b"\r")) == width:
+        if not lines[count + 1] or _begins(lines[count + 1].lstrip(_QUOTE)):
+            break
+        count += 1
+    return count

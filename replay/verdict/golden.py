@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from replay.errors import GoldenError, ReplayError, UsageError
 from replay.kernel import KERNEL_KNOBS
 from replay.output import write_text
-from replay.policy import LATER_KNOBS, Policy
+from replay.policy import LATER_KNOBS, PRESETS, Policy
 from replay.text_files import TextFileError, parse_json, read_text_file, shown
 from replay.verdict.outcome import totals
 
@@ -74,6 +74,11 @@ def golden_path(trace: str | os.PathLike[str]) -> Path:
     return Path(f"{os.fspath(trace)}{GOLDEN_SUFFIX}")
 
 
+def has_golden(trace: str | os.PathLike[str]) -> bool:
+    """Something lies where the golden file of a trace would be, if only a link to nowhere."""
+    return os.path.lexists(golden_path(trace))
+
+
 def golden_of(policy: Policy, options: Options, replay: Replay) -> Golden:
     """The golden file that a run would be expected by."""
     figures = totals(replay.counters)
@@ -121,14 +126,16 @@ def policy_of(golden: Golden) -> Policy:
     """
     kernel = {name: golden.knobs[name] for name in KERNEL_KNOBS if name in golden.knobs}
     try:
-        return Policy.parse(golden.policy).with_knobs(kernel, "golden file")
+        if golden.policy.partition(":")[0] in PRESETS:  # never a file, which nobody named here
+            return Policy.parse(golden.policy).with_knobs(kernel, "golden file")
+        return Policy(name=golden.policy).with_knobs(golden.knobs, f"golden file, policy {golden.policy!r}")
     except ReplayError:
         return Policy(name=golden.policy).with_knobs(golden.knobs, f"golden file, policy {golden.policy!r}")
 
 
-def write_golden(path: str | os.PathLike[str], golden: Golden) -> None:
-    """Write a golden file, whole or not at all.  Raises ``OutputError``."""
-    write_text(path, "".join(_lines(golden)))
+def write_golden(path: str | os.PathLike[str], golden: Golden, is_named: bool = True) -> None:
+    """Write a golden file, whole or not at all; ``is_named`` as of ``replacing``.  Raises ``OutputError``."""
+    write_text(path, "".join(_lines(golden)), is_named)
 
 
 def _lines(golden: Golden) -> Iterator[str]:
@@ -144,10 +151,13 @@ def _lines(golden: Golden) -> Iterator[str]:
     yield "\n]}\n"
 
 
-def read_golden(path: str | os.PathLike[str]) -> Golden:
-    """Read a golden file.  Raises ``GoldenError`` where it is missing, no JSON, or not as one is written."""
+def read_golden(path: str | os.PathLike[str], is_named: bool = True) -> Golden:
+    """Read a golden file.  Raises ``GoldenError`` where it is missing, no JSON, or not as one is written.
+
+    ``is_named``: the user named it, so that it may be a pipe.
+    """
     try:
-        content = parse_json(read_text_file(path, MAX_GOLDEN_BYTES))
+        content = parse_json(read_text_file(path, MAX_GOLDEN_BYTES, is_named))
     except TextFileError as error:
         raise GoldenError(path, 0, str(error)) from error
     except json.JSONDecodeError as error:
