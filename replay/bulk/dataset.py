@@ -7,10 +7,10 @@ the other tables without one of ``runs``, and parts that another one replaces, a
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import posixpath
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 import replay
-from replay.bulk.part import REPLACES, Partition, PartWriter, Row
+from replay.bulk.part import PART_NAME, REPLACES, Partition, PartWriter, Row
 from replay.bulk.storage import STAGING, Storage, read_staged
 from replay.errors import OutputError, UsageError
 from replay.schema import BULK_TABLES, bulk_schema
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 SCHEMA = "replay.dataset/1"
 MAX_MANIFEST_BYTES = 16 << 20
-PART_NAME = re.compile(r"part-\d{5,18}\.parquet")
-"""Other files beside the parts are left alone."""
 
 Say = Callable[[str], None]
 
@@ -52,6 +50,10 @@ def _silent(line: str) -> None:
 
 def _reason(error: Exception) -> str:
     return str(error).partition("\n")[0]
+
+
+def _number(part: str) -> int:
+    return int(part.removeprefix("part-").removesuffix(".parquet"))
 
 
 def _is_manifest(content: Any) -> bool:
@@ -105,6 +107,8 @@ class Dataset:
         if manifest != known:
             with storage.replacing(MANIFEST) as file:
                 file.write(json.dumps(manifest, indent=1).encode() + b"\n")
+        self._taken = 0
+        """The highest number of a part in whose place lies something else."""
         self._partitions = {label: self._open(label) for label in manifest["policies"]}
         self.finish()
 
@@ -144,6 +148,9 @@ class Dataset:
             for table in BULK_TABLES
             for found in [self.storage.names(partition.directory(table))]
         }
+        for table in BULK_TABLES:
+            others = filter(PART_NAME.fullmatch, self.storage.others(partition.directory(table)))
+            self._taken = max([self._taken, *map(_number, others)])
         for parts in sizes.values():
             for foreign in [name for name in parts if not PART_NAME.fullmatch(name)]:
                 del parts[foreign]
@@ -196,7 +203,8 @@ class Dataset:
         except OutputError as error:
             cause = error.__cause__
             # pyarrow raises OSError without a number for what it cannot decode
-            if isinstance(cause, FileNotFoundError) or getattr(cause, "errno", None) is None:
+            is_absent = isinstance(cause, (FileNotFoundError, IsADirectoryError))
+            if is_absent or getattr(cause, "errno", None) in (None, errno.EINVAL):
                 raise DamagedPart(posixpath.join(self.storage.url, name), error.message) from error
             raise
 
@@ -237,9 +245,8 @@ class Dataset:
             kept, self._adopted = self._adopted, defaultdict(dict)
         if not staged and not kept:
             return
-        number = 1 + max(
-            (int(part[5:-8]) for each in self._partitions.values() for part in each.part_bytes), default=0
-        )
+        parts = (part for each in self._partitions.values() for part in each.part_bytes)
+        number = 1 + max([self._taken, *map(_number, parts)])
         with ExitStack() as stack:
             writers: dict[str, PartWriter] = {}
 

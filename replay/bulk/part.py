@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 REPLACES = b"replay.replaces"
 """Metadata of a file of ``runs``: a JSON list of the parts that its part replaces."""
+PART_NAME = re.compile(r"part-\d{5,18}\.parquet")
+"""Other files beside the parts are left alone."""
 SMALL_PART = 1 << 22
 """Parts of fewer bytes are joined with the next one that is written."""
 _ROW_GROUP = 1 << 17
@@ -28,6 +31,11 @@ _UNSETTLED = {
     for error in (RunError.UNREADABLE, RunError.MEMORY, RunError.WORKER_DIED, RunError.INTERNAL)
 }
 """Errors that another attempt at the same content may not meet."""
+
+
+def is_part(name: str) -> bool:
+    """The file ``name`` of a dataset is one of a part."""
+    return PART_NAME.fullmatch(name.rpartition("/")[2]) is not None
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import math
 import re
 from datetime import date, time, timedelta
 from typing import IO, TYPE_CHECKING, Any
 
+from replay.bulk.part import is_part
 from replay.bulk.storage import Storage
 from replay.errors import InputError, UsageError
 from replay.printable import printable_lines
@@ -37,13 +37,16 @@ def query(url: str, sql: str) -> pl.DataFrame:
     storage = Storage(url)
     if not storage.exists(MANIFEST):
         raise InputError(url, 0, f"no dataset of replay bulk: it has no {MANIFEST}")
-    root = glob.escape(storage.root) if storage.local else url.rstrip("/")
+    root = storage.root if storage.local else url.rstrip("/")
     tables = {
         table: pl.scan_parquet(
-            f"{root}/{table}/**/*.parquet", hive_partitioning=True, hive_schema={"policy": pl.String}
+            [f"{root}/{name}" for name in parts],
+            glob=False,
+            hive_partitioning=True,
+            hive_schema={"policy": pl.String},
         )
         for table in BULK_TABLES
-        if storage.names(table)
+        if (parts := [name for name in storage.names(table) if is_part(name)])
     }
     if not tables:
         raise InputError(url, 0, "the dataset has no rows yet")

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from replay.errors import OutputError, UsageError
+from replay.regular import check_regular
 from replay.schema import BULK_TABLES
 
 if TYPE_CHECKING:
@@ -80,6 +81,13 @@ class Storage:
         files = [info for info in found if info.type == pafs.FileType.File]
         return {info.path.removeprefix(root): info.size for info in sorted(files, key=lambda i: i.path)}
 
+    def others(self, directory: str) -> list[str]:
+        """What lies in a directory and is no file."""
+        selector = pafs.FileSelector(self.path(directory), allow_not_found=True)
+        with self.errors(directory):
+            found = self.fs.get_file_info(selector)
+        return [info.base_name for info in found if info.type != pafs.FileType.File]
+
     def exists(self, name: str) -> bool:
         with self.errors(name):
             return bool(self.fs.get_file_info(self.path(name)).type == pafs.FileType.File)
@@ -100,11 +108,19 @@ class Storage:
 
     @contextmanager
     def reading(self, name: str) -> Iterator[Any]:
-        with self.errors(name), self.fs.open_input_file(self.path(name)) as file:
-            yield file
+        with self.errors(name):
+            if self.local:
+                try:
+                    check_regular(self.path(name))
+                except OSError as error:
+                    place = posixpath.join(self.url, name)
+                    raise OutputError(place, error.strerror or str(error)) from error
+            with self.fs.open_input_file(self.path(name)) as file:
+                yield file
 
     def remove(self, name: str) -> None:
-        with self.errors(name), contextlib.suppress(FileNotFoundError):
+        """Remove a file.  A directory in its place is somebody else's."""
+        with self.errors(name), contextlib.suppress(FileNotFoundError, IsADirectoryError):
             self.fs.delete_file(self.path(name))
 
     @contextmanager

@@ -16,7 +16,7 @@ import xxhash
 from replay.bulk.plan import Task
 from replay.bulk.rows import Tables, error_tables, run_tables
 from replay.bulk.storage import Storage, write_staged
-from replay.errors import ReplayError
+from replay.errors import GoldenError, ReplayError
 from replay.policy import Policy
 from replay.regular import open_regular
 from replay.run import Request, run_trace
@@ -126,7 +126,11 @@ def content_of(path: str, request: Request) -> str:
     content = _xxh64(path)
     if request.expect is not None or not has_golden(path):
         return content
-    return f"{content}-{_xxh64(golden_path(path))}"
+    golden = golden_path(path)
+    try:
+        return f"{content}-{_xxh64(golden)}"
+    except OSError as error:
+        raise GoldenError(golden, 0, f"{golden.name}: {error.strerror or error}") from error
 
 
 def _xxh64(path: str | os.PathLike[str]) -> str:

@@ -6,10 +6,10 @@ import os
 import shutil
 import sys
 import tempfile
-from pathlib import Path
 from typing import IO
 
 from replay.errors import OutputError
+from replay.output import replacing
 
 HEADER = """\
 # tracer: nop
@@ -42,28 +42,11 @@ def save(body: IO[bytes], lines: int, cpus: int, path: str | os.PathLike[str]) -
         _write(header, body, sys.stdout.buffer)
         sys.stdout.buffer.flush()
         return
-    final = Path(path)
-    try:
-        with tempfile.NamedTemporaryFile(dir=final.parent, prefix=f".{final.name}.", delete=False) as output:
-            temporary = Path(output.name)
-            try:
-                _write(header, body, output)
-            except BaseException:
-                temporary.unlink()
-                raise
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(final)
-    except OSError as error:
-        raise OutputError(path, error.strerror or str(error)) from None
+    with replacing(path) as temporary, open(temporary, "wb") as output:
+        _write(header, body, output)
 
 
 def _write(header: bytes, body: IO[bytes], output: IO[bytes]) -> None:
     output.write(header)
     body.seek(0)
     shutil.copyfileobj(body, output, 1 << 20)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

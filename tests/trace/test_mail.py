@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import html
 import quopri
 import re
 import textwrap
@@ -243,3 +244,95 @@ def test_what_is_no_trace_of_events_is_named(tmp_path: Path, what: str) -> None:
         read(tmp_path, OTHER_TEXTS[what])
     trace = read(tmp_path, OTHER_TEXTS[what] + TEXT)  # all in one mail
     assert trace.events == len(LINES) - 1
+
+
+# -- what searching and archiving leaves in front of lines ------------------------------------------------
+
+
+def each(change: Callable[[int, str], str], lines: list[str] = LINES) -> str:
+    return "".join(change(number, line) + "\n" for number, line in enumerate(lines, 1))
+
+
+QUOTED_IN_MAIL = (
+    "Content-Transfer-Encoding: quoted-printable\n\n" + quopri.encodestring(TEXT.encode()).decode()
+)
+PRINTED_BY = {
+    "grep -n": each(lambda number, line: f"{number}:{line}"),
+    "grep -H": each(lambda _, line: f"logs/trace.txt:{line}"),
+    "grep -Hn": each(lambda number, line: f"trace.txt:{number}:{line}"),
+    "grep -Hn -A": each(
+        lambda number, line: f"a/b{':-'[number % 2]}{number}{':-'[number % 2]}{line}"
+    ).replace("a/b", "logs/trace.txt"),
+    "grep --color -Hn": each(
+        lambda number, line: f"\x1b[35mt.txt\x1b[m\x1b[36m:\x1b[m\x1b[32m{number}\x1b[m\x1b[36m:\x1b[m{line}"
+    ),
+    "grep, quoted": each(lambda number, line: f"> t.txt:{number}:{line}"),
+    "cat -n": each(lambda number, line: f"{number:6}\t{line}"),
+    "diff": each(lambda _, line: f"+{line}"),
+    "ISO times": each(lambda number, line: f"2024-01-01T00:00:{number:02}.000Z {line}"),
+    "HTML": html.escape(TEXT),
+    "HTML, quoted": each(lambda _, line: f"&gt; {html.escape(line)}"),
+    "HTML, blanks": TEXT.replace("  ", "&nbsp; "),
+    "CR": TEXT.replace("\n", "\r"),
+    "CR CR LF": TEXT.replace("\n", "\r\r\n"),
+    "form feeds before lines": TEXT.replace("\n", "\n\f"),
+    "form feeds after lines": TEXT.replace("\n", "\f\n"),
+    "quoted-printable, quoted": "".join(f"> {line}\n" for line in QUOTED_IN_MAIL.splitlines()),
+    "cut at 50": "".join(
+        f"{part}\n" for line in WRAPPABLE.splitlines() for part in re.findall(".{1,50}", line)
+    ),
+}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("chunk_bytes", [300, 1 << 20])
+@pytest.mark.parametrize("how", PRINTED_BY)
+def test_what_other_programs_print(tmp_path: Path, how: str, chunk_bytes: int, threads: int) -> None:
+    printed = WRAPPABLE if how.startswith("cut") else TEXT
+    assert_reads_as_printed(
+        tmp_path, PRINTED_BY[how].encode(), printed, chunk_bytes=chunk_bytes, threads=threads
+    )
+
+
+def test_a_task_that_archives_escape(tmp_path: Path) -> None:
+    escaped = read(tmp_path, each(lambda _, line: line.replace("CPU 0/KVM", "&lt;...&gt;")))
+    assert rows(escaped) == rows(read(tmp_path, TEXT.replace("CPU 0/KVM", "<...>")))
+
+
+def test_what_looks_like_a_prefix_and_is_a_task(tmp_path: Path) -> None:
+    for comm in ("kworker/1:2", "12:x", "a.b:c", "+x", "1-2"):
+        trace = read(tmp_path, TEXT.replace(" CPU 0/KVM", f" {comm}"))
+        assert {row["comm"] for row in trace.table().to_pylist()} == {comm}
+
+
+def test_no_event_is_lost_silently_wherever_a_line_is_cut(tmp_path: Path) -> None:
+    expected = {row["ts_ns"]: row for row in rows(read(tmp_path, WRAPPABLE))}
+    for width in range(46, 110):
+        text = "".join(f"{line[:width]}\n{line[width:]}\n" for line in WRAPPABLE.splitlines())
+        trace = read(tmp_path, text)
+        assert trace.events + trace.malformed_lines >= len(expected), width
+        for row in rows(trace):
+            if row["kind"] != 97:
+                assert row == expected[row["ts_ns"]], (width, row)
+
+
+def test_a_name_that_is_cut_off_is_malformed(tmp_path: Path) -> None:
+    name = " vmm-1 [000] d..1. 812.000900: kvm_mmu_set_sp\n"
+    assert [line for line, _ in read(tmp_path, TEXT + name).malformed] == [14]
+    word = " vmm-1 [000] d..1. 812.000900: tracing_mark_write: replay: memsl\n"
+    assert [line for line, _ in read(tmp_path, TEXT + word).malformed] == [14]
+    other = " vmm-1 [000] d..1. 812.000900: sched_swi\n"
+    assert read(tmp_path, TEXT + other).malformed == []
+
+
+@pytest.mark.parametrize("chunk_bytes", [200, 1000, 5000, 1 << 20])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_format_is_that_of_the_same_beginning_always(
+    tmp_path: Path, chunk_bytes: int, threads: int
+) -> None:
+    perf = "  CPU 0/KVM  4310 [002]   812.1:  kvmmmu:kvm_mmu_set_spte: gfn 1 spte 2 (rwx) level 1 at 10\n"
+    text = TEXT * 3 + perf.replace("812.1", "812.100000") + TEXT
+    trace = read(tmp_path, text, chunk_bytes=chunk_bytes, threads=threads)
+    assert trace.format == "perf-script"
+    late = read(tmp_path, TEXT * 40 + perf, chunk_bytes=chunk_bytes, threads=threads)
+    assert late.format == "ftrace"

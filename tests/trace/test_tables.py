@@ -348,3 +348,20 @@ def test_damage_is_told_or_harmless(tmp_path: Path, seed: int) -> None:
             assert np.isin(batch.kind, [int(kind) for kind in Kind]).all()
             assert ((batch.vm >= -1) & (batch.vm < len(trace.vms))).all()
             assert ((batch.text >= -1) & (batch.text < len(trace.texts))).all()
+
+
+def test_arrow_streams(tmp_path: Path) -> None:
+    source = Path(__file__).parents[2] / "traces" / "by-hand" / "n1-rwx.txt"
+    trace = read_trace(str(source))
+    table = trace.table()
+    path = tmp_path / "events.arrows"
+    with pa.ipc.new_stream(str(path), table.schema) as writer:
+        writer.write_table(table, 7)
+    read = read_trace(str(path))
+    assert read.format == "arrow"
+    assert read.table().to_pylist() == table.to_pylist()
+    whole = path.read_bytes()
+    for size in (len(whole) - 8, len(whole) - 100, 40, 6, 4):
+        path.write_bytes(whole[:size])
+        with pytest.raises(TraceError, match="corrupt arrow file"):
+            read_trace(str(path))
