@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from replay.errors import TraceError
+from replay.schema import Kind
 from replay.trace.reader import Trace, read_trace
 
 ROLE = "8-byte q0 direct wux nxe ad root 0 sync"
@@ -312,7 +313,7 @@ def test_no_event_is_lost_silently_wherever_a_line_is_cut(tmp_path: Path) -> Non
         trace = read(tmp_path, text)
         assert trace.events + trace.malformed_lines >= len(expected), width
         for row in rows(trace):
-            if row["kind"] != 97:
+            if row["kind"] < Kind.MARK_VM_CREATE:  # the words of markers may be any
                 assert row == expected[row["ts_ns"]], (width, row)
 
 
