@@ -109,7 +109,7 @@ def package(tmp_path: Path) -> Path:
     """A copy of the installed package with two small kernels in two files, beside a main program."""
     copy = tmp_path / "site" / "replay"
     copy.mkdir(parents=True)
-    for name in ("__init__.py", "errors.py", "policy.py", "schema.py"):
+    for name in ("__init__.py", "errors.py", "policy.py", "regular.py", "schema.py"):
         shutil.copy(PACKAGE / name, copy / name)
     shutil.copytree(PACKAGE / "jit", copy / "jit", ignore=shutil.ignore_patterns("__pycache__"))
     (copy / "__init__.py").write_text("")
@@ -189,6 +189,81 @@ def test_damaged_entries_are_compiled_again(package: Path, tmp_path: Path) -> No
         file.write_bytes(file.read_bytes()[:20])
     assert finish(start(package, REPLAY_CACHE_DIR=cache))[0] == "6.0"
     assert finish(start(package, REPLAY_CACHE_DIR=cache))[2] == ""
+
+
+def in_place_of(path: Path, kind: str) -> None:
+    path.unlink()
+    if kind == "directory":
+        path.mkdir()
+        (path / "x").touch()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind != "missing":
+        path.write_bytes(b"" if kind == "empty" else bytes(range(256)) * 9)
+
+
+DAMAGES = ("empty", "garbage", "missing", "directory", "pipe")
+
+
+@pytest.mark.parametrize(
+    ("index", "entry"), zip(DAMAGES, (*DAMAGES[1:], DAMAGES[0]), strict=True), ids=DAMAGES
+)
+def test_after_any_damage_the_second_run_compiles_nothing(
+    package: Path, tmp_path: Path, index: str, entry: str
+) -> None:
+    cache = str(tmp_path / "cache")
+    directory = Path(finish(start(package, REPLAY_CACHE_DIR=cache))[1])
+    for file in [*directory.rglob("*.nbi")]:
+        in_place_of(file, index)
+    for file in [*directory.rglob("*.nbc")]:
+        in_place_of(file, entry)
+    for file in [*directory.rglob(".lock")]:
+        in_place_of(file, entry)
+    again = finish(start(package, REPLAY_CACHE_DIR=cache))
+    assert again[:2] == ("6.0", str(directory))
+    assert again[2].startswith("compiling kernels")
+    assert finish(start(package, REPLAY_CACHE_DIR=cache)) == ("6.0", str(directory), "")
+
+
+def test_a_file_in_the_place_of_a_directory_of_entries(package: Path, tmp_path: Path) -> None:
+    cache = str(tmp_path / "cache")
+    directory = Path(finish(start(package, REPLAY_CACHE_DIR=cache))[1])
+    (entries,) = directory.iterdir()
+    shutil.rmtree(entries)
+    entries.write_text("")
+    assert finish(start(package, REPLAY_CACHE_DIR=cache))[0] == "6.0"
+    assert finish(start(package, REPLAY_CACHE_DIR=cache)) == ("6.0", str(directory), "")
+
+
+@pytest.mark.parametrize("unusable", ["/dev/null", "/dev/null/below", "x" * 300, "/proc/self/fdinfo", "loop"])
+def test_an_unusable_directory_that_is_named(package: Path, tmp_path: Path, unusable: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    place = str(tmp_path / unusable)
+    found = finish(start(package, REPLAY_CACHE_DIR=place, HOME=str(tmp_path)))
+    assert found[0] == "6.0"
+    assert Path(found[1]).parent == tmp_path / ".cache" / "kvm-replay"
+
+
+@pytest.mark.parametrize("mode", [0, 0o111, 0o444, 0o555])
+@pytest.mark.parametrize("below", [False, True])
+def test_a_directory_that_cannot_be_read_or_written(
+    package: Path, tmp_path: Path, mode: int, below: bool
+) -> None:
+    cache = tmp_path / "cache"
+    environment = {"REPLAY_CACHE_DIR": str(cache), "HOME": str(tmp_path / "home")}
+    cache.mkdir()
+    closed = cache
+    if below:
+        closed = Path(finish(start(package, **environment))[1])
+        shutil.rmtree(closed)
+        closed.mkdir()
+    closed.chmod(mode)
+    try:
+        found = finish(start(package, preexec_fn=drop_dac_override, **environment))
+    finally:
+        closed.chmod(0o755)
+    assert found[0] == "6.0"
+    assert Path(found[1]).parent == tmp_path / "home" / ".cache" / "kvm-replay"
 
 
 def test_random_damage_never_reaches_a_result(package: Path, tmp_path: Path) -> None:
