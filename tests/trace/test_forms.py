@@ -333,6 +333,15 @@ def test_a_format_that_is_asked_for_is_used(word: str, tmp_path: Path) -> None:
     assert trace.malformed_lines == (pages if word == "ftrace" else 0)
 
 
+@pytest.mark.parametrize("word", ["ftrace", "trace-cmd", "perf-script", "dmesg"])
+def test_native_lines_are_read_whatever_the_word_is(word: str, tmp_path: Path) -> None:
+    path = tmp_path / "trace.txt"
+    path.write_text(native("linux-6.1"))
+    expected, got = read_trace(str(path)), read_trace(str(path), file_format=word)
+    assert got.format == word
+    assert_same_rows(expected, got)
+
+
 HEAD = "  vmm-7  [000]  1.000001: "
 RAW_LINES = [
     ("fast_page_fault:  vcpu_id=1 cr2_or_gpa=1000 error_code=6 sptep=0xffff8881 old_spte=61000034d4fe875 new_spte=61000034d4fe877 ret=4",
