@@ -28,17 +28,19 @@ from replay.mmu.layout import (
     VM_HAS_TDP,
     VM_LAYOUT,
 )
+from replay.mmu.learn import adopt_huge, learn_role, undo_split
 from replay.mmu.role import LEVEL
-from replay.mmu.room import NO_ROOM, OK, has_room
+from replay.mmu.room import NO_ROOM, OK, has_room, has_room_for_next
 from replay.mmu.split import STOP_ATTEMPT, STOP_DONE, STOP_DROPPED, STOP_NO_ROOM, STOP_YIELDED, advance
 from replay.mmu.spte import with_accessed_dirty_of
 from replay.mmu.state import Mmu
 from replay.mmu.tdp import predict_split
-from replay.mmu.truth import compare_lines, recorded_line
+from replay.mmu.truth import compare_lines, recorded_line, recorded_role
 from replay.mmu.window import (
     ATTEMPT_TDP,
     C_ENV_ALLOC,
     C_EXPECTED,
+    OUT16_ERRNO,
     OUT16_LEVEL,
     OUT_GFN,
     OUT_SPTE,
@@ -55,6 +57,7 @@ from replay.mmu.window import (
     WIN_VM,
     WIN_WORDS,
     count,
+    knows_all,
     place,
     place_of,
 )
@@ -110,6 +113,9 @@ def split_line(m: Mmu, w: int, k: KnobCodes, gfn: int, spte: int, level: int, er
         count(m, C_EXPECTED, 1)
         return OK
     where = place(gfn, level)
+    known = knows_all(m, m.window[w, WIN_VM])
+    if not known and not has_room_for_next(m):
+        return NO_ROOM  # for what the line may show to be older than the trace
     pending = m.window[w, WIN_PENDING] != 0
     if errno == -EAGAIN and k.lock_drop_traced and not pending and not is_repeated_retry(m, w, where):
         m.window[w, WIN_ENV_DROP] = where + 1
@@ -130,9 +136,13 @@ def split_line(m: Mmu, w: int, k: KnobCodes, gfn: int, spte: int, level: int, er
     o = m.window[w, WIN_PENDING] - 1
     if stop == STOP_DONE or place_of(m, o) != where:
         missing(m, w, 0, gfn, spte, level, errno)
+        if not known:
+            adopt_huge(m, w, gfn, spte, level, errno, recorded_role(m, w, gfn), k)
         return OK
     judge(m, o, gfn, spte, level, errno)
     compare_lines(m, w, True)
+    if not known and errno and not m.out16[o, OUT16_ERRNO]:
+        undo_split(m, w, o, spte, errno, k)
     child = m.window[w, WIN_CHILD]
     if errno == 0 and child >= 0 and m.sp32[child, SP32_FLAGS] & FLAG_LIVE:
         m.sp32[child, SP32_FLAGS] |= FLAG_RECORDED
@@ -165,6 +175,7 @@ def get_page_line(m: Mmu, w: int, k: KnobCodes, gfn: int, role: int, flags: int,
     if 2 <= level <= 3 and reach(m, w, k, place(gfn, level)) == STOP_NO_ROOM:
         return NO_ROOM
     recorded_line(m, w, GET_PAGE, gfn, root_count, role, flags)
+    learn_role(m, w, gfn, role)
     return OK
 
 

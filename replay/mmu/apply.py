@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from replay.jit import jit
+from replay.mmu.guessed import find_guessed, name_page
 from replay.mmu.layout import (
     FLAG_ADOPTED,
     FLAG_CLEARED,
@@ -308,7 +309,11 @@ def find_child(m: Mmu, t: int, vm: int, gfn: int, role: int, created: bool, orde
             move_variant(m, t, vm, key_variant(m.sp[sp, SP_KEY]))
     if sp < 0:
         note_older(m, vm, C_UNKNOWN_EXISTING)
-        sp = make_page(m, vm, gfn, role, variant, FLAG_ADOPTED, order)
+        sp = find_guessed(m, vm, gfn, role)
+        if sp >= 0:
+            name_page(m, sp, role)
+        else:
+            sp = make_page(m, vm, gfn, role, variant, FLAG_ADOPTED, order)
     m.sp32[sp, SP32_FLAGS] &= ~FLAG_FLOOD
     return sp
 
@@ -430,6 +435,10 @@ def set_unsync(m: Mmu, t: int, vm: int, gfn: int, role: int, unsync: bool) -> No
 def prepare_zap_page(m: Mmu, vm: int, gfn: int, role: int, root_count: int, unsync: bool, order: int) -> None:
     """kvm_mmu_prepare_zap_page of a shadow page; a root in use goes on invalid until its second line."""
     sp = find_printed(m, vm, gfn, role, unsync, -1)
+    if sp < 0 and not role & INVALID:
+        sp = find_guessed(m, vm, gfn, role)
+        if sp >= 0:
+            name_page(m, sp, role)
     if sp < 0:
         gen = 1 if role & GEN else 0
         if m.vm[vm, VM_OBSOLETE] == gen + 1:

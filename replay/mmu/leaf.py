@@ -7,6 +7,7 @@ from replay.mmu.apply import forget_page, link_in_fault, make_page
 from replay.mmu.host_pages import note_host_level
 from replay.mmu.layout import (
     FLAG_ADOPTED,
+    FLAG_GUESSED,
     FLAG_LIVE,
     FLAG_SPLIT,
     NO_TABLE,
@@ -226,19 +227,20 @@ def adopt_shadowing(m: Mmu, t: int, vm: int, level: int, index: int, order: int)
     if (
         task[TASK_STATE] != STATE_REQUESTED
         or not task[TASK_WALK_LEAF] <= level < task[TASK_WALK_TOP]
-        or known == 0
-        or (known - 1) & HAS_4_BYTE_GPTE
+        or (known and (known - 1) & HAS_4_BYTE_GPTE)
+        or task[TASK_WALK_TOP] == 2
         or walk_index(m, t, level) != index
         or knows_all(m, vm)
     ):
         return -1
     gfn = pte_gfn(task[TASK_PTE + level + 1])
-    role = (known - 1) | level | (walk_access(m, t, level + 1, vm) << ACCESS_SHIFT)
+    role = max(known - 1, 0) | level | (walk_access(m, t, level + 1, vm) << ACCESS_SHIFT)
     sp = find_shadow_page(m, gfn, make_key(role, task[TASK_VARIANT], vm))
     if sp >= 0:
         return sp if m.sp[sp, SP_PAGE] == 0 else -1
     note_older(m, vm, C_ADOPTED)
-    sp = make_page(m, vm, gfn, role, task[TASK_VARIANT], FLAG_ADOPTED, order)
+    flags = FLAG_ADOPTED if known else FLAG_ADOPTED | FLAG_GUESSED
+    sp = make_page(m, vm, gfn, role, task[TASK_VARIANT], flags, order)
     task[TASK_CHAIN + level] = sp
     return sp
 
@@ -265,15 +267,27 @@ def locate_table(m: Mmu, t: int, vm: int, gfn: int, level: int, page: int, index
     direct_fault = m.task[t, TASK_WALK_TOP] == 0
     key = template_key(m, t, vm, direct_fault)
     if key < 0:
-        key = make_key(0, DIRECT_FAMILY if direct_fault else 0, vm)
-    role = (key & 0xFFFFFFFF) | level | DIRECT | (ACC_ALL << ACCESS_SHIFT)
+        key = likely_key(m, vm, direct_fault)
+    access = ACC_ALL
+    if not direct_fault and m.task[t, TASK_WALK_LEAF] <= 3 and not knows_all(m, vm):
+        access = leaf_access(m, t, vm)
+    role = (key & 0xFFFFFFFF) | level | DIRECT | (access << ACCESS_SHIFT)
     sp = find_shadow_page(m, base, make_key(role, key_variant(key), vm))
     if sp >= 0 and m.sp[sp, SP_PAGE] == 0:
         return sp
-    if sp >= 0:
+    if sp >= 0 and not m.sp32[sp, SP32_FLAGS] & FLAG_GUESSED:
         forget_page(m, sp, order)
     note_older(m, vm, C_ADOPTED)
-    return make_page(m, vm, base, role, key_variant(key), FLAG_ADOPTED, order)
+    return make_page(m, vm, base, role, key_variant(key), FLAG_ADOPTED | FLAG_GUESSED, order)
+
+
+@jit
+def likely_key(m: Mmu, vm: int, direct_fault: bool) -> int:
+    """As :func:`walk.template_key` where no root is known: the role of other pages, if a line showed it."""
+    known = m.vm[vm, VM_INDIRECT_ROLE]
+    if direct_fault or not known:
+        return make_key(0, DIRECT_FAMILY if direct_fault else 0, vm)
+    return make_key(known - 1, 0, vm)
 
 
 @jit

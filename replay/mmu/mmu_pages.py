@@ -10,6 +10,7 @@ from replay.mmu.layout import (
     SLOT_NPAGES,
     SLOT_VM,
     SP32_BIRTH,
+    VM_AVAILABLE_SHOWN,
     VM_GOAL_TASK,
     VM_HAS_RMAPS,
     VM_KEPT,
@@ -39,6 +40,8 @@ def add_used_page(m: Mmu, vm: int, is_older: bool) -> None:
     if is_older and m.vm[vm, VM_UNSEEN]:
         m.vm[vm, VM_UNSEEN] -= 1  # counted already
         return
+    if is_older:
+        learn_older_page(m, vm)
     m.vm[vm, VM_USED] += 1
     m.vm[vm, VM_PEAK] = max(m.vm[vm, VM_PEAK], m.vm[vm, VM_USED])
 
@@ -91,6 +94,20 @@ def settle_limit(m: Mmu, vm: int) -> None:
     """The zaps of change_mmu_pages are over: pages that could not be zapped raise the limit."""
     m.vm[vm, VM_GOAL_TASK] = 0
     m.vm[vm, VM_MAX] = max(m.vm[vm, VM_MAX], m.vm[vm, VM_USED])
+
+
+@jit
+def learn_available(m: Mmu, vm: int, more: int) -> None:
+    """The kernel prints kvm_mmu_available_pages(): ``more`` than the model has, or fewer."""
+    m.vm[vm, VM_MAX] += more
+    m.vm[vm, VM_AVAILABLE_SHOWN] = 1
+
+
+@jit
+def learn_older_page(m: Mmu, vm: int) -> None:
+    """One of the used pages is seen for the first time: as many are available as before."""
+    if m.vm[vm, VM_AVAILABLE_SHOWN]:
+        m.vm[vm, VM_MAX] += 1
 
 
 @jit

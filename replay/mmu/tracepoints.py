@@ -7,6 +7,7 @@ import numpy as np
 from replay.jit import jit
 from replay.mmu import align, apply, control, guest_tables, leaf, memslots, spaces, tdp, tdp_faults, walk
 from replay.mmu.dirty_log import mark_page_dirty
+from replay.mmu.guessed import name_all
 from replay.mmu.host_pages import note_host_level
 from replay.mmu.kinds import (
     CREATED,
@@ -70,6 +71,7 @@ from replay.mmu.window import (
     WIN_WORDS,
     WIN_ZAPPED,
     count,
+    knows_all,
     note_begun_before,
     note_root,
 )
@@ -92,7 +94,10 @@ def get_page_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: boo
             recorded_line(m, w, TDP_GET_PAGE, gfn, root_count, role & ~UNPRINTED, flags)
         return OK
     if not role & DIRECT:
-        m.vm[vm, VM_INDIRECT_ROLE] = 1 + (role & ~(LEVEL | QUADRANT | ACCESS | INVALID))
+        known = 1 + (role & ~(LEVEL | QUADRANT | ACCESS | INVALID))
+        if m.vm[vm, VM_INDIRECT_ROLE] == 0 and not knows_all(m, vm):
+            name_all(m, vm, 0, role)
+        m.vm[vm, VM_INDIRECT_ROLE] = known
     if not own and w < 0 and begins_recorded_window(m, c, i, vm, pid):
         w = control.begin_window(m, vm, pid, control.RECORDED, -1, gfn, 1 << 40, 1, False, k)
         own = True

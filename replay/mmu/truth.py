@@ -9,7 +9,7 @@ probes of the v2 recordings, kvm_mmu_get_page of kvm_mmu_find_shadow_page() and 
 from __future__ import annotations
 
 from replay.jit import jit
-from replay.mmu.kinds import GET_PAGE, V2_ALIAS_SP, V2_FIRST
+from replay.mmu.kinds import GET_PAGE, V2_ALIAS_SP, V2_FIRST, V2_PREPARE
 from replay.mmu.layout import (
     CTL_DIRECT_MAP,
     CTL_TRUTH_FREE,
@@ -22,6 +22,7 @@ from replay.mmu.layout import (
     TRUTH_NEXT,
     VM_TRUTHS,
 )
+from replay.mmu.mmu_pages import learn_available
 from replay.mmu.state import Mmu
 from replay.mmu.window import (
     WIN_ALIGNED,
@@ -169,12 +170,39 @@ def lines_until_equal(m: Mmu, simulated: int, recorded: int, look_in_simulated: 
 
 
 @jit
+def recorded_role(m: Mmu, w: int, gfn: int) -> int:
+    """The role of the last kvm_mmu_get_page line that waits to be compared, if it is at ``gfn``; else -1."""
+    row = m.window[w, WIN_RECORDED_LINES] - 1
+    role = -1
+    while row >= 0:
+        if m.truth[row, TRUTH_KIND] == GET_PAGE:
+            role = m.truth[row, TRUTH_A] if m.truth[row, TRUTH_GFN] == gfn else -1
+        row = m.truth[row, TRUTH_NEXT] - 1
+    return role
+
+
+@jit
 def drop_different(m: Mmu, w: int) -> None:
     """The first recorded line is not among the simulated ones."""
     row = m.window[w, WIN_RECORDED_LINES] - 1
     if not note_difference(m, w):
         m.window[w, counts_of(m.truth[row, TRUTH_KIND]) + UNKNOWN] += 1
+        learn_from_line(m, w, row)
     drop_first(m, w, WIN_RECORDED_LINES)
+
+
+@jit
+def learn_from_line(m: Mmu, w: int, recorded: int) -> None:
+    """A recorded line that rests on unknown state was compared: it shows some of that state."""
+    simulated = m.window[w, WIN_SIMULATED_LINES] - 1
+    if (
+        simulated >= 0
+        and m.truth[recorded, TRUTH_KIND] == V2_PREPARE
+        and m.truth[simulated, TRUTH_KIND] == V2_PREPARE
+        and m.truth[simulated, TRUTH_GFN] == m.truth[recorded, TRUTH_GFN]
+        and m.truth[simulated, TRUTH_LEVEL] == m.truth[recorded, TRUTH_LEVEL]
+    ):
+        learn_available(m, m.window[w, WIN_VM], m.truth[recorded, TRUTH_A] - m.truth[simulated, TRUTH_A])
 
 
 @jit
