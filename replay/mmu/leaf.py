@@ -36,6 +36,7 @@ from replay.mmu.layout import (
     UNIFORM,
     VM_END,
     VM_HAS_FAULTS,
+    VM_HAS_TDP,
     VM_INDIRECT_ROLE,
     VM_LAYOUT,
     VM_NX_HUGE,
@@ -284,10 +285,9 @@ def locate_table(m: Mmu, t: int, vm: int, gfn: int, level: int, page: int, index
 @jit
 def likely_key(m: Mmu, vm: int, direct_fault: bool) -> int:
     """As :func:`walk.template_key` where no root is known: the role of other pages, if a line showed it."""
-    known = m.vm[vm, VM_INDIRECT_ROLE]
-    if direct_fault or not known:
-        return make_key(0, DIRECT_FAMILY if direct_fault else 0, vm)
-    return make_key(known - 1, 0, vm)
+    if direct_fault and not m.vm[vm, VM_HAS_TDP]:  # with the TDP MMU all roots of the shadow MMU are indirect
+        return make_key(0, DIRECT_FAMILY, vm)
+    return make_key(max(m.vm[vm, VM_INDIRECT_ROLE] - 1, 0), 0, vm)
 
 
 @jit

@@ -10,6 +10,7 @@ from __future__ import annotations
 from replay.jit import jit
 from replay.mmu.apply import forget_page, make_page
 from replay.mmu.guessed import OF_A_PAGE, name_page, set_role
+from replay.mmu.host_pages import note_host_level
 from replay.mmu.layout import (
     FLAG_ADOPTED,
     FLAG_GUESSED,
@@ -176,6 +177,7 @@ def adopt_huge(m: Mmu, w: int, gfn: int, spte: int, level: int, errno: int, role
     ``role`` is that of the child where its line was recorded, else -1.
     """
     vm = m.window[w, WIN_VM]
+    note_host_level(m, vm, gfn, level)
     sptep = adopted_with(m, vm, gfn, level, spte)
     if sptep < 0:
         sptep = 512 * adopt_parent(m, vm, gfn, level, role, k) + ((gfn >> (9 * (level - 1))) & 511)
