@@ -12,6 +12,7 @@ from replay.jit import jit, kernel
 from replay.kernel import MERGED, POSTED, KernelVersion
 from replay.mmu.kinds import (
     COMMIT_REGION,
+    CREATED,
     FLUSH_REMOTE_TLBS,
     GET_PAGE,
     LAST_KVMMMU,
@@ -21,6 +22,7 @@ from replay.mmu.kinds import (
     NOWAIT_FAILED,
     PAGE_FAULT,
     PAGETABLE_WALK,
+    PREPARE_ZAP,
     SET_REGION,
     SET_SPTE,
     SHADOW_TRY_SPLIT,
@@ -41,7 +43,7 @@ from replay.mmu.kinds import (
     VMM,
     ZAP_ALL_FAST,
 )
-from replay.mmu.role import DIRECT
+from replay.mmu.role import DIRECT, LEVEL
 from replay.mmu.spte import (
     PT_PAGE_SIZE_MASK,
     SHADOW_NONPRESENT_VALUE,
@@ -49,6 +51,7 @@ from replay.mmu.spte import (
     is_shadow_present_pte,
 )
 from replay.mmu.spte_layout import SIGNS, count_leaf, count_role, has_pml_sptes, layout_of
+from replay.policy import PRESETS
 from replay.schema import EAGAIN, EINVAL, ENOMEM, EOPNOTSUPP, Columns, Kind
 
 SHADOW_SPLITS = 0
@@ -73,15 +76,20 @@ LATE_FLUSHES = 18  # flushes in windows right after a whole split of the v2 seri
 LOCK_DROPS = 19  # restarts of the v2 series after the lock was dropped
 ALLOC_FAILURES = 20  # of the v2 series: lock drops for them, splits that fail after a lock drop
 ZAPS_OF_PAGES = 21  # kvm_mmu_zap_all_fast lines of VMs that have shadow pages
-LAYOUT_SIGNS = 22  # the counts of spte_layout.py begin here
+FIRST_EVENT = 22  # what the first event shows that needs a root: FROM_BIRTH or LATE; 0 there is none
+FROM_BIRTH = 1  # a root is made, so that all of the VM's life is in the trace
+LATE = 2
+SPLITS_WITH_PAGE = 23  # shadow pages that recorded splits made
+LAYOUT_SIGNS = 24  # the counts of spte_layout.py begin here
 FACTS = LAYOUT_SIGNS + SIGNS
 KINDS = 128
+PAGE_MADE = 1 << 16  # as a kind: kvm_mmu_get_page of a new page
 _TASKS = 1024
 _MERGED = (MERGED, "linux-2026")
 
 
 FACT_COLUMNS = (
-    "kind", "vm", "pid", "level", "flags", "old_spte", "spte", "code", "num", "role", "line",
+    "kind", "vm", "pid", "level", "gfn", "flags", "old_spte", "spte", "code", "num", "role", "line",
 )  # fmt: skip
 """What ``scan_rows`` reads of an event."""
 
@@ -120,6 +128,18 @@ def note_window(c: Columns, i: int, facts: np.ndarray) -> None:
     facts[WINDOW_KIND] = kind
 
 
+@jit
+def first_event(c: Columns, i: int) -> int:
+    """FROM_BIRTH, LATE, or 0 where event ``i`` shows neither."""
+    kind, role = c.kind[i], c.role[i]
+    if kind == GET_PAGE:
+        is_table = role & np.uint32(DIRECT) != 0 and c.gfn[i] != 0
+        is_root = c.flags[i] & CREATED != 0 and role & np.uint32(LEVEL) > 1 and not is_table
+        return FROM_BIRTH if is_root else LATE
+    is_late = kind == TDP_CHANGED or kind == SET_SPTE or kind == SPTE_REQUESTED or kind == SPLIT_HUGE_PAGE
+    return LATE if is_late or kind == PREPARE_ZAP else 0
+
+
 @kernel
 def scan_rows(c: Columns, kinds: np.ndarray, facts: np.ndarray, last: np.ndarray) -> None:
     """Add to ``kinds`` [VMs + 1, KINDS] and ``facts`` [VMs, FACTS]; ``last`` [_TASKS, 2]: tasks' last events.
@@ -136,12 +156,16 @@ def scan_rows(c: Columns, kinds: np.ndarray, facts: np.ndarray, last: np.ndarray
             continue
         kinds[vm, kind] += 1
         note_window(c, i, facts[vm])
+        if facts[vm, FIRST_EVENT] == 0:
+            facts[vm, FIRST_EVENT] = first_event(c, i)
         task = c.pid[i] & (_TASKS - 1)
         if kind == SPLIT_HUGE_PAGE:
             errno = c.num[i]
             tdp = last[task, 0] == c.pid[i] and last[task, 1] == TDP_CHANGED
             if not tdp and errno != -16:
                 facts[vm, SHADOW_SPLITS] += 1
+                made = last[task, 0] == c.pid[i] and last[task, 1] == PAGE_MADE
+                facts[vm, SPLITS_WITH_PAGE] += made and errno == 0
             if errno == -EAGAIN:
                 facts[vm, EAGAIN_SPLITS] += 1
             if errno == -EOPNOTSUPP or errno == -EINVAL:
@@ -182,7 +206,7 @@ def scan_rows(c: Columns, kinds: np.ndarray, facts: np.ndarray, last: np.ndarray
             facts[vm, SHADOW_PART_FLUSHES] += facts[vm, IN_SHADOW_PART]
         if kind <= LAST_KVMMMU:
             last[task, 0] = c.pid[i]
-            last[task, 1] = kind
+            last[task, 1] = PAGE_MADE if kind == GET_PAGE and c.flags[i] & CREATED else kind
 
 
 @dataclass(frozen=True)
@@ -314,6 +338,11 @@ class TraceFacts:
         )
 
     @property
+    def _fills_caches(self) -> bool:
+        """More pages were made by splits than the caches of merged code hold, which it refills by -EAGAIN."""
+        return int(self.facts[:, SPLITS_WITH_PAGE].max()) > PRESETS[MERGED].page_capacity
+
+    @property
     def policy_evidence(self) -> tuple[tuple[str, ...], str]:
         """The policies that the recorded outcomes speak for, the likeliest first, and what they show.
 
@@ -336,12 +365,18 @@ class TraceFacts:
             if self.facts[:, SHADOW_PART_FLUSHES].sum() >= splits:
                 return ("linux-2026",), f"{merged}, and every split flushed"
             return (MERGED,), f"{merged}, and not every split flushed"
-        if shadow:
+        late = self.facts[:, FIRST_EVENT].max() == LATE and self.tdp_mmu[0] is not False
+        if shadow and (self._fills_caches or not late):
             return (POSTED,), "shadow pages were split and no attempt ended in -EAGAIN"
         if any(self._left_huge(vm) for vm in range(self.vms)):
             return _MERGED, "split functions ran and left the huge pages of a VM without TDP MMU alone"
         if self.facts[:, LOG_CHANGES].sum() and not self.has_recorded:
             return ("off",), "dirty logging was switched on and nothing was split"
+        if self.facts[:, NONPRESENT_SPTES].sum():
+            return _MERGED, "SPTEs that are non-present by bit 63 are of 6.10 or later, which has merged code"
+        if shadow:
+            few = "the trace begins late, and too few shadow pages were split for one that ends in -EAGAIN"
+            return ((*_MERGED, POSTED) if self.tdp_mmu[0] else ()), few
         if self.total(Kind.SPLIT_HUGE_PAGE):
             return (), "only splits of the TDP MMU were recorded, which are alike in all of them"
         return (), "no outcome was recorded"
