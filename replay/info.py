@@ -87,6 +87,7 @@ def info_document(trace: Trace) -> dict[str, Any]:
             "recorded": run.comparison.recorded,
             "compared": run.comparison.compared,
             "not_compared": run.comparison.not_compared,
+            "from": run.comparison.compared_from,
         },
         "can": list(_can(run, causes, counts)),
         "cannot": list(_cannot(run, facts, told, causes, counts)),

@@ -34,7 +34,7 @@ from replay.mmu.room import NO_ROOM, OK, has_room, has_room_for_next
 from replay.mmu.split import STOP_ATTEMPT, STOP_DONE, STOP_DROPPED, STOP_NO_ROOM, STOP_YIELDED, advance
 from replay.mmu.spte import with_accessed_dirty_of
 from replay.mmu.state import Mmu
-from replay.mmu.tdp import predict_split
+from replay.mmu.tdp import next_split, predict_split
 from replay.mmu.truth import compare_lines, recorded_line, recorded_role
 from replay.mmu.window import (
     ATTEMPT_TDP,
@@ -274,12 +274,32 @@ def tdp_attempt(m: Mmu, w: int, k: KnobCodes, errno: int) -> int:
 
 
 @jit
-def tdp_split_change(m: Mmu, w: int, k: KnobCodes, old: int) -> int:
+def reach_tdp(m: Mmu, w: int, gfn: int, level: int) -> int:
+    """Go on to the huge SPTE that a line splits: STOP_ATTEMPT if it is known, STOP_DONE if it is older.
+
+    One that is older than the trace leaves what is known after it for the lines to come.
+    """
+    while has_room(m):
+        at, level_at = next_split(m, w)
+        if level_at == 0 or at > gfn or (at == gfn and level_at < level):
+            return STOP_DONE
+        if at == gfn and level_at == level:
+            return STOP_ATTEMPT
+        unexpected(m, w, predict_split(m, w, 0))
+    return STOP_NO_ROOM
+
+
+@jit
+def tdp_split_change(m: Mmu, w: int, k: KnobCodes, gfn: int, level: int, old: int) -> int:
     """kvm_tdp_mmu_spte_changed from huge page to table by the window's task: an attempt, not yet applied.
 
     Of the ``old`` SPTE the A and D bits are taken, which the CPU sets without a line.
     """
     tdp_pending_is_unexpected(m, w)
+    if not knows_all(m, m.window[w, WIN_VM]) and not m.window[w, WIN_WORDS]:
+        result = reach_tdp(m, w, gfn, level)
+        if result != STOP_ATTEMPT:
+            return NO_ROOM if result == STOP_NO_ROOM else OK
     o = tdp_attempt(m, w, k, 0)
     if o == -2:
         return NO_ROOM

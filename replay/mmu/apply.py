@@ -5,6 +5,7 @@ from __future__ import annotations
 from replay.jit import jit
 from replay.mmu.guessed import find_guessed, name_page
 from replay.mmu.layout import (
+    CTL_LINE,
     FLAG_ADOPTED,
     FLAG_CLEARED,
     FLAG_FLOOD,
@@ -44,6 +45,7 @@ from replay.mmu.layout import (
     VM_OLDER,
     VM_ROOT_NEXT,
     VM_ROOTS,
+    VM_WHOLE,
 )
 from replay.mmu.mmu_pages import add_used_page, drop_unknown_page, drop_used_page, tell_used_pages
 from replay.mmu.rmap import pte_list_count, pte_list_get, rmap_head
@@ -466,5 +468,7 @@ def zap_all_fast(m: Mmu, vm: int, gen: int, used_pages: int) -> None:
     """
     tell_used_pages(m, vm, min(max(used_pages, 0), UNLIMITED))
     m.vm[vm, VM_OBSOLETE] = (gen & 1) + 1
+    if m.vm[vm, VM_OLDER] or not m.vm[vm, VM_BORN]:
+        m.vm[vm, VM_WHOLE] = m.ctl[CTL_LINE]
     m.vm[vm, VM_OLDER] = 0
     m.vm[vm, VM_BORN] = 1

@@ -83,6 +83,12 @@ class Replay:
     """By VM: the first line where a line, recorded or simulated, differs but rests on something unknown."""
     older: dict[int, int] = field(default_factory=dict)
     """By VM: the first line that shows state older than the trace; 0 if its beginning was not seen."""
+    last_unproven: int = 0
+    """The last line of those, of all VMs; 0 if there is none."""
+    last_split: int = 0
+    """The last recorded split line that was looked at in a window."""
+    whole: dict[int, int] = field(default_factory=dict)
+    """By VM: the line from which on all state is known, though some of it had been older than the trace."""
     tdp_mmu: bool = False
     """kvm.tdp_mmu was taken to be on."""
     tdp_mmu_shown: tuple[bool | None, str] = (None, "")
@@ -340,8 +346,9 @@ def _result(m: state.Mmu, facts: TraceFacts) -> Replay:
     lines = m.source[: m.ctl[layout.CTL_SOURCE_TOP]]
     sources = m.out32[np.flatnonzero(matches == int(Match.UNKNOWN)), window.OUT32_SOURCE]
     counters["unknown_attempts"] = int(np.count_nonzero(lines[sources, window.SOURCE_RECORDED] == 0))
-    lines = lines[(lines[:, window.SOURCE_RECORDED] != 0) & (lines[:, window.SOURCE_MMU] == 0)]
-    errnos, counts = np.unique(lines[:, window.SOURCE_ERRNO], return_counts=True)
+    splits = lines[lines[:, window.SOURCE_RECORDED] != 0]
+    shadow = splits[splits[:, window.SOURCE_MMU] == 0]
+    errnos, counts = np.unique(shadow[:, window.SOURCE_ERRNO], return_counts=True)
     return Replay(
         recorded_errnos=dict(zip(errnos.tolist(), counts.tolist(), strict=True)),
         outcomes=tables.outcomes(m),
@@ -358,6 +365,9 @@ def _result(m: state.Mmu, facts: TraceFacts) -> Replay:
             for vm in range(facts.vms)
             if m.vm[vm, layout.VM_OLDER] or not m.vm[vm, layout.VM_BORN]
         },
+        last_unproven=int(m.vm[:, layout.VM_LAST_UNPROVEN].max(initial=0)),
+        last_split=int(splits[:, window.SOURCE_LINE].max(initial=0)),
+        whole={vm: line for vm, line in enumerate(m.vm[: facts.vms, layout.VM_WHOLE].tolist()) if line},
         tdp_mmu=bool(m.vm[:, layout.VM_TDP_MMU].any()),
         tdp_mmu_shown=facts.tdp_mmu,
     )

@@ -33,6 +33,7 @@ from replay.mmu.window import (
     new_outcome,
     new_source,
     note_difference,
+    note_tdp_difference,
 )
 from replay.schema import Match
 
@@ -58,8 +59,10 @@ def note_record(m: Mmu, o: int, gfn: int, spte: int, level: int, errno: int) -> 
 
 
 @jit
-def difference(m: Mmu, w: int, match: int) -> int:
-    """``match``, or UNKNOWN where state older than the trace may make the difference."""
+def difference(m: Mmu, w: int, o: int, match: int) -> int:
+    """``match`` of attempt ``o``, or UNKNOWN where state older than the trace may make the difference."""
+    if m.out16[o, OUT16_FLAGS] & ATTEMPT_TDP:
+        return match if note_tdp_difference(m, w) else UNKNOWN
     return match if note_difference(m, w) else UNKNOWN
 
 
@@ -88,7 +91,7 @@ def judge(m: Mmu, o: int, gfn: int, spte: int, level: int, errno: int) -> None:
         and m.out16[o, OUT16_ERRNO] == errno
     )
     m.out16[o, OUT16_MATCH] = (
-        MATCHED if equal else difference(m, np.int64(m.out32[o, OUT32_WINDOW]), MISMATCHED)
+        MATCHED if equal else difference(m, np.int64(m.out32[o, OUT32_WINDOW]), o, MISMATCHED)
     )
     if equal:
         follow_aging(m, o, spte)
@@ -100,14 +103,14 @@ def missing(m: Mmu, w: int, flags: int, gfn: int, spte: int, level: int, errno: 
     o = new_outcome(m, w, flags)
     m.out16[o, OUT16_OUTCOME] = -1
     note_record(m, o, gfn, spte, level, errno)
-    m.out16[o, OUT16_MATCH] = difference(m, w, MISSING)
+    m.out16[o, OUT16_MATCH] = MISSING if note_difference(m, w) else UNKNOWN
 
 
 @jit
 def unexpected(m: Mmu, w: int, o: int) -> None:
     """Attempt ``o`` has no recorded line; nor has it an unrecorded one if the trace ends in the window."""
     if not m.window[w, WIN_CUT]:
-        m.out16[o, OUT16_MATCH] = difference(m, w, UNEXPECTED)
+        m.out16[o, OUT16_MATCH] = difference(m, w, o, UNEXPECTED)
 
 
 @jit

@@ -284,15 +284,25 @@ def next_simulated_huge(m: Mmu, vm: int, space: int, gfn: int, end: int) -> int:
 
 
 @jit
-def predict_split(m: Mmu, w: int, errno: int) -> int:
-    """The outcome row of the walk's next attempt, -1 at its end; ``errno`` >= 0 is the environment's."""
+def next_split(m: Mmu, w: int) -> tuple[int, int]:
+    """(gfn, level) of the huge SPTE that the walk comes to next; level 0: to none."""
     win = m.window[w]
     # the iterator begins with the 2M entry around the first gfn, even if the range ends before its end
     win[WIN_TDP_GFN] = max(win[WIN_TDP_GFN], win[WIN_START] >> 9 << 9)
     space = max(win[WIN_SPACE], 0)
-    gfn, level, spte = next_huge(m, win[WIN_VM], space, win[WIN_TDP_GFN], win[WIN_END], win[WIN_TARGET])
+    found = next_huge(m, win[WIN_VM], space, win[WIN_TDP_GFN], win[WIN_END], win[WIN_TARGET])
+    return found[0], found[1]
+
+
+@jit
+def predict_split(m: Mmu, w: int, errno: int) -> int:
+    """The outcome row of the walk's next attempt, -1 at its end; ``errno`` >= 0 is the environment's."""
+    win = m.window[w]
+    gfn, level = next_split(m, w)
     if level == 0:
         return -1
+    space = max(win[WIN_SPACE], 0)
+    spte = next_huge(m, win[WIN_VM], space, gfn, win[WIN_END], win[WIN_TARGET])[2]
     o = new_outcome(m, w, ATTEMPT_TDP)
     m.out[o, OUT_GFN] = gfn
     m.out16[o, OUT16_LEVEL] = level

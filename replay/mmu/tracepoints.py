@@ -155,7 +155,7 @@ def tdp_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool, k:
             spaces.decide(m, w, c.num[i] & 1)
             if control.tdp_part_begins(m, w, k) == NO_ROOM:
                 return NO_ROOM
-            if align.tdp_split_change(m, w, k, old) == NO_ROOM:
+            if align.tdp_split_change(m, w, k, gfn, level, old) == NO_ROOM:
                 return NO_ROOM
     if level <= 3 and is_shadow_present_pte(new) and is_last_spte(new, level):
         note_host_level(m, vm, gfn, level)

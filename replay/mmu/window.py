@@ -16,20 +16,27 @@ from replay.mmu.layout import (
     CTL_FLUSH_TOP,
     CTL_LINE,
     CTL_OUT_TOP,
+    CTL_SLOT_TOP,
     CTL_SOURCE_TOP,
     CTL_TS,
     CTL_WINDOW_TOP,
     SLOT_ID,
+    SLOT_LIVE,
+    SLOT_VM,
     VM_BEGUN,
     VM_BORN,
     VM_CACHES,
     VM_DIFFERS,
     VM_DOUBT_LINE,
+    VM_LAST_UNPROVEN,
     VM_OLDER,
     VM_UNPROVEN,
     VM_WINDOW,
 )
 from replay.mmu.state import Mmu, clear_row
+from replay.schema import WindowCause
+
+MEMSLOT_FLAGS = int(WindowCause.MEMSLOT_FLAGS)
 
 WIN_VM = 0
 WIN_TASK = 1  # pid
@@ -310,13 +317,56 @@ def note_difference(m: Mmu, w: int) -> bool:
     """A line of window ``w`` differs; False if it may rest on state that is older than the trace."""
     vm = m.window[w, WIN_VM]
     if not knows_all(m, vm):
-        if m.vm[vm, VM_UNPROVEN] == 0:
-            m.vm[vm, VM_UNPROVEN] = m.ctl[CTL_LINE]
+        note_unproven(m, vm)
         return False
-    m.vm[vm, VM_DIFFERS] = 1
+    note_proven(m, w)
+    return True
+
+
+@jit
+def note_unproven(m: Mmu, vm: int) -> None:
+    """The line being replayed shows a difference that proves nothing."""
+    if m.vm[vm, VM_UNPROVEN] == 0:
+        m.vm[vm, VM_UNPROVEN] = m.ctl[CTL_LINE]
+    m.vm[vm, VM_LAST_UNPROVEN] = m.ctl[CTL_LINE]
+
+
+@jit
+def note_proven(m: Mmu, w: int) -> None:
+    """The line being replayed shows that window ``w`` is not as simulated."""
+    m.vm[m.window[w, WIN_VM], VM_DIFFERS] = 1
     if m.window[w, WIN_DIFFERENT_LINE] == 0:
         m.window[w, WIN_DIFFERENT_LINE] = m.ctl[CTL_LINE]
+
+
+@jit
+def note_tdp_difference(m: Mmu, w: int) -> bool:
+    """As :func:`note_difference`, of an attempt of the TDP MMU that was foreseen.
+
+    A line of the trace showed its huge SPTE, however late the trace begins; but for that the window has
+    to be one of the address space that it is taken for.
+    """
+    vm = m.window[w, WIN_VM]
+    doubtful = m.ctl[CTL_LINE] >= m.vm[vm, VM_DOUBT_LINE]
+    if doubtful or not knows_space(m, w):
+        return note_difference(m, w)
+    note_proven(m, w)
     return True
+
+
+@jit
+def knows_space(m: Mmu, w: int) -> bool:
+    """Whether no slot that is older than the trace can be the one that window ``w`` is of."""
+    win = m.window[w]
+    if win[WIN_SLOT] < 0 or win[WIN_SPACE] < 0:
+        return False
+    if win[WIN_CAUSE] == MEMSLOT_FLAGS:
+        return True  # its own line names the slot
+    both = 0
+    for s in range(m.ctl[CTL_SLOT_TOP]):
+        if m.slot[s, SLOT_LIVE] and m.slot[s, SLOT_VM] == win[WIN_VM]:
+            both |= 1 << (m.slot[s, SLOT_ID] >> 16)
+    return both == 3
 
 
 @jit
