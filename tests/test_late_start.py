@@ -1,4 +1,4 @@
-"""Traces that begin in the middle of a VM's life: what lines show of older state, and what then is compared."""
+"""Traces that begin in the middle of a VM's life: lines show older state, and what follows is compared."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ def run(tmp_path: Path, events: list[str], policy: str = "linux-6.0") -> Any:
 def huge(gfn: int, spte: int | None = None) -> list[str]:
     """The end of a nested fault whose root and tables are older than the trace."""
     value = spte or 0x100000EE7 + (gfn << 12)
+    at = 0x12700B000 + 8 * (gfn >> 9 & 511)
     return [
         f"kvm_mmu_pagetable_walk: addr {gfn << 12:x} pferr 6 W|U",
         "kvm_mmu_paging_element: pte 202067 level 4",
         "kvm_mmu_paging_element: pte 205067 level 3",
         f"kvm_mmu_paging_element: pte {gfn << 12 | 0xE7:x} level 2",
         f"kvm_mmu_spte_requested: gfn {gfn:x} pfn {value >> 12:x} level 2",
-        f"kvm_mmu_set_spte: gfn {gfn:x} spte {value:x} (rwxu) level 2 at {0x12700B000 + 8 * (gfn >> 9 & 511):x}",
+        f"kvm_mmu_set_spte: gfn {gfn:x} spte {value:x} (rwxu) level 2 at {at:x}",
     ]
 
 
@@ -70,7 +71,7 @@ def compared(result: Any) -> tuple[int | None, int | None]:
 
 
 def test_a_page_that_a_split_gets_shows_the_role_of_all(tmp_path: Path) -> None:
-    """No line shows the role of older tables; one that is of the first split's child shows that of the others."""
+    """No line shows the role of older tables, until that of the first split's child does."""
     splits = [line for gfn in (FIRST, SECOND) for line in (page_of(gfn), split_line(gfn, 0))]
     found = run(tmp_path, [TDP_LINE, *huge(FIRST), *huge(SECOND), *window(*splits)])
     assert outcomes(found) == [(FIRST, "matched"), (SECOND, "matched")]
@@ -142,7 +143,9 @@ def tdp_lines(gfn: int) -> list[str]:
 def test_a_huge_page_of_the_tdp_mmu_that_is_older(tmp_path: Path) -> None:
     """It is unknown; those behind it, which lines have shown, are compared."""
     known = mapped(0, SECOND)[-1]
-    found = run(tmp_path, [known, *BOTH, *clear(FIRST, *tdp_lines(FIRST)), *clear(SECOND, *tdp_lines(SECOND))])
+    found = run(
+        tmp_path, [known, *BOTH, *clear(FIRST, *tdp_lines(FIRST)), *clear(SECOND, *tdp_lines(SECOND))]
+    )
     assert outcomes(found) == [(None, "unknown"), (SECOND, "matched")]
     line = found.comparison.compared_from
     assert found.document["expected"]["compared_from"] == line
@@ -153,7 +156,12 @@ def test_a_whole_slot_of_which_some_is_older(tmp_path: Path) -> None:
     """What is known of a window waits for its own line."""
     lines = [line.removeprefix("TDP ") for gfn in (FIRST, SECOND) for line in tdp_lines(gfn)]
     known = mapped(0, SECOND)[-1]
-    whole = [*region(0, 1, FLAGS), "slot_try_split: (f) target_level=1", *lines, "slot_try_split_ret: (f <- g)"]
+    whole = [
+        *region(0, 1, FLAGS),
+        "slot_try_split: (f) target_level=1",
+        *lines,
+        "slot_try_split_ret: (f <- g)",
+    ]
     found = run(tmp_path, [known, *whole])
     assert outcomes(found) == [(None, "unknown"), (SECOND, "matched")]
 

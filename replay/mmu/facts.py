@@ -13,6 +13,7 @@ from replay.kernel import MERGED, POSTED, KernelVersion
 from replay.mmu.kinds import (
     COMMIT_REGION,
     CREATED,
+    FLUSH_MEMSLOT,
     FLUSH_REMOTE_TLBS,
     GET_PAGE,
     LAST_KVMMMU,
@@ -80,11 +81,18 @@ FIRST_EVENT = 22  # what the first event shows that needs a root: FROM_BIRTH or 
 FROM_BIRTH = 1  # a root is made, so that all of the VM's life is in the trace
 LATE = 2
 SPLITS_WITH_PAGE = 23  # shadow pages that recorded splits made
-LAYOUT_SIGNS = 24  # the counts of spte_layout.py begin here
+SLOW_WRITES = 24  # write faults on present SPTEs that went another way than fast_page_fault
+SPLITS_APART = 25  # recorded splits by tasks that never fault, not right after they changed a slot
+LAYOUT_SIGNS = 26  # the counts of spte_layout.py begin here
 FACTS = LAYOUT_SIGNS + SIGNS
 KINDS = 128
 PAGE_MADE = 1 << 16  # as a kind: kvm_mmu_get_page of a new page
 _TASKS = 1024
+_LAST_PID, _LAST_KIND, _COMMITTED, _FAULTED, _WRITE = range(5)
+"""Columns of tasks: pid, last event of kvmmmu, a slot was changed, a fault was seen, a write fault begins."""
+_TASK_FACTS = 5
+_NPF = 3 << 32
+_EPT_PRESENT, _EPT_GUEST_ADDRESS = 7 << 3, 1 << 7
 _MERGED = (MERGED, "linux-2026")
 
 
@@ -129,6 +137,39 @@ def note_window(c: Columns, i: int, facts: np.ndarray) -> None:
 
 
 @jit
+def writes_present(code: int) -> bool:
+    """Whether a kvm_page_fault line is of a write to what is mapped, by its error code or qualification."""
+    if code & _NPF:
+        return code & 3 == 3
+    return code & 2 != 0 and code & _EPT_PRESENT != 0 and code & _EPT_GUEST_ADDRESS != 0
+
+
+@jit
+def note_task(c: Columns, i: int, task: np.ndarray, facts: np.ndarray) -> None:
+    """Count what event ``i`` shows of its ``task``; ``facts`` are those of the VM."""
+    kind = c.kind[i]
+    if task[_LAST_PID] != c.pid[i]:
+        task[:] = 0
+        task[_LAST_PID] = c.pid[i]
+    is_flush = FLUSH_REMOTE_TLBS <= kind <= FLUSH_MEMSLOT
+    in_fault = kind == PAGE_FAULT or kind == SPTE_REQUESTED or kind == SET_SPTE
+    if task[_WRITE]:
+        facts[SLOW_WRITES] += in_fault or kind == TDP_CHANGED
+        task[_WRITE] = 0
+    if in_fault:
+        task[_FAULTED] = 1
+        task[_WRITE] = kind == PAGE_FAULT and writes_present(np.int64(c.code[i]))
+    if kind == SPLIT_HUGE_PAGE:
+        facts[SPLITS_APART] += not task[_COMMITTED] and not task[_FAULTED]
+    elif kind == COMMIT_REGION:
+        task[_COMMITTED] = 1
+    elif not (
+        kind == GET_PAGE or kind == PREPARE_ZAP or is_flush or (kind == TDP_CHANGED and c.level[i] > 1)
+    ):
+        task[_COMMITTED] = 0
+
+
+@jit
 def first_event(c: Columns, i: int) -> int:
     """FROM_BIRTH, LATE, or 0 where event ``i`` shows neither."""
     kind, role = c.kind[i], c.role[i]
@@ -142,7 +183,7 @@ def first_event(c: Columns, i: int) -> int:
 
 @kernel
 def scan_rows(c: Columns, kinds: np.ndarray, facts: np.ndarray, last: np.ndarray) -> None:
-    """Add to ``kinds`` [VMs + 1, KINDS] and ``facts`` [VMs, FACTS]; ``last`` [_TASKS, 2]: tasks' last events.
+    """Add to ``kinds`` [VMs + 1, KINDS] and ``facts`` [VMs, FACTS]; ``last`` [_TASKS, _TASK_FACTS]: of tasks.
 
     The last row of ``kinds`` counts the events of no VM.
     """
@@ -159,12 +200,13 @@ def scan_rows(c: Columns, kinds: np.ndarray, facts: np.ndarray, last: np.ndarray
         if facts[vm, FIRST_EVENT] == 0:
             facts[vm, FIRST_EVENT] = first_event(c, i)
         task = c.pid[i] & (_TASKS - 1)
+        note_task(c, i, last[task], facts[vm])
         if kind == SPLIT_HUGE_PAGE:
             errno = c.num[i]
-            tdp = last[task, 0] == c.pid[i] and last[task, 1] == TDP_CHANGED
+            tdp = last[task, _LAST_KIND] == TDP_CHANGED
             if not tdp and errno != -16:
                 facts[vm, SHADOW_SPLITS] += 1
-                made = last[task, 0] == c.pid[i] and last[task, 1] == PAGE_MADE
+                made = last[task, _LAST_KIND] == PAGE_MADE
                 facts[vm, SPLITS_WITH_PAGE] += made and errno == 0
             if errno == -EAGAIN:
                 facts[vm, EAGAIN_SPLITS] += 1
@@ -205,8 +247,7 @@ def scan_rows(c: Columns, kinds: np.ndarray, facts: np.ndarray, last: np.ndarray
         elif kind == FLUSH_REMOTE_TLBS:
             facts[vm, SHADOW_PART_FLUSHES] += facts[vm, IN_SHADOW_PART]
         if kind <= LAST_KVMMMU:
-            last[task, 0] = c.pid[i]
-            last[task, 1] = PAGE_MADE if kind == GET_PAGE and c.flags[i] & CREATED else kind
+            last[task, _LAST_KIND] = PAGE_MADE if kind == GET_PAGE and c.flags[i] & CREATED else kind
 
 
 @dataclass(frozen=True)
@@ -386,7 +427,7 @@ def scan_facts(batches: Iterable[Columns], vms: int, role_words: bool = False) -
     """One pass over all batches of a trace with ``vms`` virtual machines."""
     kinds = np.zeros((max(vms, 1) + 1, KINDS), np.int64)
     facts = np.zeros((max(vms, 1), FACTS), np.int64)
-    last = np.zeros((_TASKS, 2), np.int64)
+    last = np.zeros((_TASKS, _TASK_FACTS), np.int64)
     for batch in batches:
         scan_rows(batch, kinds, facts, last)
     return TraceFacts(kinds, facts, role_words)

@@ -10,6 +10,8 @@ from replay.mmu.facts import (
     LATE_FLUSHES,
     LOCK_DROPS,
     SHADOW_SPLITS,
+    SLOW_WRITES,
+    SPLITS_APART,
     WINDOW_SPLITS,
     ZAPS_OF_PAGES,
     TraceFacts,
@@ -25,6 +27,7 @@ _TOGETHER = (
 """Either leaves a line wherever the other does."""
 
 
+_RANGES = (Kind.TRY_SPLIT, Kind.SHADOW_TRY_SPLIT, Kind.TDP_TRY_SPLIT, Kind.V2_TRY_SPLIT_BEGIN)
 _OF_RANGES = (Kind.TRY_SPLIT, Kind.TRY_SPLIT_RET)
 
 
@@ -45,6 +48,8 @@ def _of_tracepoints(facts: TraceFacts, vm: int, shadow_only: bool) -> Iterator[K
         yield Kind.PREPARE_ZAP_PAGE
     if facts.has(vm, Kind.TDP_TRY_SPLIT):
         yield Kind.TDP_MMU_SPTE_CHANGED
+    if of_vm[SLOW_WRITES]:
+        yield Kind.FAST_PAGE_FAULT
     if not of_vm[SHADOW_SPLITS]:
         return
     yield Kind.GET_PAGE
@@ -67,6 +72,8 @@ def _of_probes(facts: TraceFacts, vm: int) -> Iterator[Kind]:
     if facts.has(vm, Kind.SLOT_TRY_SPLIT, Kind.SLOT_TRY_SPLIT_RET):
         yield Kind.SET_REGION
         yield Kind.COMMIT_REGION
+    if facts.facts[vm, SPLITS_APART] and facts.has(vm, Kind.COMMIT_REGION) and not facts.has(vm, *_RANGES):
+        yield Kind.TDP_TRY_SPLIT  # they are of KVM_CLEAR_DIRTY_LOG
     if not facts.facts[vm, SHADOW_SPLITS]:
         return
     if not facts.has(vm, Kind.MARK_MEMSLOT):
