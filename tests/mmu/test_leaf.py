@@ -193,7 +193,7 @@ def test_table_that_was_never_named_is_adopted(m: state.Mmu, t: int) -> None:
     sp = shadow_page.find_bound(m, FRAME)
     assert (m.sp[sp, layout.SP_GFN], m.sp32[sp, layout.SP32_FLAGS]) == (
         GFN,
-        layout.FLAG_LIVE | layout.FLAG_ADOPTED,
+        layout.FLAG_LIVE | layout.FLAG_ADOPTED | layout.FLAG_GUESSED,
     )
     assert m.sp[sp, layout.SP_KEY] == make_key(DIRECT | ALL | 1, DIRECT_FAMILY, 0)
     assert (counted(m, window.C_ADOPTED), m.vm[0, layout.VM_USED]) == (1, 1)
