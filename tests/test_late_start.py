@@ -200,3 +200,20 @@ def test_zapping_all_makes_the_state_whole(tmp_path: Path) -> None:
     assert list(found.document["expected"]["whole_from"].values()) == [line]
     whole = run(tmp_path, [event for event in events if event != zapped])
     assert whole.document["expected"]["whole_from"] == {}
+
+
+TABLES = ("202 l3", "205 l2")
+"""Those that a walk of ``huge`` reads."""
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_first_root_whose_memslots_are_older(older: bool, tmp_path: Path) -> None:
+    """A new root follows when all was zapped: the caches of merged code may have been filled before."""
+    root = "kvm_mmu_get_page: sp gen 0 gfn 0 l4 8-byte q0 wux nxe ad root 0 sync new"
+    created = [] if older else region(1, 0, CREATE)
+    splits = [page_of(FIRST), split_line(FIRST, 0)]
+    *fault, set_spte = huge(FIRST)
+    tables = [f"kvm_mmu_get_page: sp gen 0 gfn {gfn} 8-byte q0 wux nxe ad root 0 sync new" for gfn in TABLES]
+    link = mapped(0, FIRST)[0]
+    found = run(tmp_path, [*created, root, link, *fault, *tables, set_spte, *window(*splits)])
+    assert (found.comparison.mismatched, found.comparison.unexpected) == ((0, 0) if older else (1, 1))

@@ -20,6 +20,7 @@ from replay.mmu.layout import (
     CTL_SOURCE_TOP,
     CTL_TS,
     CTL_WINDOW_TOP,
+    PROBES_REGION,
     SLOT_ID,
     SLOT_LIVE,
     SLOT_VM,
@@ -30,6 +31,7 @@ from replay.mmu.layout import (
     VM_DOUBT_LINE,
     VM_LAST_UNPROVEN,
     VM_OLDER,
+    VM_PROBES,
     VM_UNPROVEN,
     VM_WINDOW,
 )
@@ -295,6 +297,8 @@ def note_root(m: Mmu, vm: int) -> None:
     if not m.vm[vm, VM_BEGUN]:
         m.vm[vm, VM_BEGUN] = 1
         m.vm[vm, VM_BORN] = 1
+        if m.vm[vm, VM_PROBES] & PROBES_REGION and spaces_of_slots(m, vm) == 0:
+            m.vm[vm, VM_CACHES] = CACHES_UNKNOWN  # its slots are older, and so is it
 
 
 @jit
@@ -362,11 +366,17 @@ def knows_space(m: Mmu, w: int) -> bool:
         return False
     if win[WIN_CAUSE] == MEMSLOT_FLAGS:
         return True  # its own line names the slot
-    both = 0
+    return spaces_of_slots(m, win[WIN_VM]) == 3
+
+
+@jit
+def spaces_of_slots(m: Mmu, vm: int) -> int:
+    """A bit for each address space of which ``vm`` has memslots that are known."""
+    spaces = 0
     for s in range(m.ctl[CTL_SLOT_TOP]):
-        if m.slot[s, SLOT_LIVE] and m.slot[s, SLOT_VM] == win[WIN_VM]:
-            both |= 1 << (m.slot[s, SLOT_ID] >> 16)
-    return both == 3
+        if m.slot[s, SLOT_LIVE] and m.slot[s, SLOT_VM] == vm:
+            spaces |= 1 << (m.slot[s, SLOT_ID] >> 16)
+    return spaces
 
 
 @jit
