@@ -19,7 +19,7 @@ from replay.mmu.lookahead import LOOKAHEAD
 from replay.mmu.loop import ROWS_DONE, replay_rows
 from replay.mmu.moments import Moment, Moments
 from replay.mmu.placed_markers import place_markers, with_markers_placed
-from replay.mmu.truth import GET_PAGE_BIT, UNKNOWN
+from replay.mmu.truth import FLUSH_BIT, GET_PAGE_BIT, UNKNOWN
 from replay.policy import FaultSplit, Policy
 from replay.schema import (
     COLUMN_TYPES,
@@ -251,7 +251,8 @@ def _compared_kinds(facts: TraceFacts, vm: int) -> int:
     """Bits of the kinds of lines that this VM's recording has, and that are compared one by one."""
     kinds = (Kind.GET_PAGE, *range(Kind.V2_LOCK_DROPPED, Kind.V2_RESTART + 1))
     present = [kind for kind in kinds if facts.has(vm, Kind(kind))]
-    return sum(GET_PAGE_BIT if kind == Kind.GET_PAGE else 1 << (kind - V2_FIRST) for kind in present)
+    bits = sum(GET_PAGE_BIT if kind == Kind.GET_PAGE else 1 << (kind - V2_FIRST) for kind in present)
+    return bits | FLUSH_BIT if facts.flushes_recorded else bits
 
 
 def _no_events() -> Columns:
@@ -296,6 +297,7 @@ _LINES = {
     "tdp_get_page": window.WIN_TDP_GET_PAGES,
     "probes": window.WIN_PROBES,
 }
+"""Lines that state an outcome, by the counts of them in a window."""
 
 # -- counters --------------------------------------------------------------------------------------
 
@@ -321,12 +323,12 @@ def _result(m: state.Mmu, facts: TraceFacts) -> Replay:
     limits = m.vm[:, layout.VM_MAX]
     counters["max_mmu_pages"] = int(limits.sum()) if (limits < layout.UNLIMITED).all() else None
     aligned = wins[wins[:, window.WIN_ALIGNED] != 0]
-    for name, first in _LINES.items():
+    for name, first in (*_LINES.items(), ("flush_lines", window.WIN_FLUSH_LINES)):
         for i, what in enumerate(("recorded", "matched", "absent", "unknown")):
             counters[f"{name}_{what}"] = int(aligned[:, first + i].sum())
     flush_probes = facts.flushes_recorded
     counters["flushes_expected"] = (
-        int(aligned[:, window.WIN_FLUSHES_RECORDED].sum()) if flush_probes else None
+        int(aligned[:, window.WIN_FLUSH_LINES].sum()) if flush_probes else None
     )
     counters["flushes_simulated"] = total
     if facts.total(Kind.SET_SPTE) == 0:

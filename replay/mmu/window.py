@@ -75,7 +75,6 @@ WIN_FLUSHES = 42  # 5 numbers by schema.FlushCause
 WIN_FLUSHES_LOST = 47
 WIN_TDP_ATTEMPTS = 48
 WIN_TDP_SPLIT = 49
-WIN_FLUSHES_RECORDED = 50
 WIN_BITS = 51  # which gfns of the word's range are cleared, counted from its first
 WIN_LEAKED = 52
 WIN_RESTARTED = 53  # the head is to be begun anew after a split
@@ -107,7 +106,8 @@ WIN_OPEN_ENDED = 87  # opened by a range probe: the task's next other event clos
 WIN_CUT = 88  # the trace ends in it: what the walk is ahead has no counterpart
 WIN_DOUBTED = 89  # at its end, not all of the state was known; or the trace ends in it
 WIN_SPACE = 90  # address space: 0, 1 that of SMM, -1 not known yet
-WIN_COLUMNS = 91
+WIN_FLUSH_LINES = 91  # lines of kvm_flush_remote_tlbs in the shadow part: as WIN_GET_PAGES
+WIN_COLUMNS = 95
 
 ANY_PLACE = 1 << 62
 

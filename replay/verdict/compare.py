@@ -111,7 +111,7 @@ def compare_recorded(replay: Replay, doubts: Sequence[Doubt] = ()) -> Comparison
         *_attempt_reasons(counters),
         *_line_reasons("kvm_mmu_get_page lines of splits", get_page),
         *_line_reasons("probe lines of splits", probes),
-        *_flush_reasons(replay, doubted=False),
+        *(_flush_reasons(replay, doubted=False) or _flush_places(_lines(counters, "flush_lines"))),
     ]
     left_out = {reason: not_compared[reason] for reason in REASONS if not_compared[reason]}
     verdict, reasons = _verdict(
@@ -273,6 +273,12 @@ def _flush_reasons(replay: Replay, doubted: bool) -> list[str]:
         f"flushes differ {windows}, first in window {first['index']}: "
         f"{first['flushes_recorded']} recorded, {first['flushes_total']} simulated"
     ]
+
+
+def _flush_places(lines: Lines) -> list[str]:
+    """Flushes that were recorded elsewhere among the lines of their window than the kernel's code has them."""
+    count = max(lines.compared - lines.matched, lines.absent)
+    return [f"{count:,} of {lines.compared:,} flushes recorded in another place"] if count else []
 
 
 def _recorded_differences(replay: Replay) -> list[Difference]:
