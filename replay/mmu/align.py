@@ -12,6 +12,8 @@ import numpy as np
 from replay.jit import jit
 from replay.mmu.dirty_log import next_word
 from replay.mmu.judge import (
+    MATCHED,
+    UNKNOWN,
     judge,
     missing,
     pending_is_unexpected,
@@ -27,27 +29,38 @@ from replay.mmu.layout import (
     SP32_FLAGS,
     VM_HAS_TDP,
     VM_LAYOUT,
+    VM_TRUTHS,
 )
+from replay.mmu.prepare_split import after_lock_drop, drop_lock
+from replay.mmu.rmap import pte_list_get, rmap_head
 from replay.mmu.role import LEVEL
 from replay.mmu.room import NO_ROOM, OK, has_room
+from replay.mmu.shadow_page import get_spte
+from replay.mmu.slot_rmap_walk import END_OF_HEAD
 from replay.mmu.split import STOP_ATTEMPT, STOP_DONE, STOP_DROPPED, STOP_NO_ROOM, STOP_YIELDED, advance
-from replay.mmu.spte import with_accessed_dirty_of
+from replay.mmu.spte import sptes_agree, with_accessed_dirty_of
 from replay.mmu.state import Mmu
 from replay.mmu.tdp import predict_split
-from replay.mmu.truth import compare_lines, recorded_line
+from replay.mmu.truth import SHOW_LOCK_DROPS, compare_lines, recorded_line
 from replay.mmu.window import (
     ATTEMPT_TDP,
     C_ENV_ALLOC,
     C_EXPECTED,
     OUT16_LEVEL,
+    OUT16_MATCH,
     OUT_GFN,
     OUT_SPTE,
     WIN_CHILD,
     WIN_ENV_DROP,
     WIN_ENV_FAIL_KERNEL,
     WIN_ENV_YIELD,
+    WIN_GFN,
     WIN_HAS_V2_PROBES,
+    WIN_IN_HEAD,
+    WIN_LEVEL,
     WIN_PENDING,
+    WIN_POSITION,
+    WIN_REPEATED,
     WIN_RETRY_PLACE,
     WIN_RETRY_TS,
     WIN_TDP_GFN,
@@ -59,7 +72,7 @@ from replay.mmu.window import (
     place_of,
 )
 from replay.policy import KnobCodes
-from replay.schema import EAGAIN, EBUSY, ENOMEM
+from replay.schema import EAGAIN, EBUSY, ENOMEM, EOPNOTSUPP
 
 NO_RESCHED = (0, -1)
 
@@ -113,6 +126,7 @@ def split_line(m: Mmu, w: int, k: KnobCodes, gfn: int, spte: int, level: int, er
     pending = m.window[w, WIN_PENDING] != 0
     if errno == -EAGAIN and k.lock_drop_traced and not pending and not is_repeated_retry(m, w, where):
         m.window[w, WIN_ENV_DROP] = where + 1
+    repeats = errno == -EOPNOTSUPP and not pending and begin_head_anew(m, w, k, where, spte)
     if errno == -ENOMEM and not m.window[w, WIN_HAS_V2_PROBES] and not pending:
         # no probe tells of it, so the line itself does: the blocking allocation failed
         m.window[w, WIN_ENV_DROP] = where + 1
@@ -132,6 +146,9 @@ def split_line(m: Mmu, w: int, k: KnobCodes, gfn: int, spte: int, level: int, er
         missing(m, w, 0, gfn, spte, level, errno)
         return OK
     judge(m, o, gfn, spte, level, errno)
+    if repeats and m.out16[o, OUT16_MATCH] == MATCHED:
+        m.out16[o, OUT16_MATCH] = UNKNOWN  # a line that is there twice looks the same
+        m.window[w, WIN_REPEATED] += 1
     compare_lines(m, w, True)
     child = m.window[w, WIN_CHILD]
     if errno == 0 and child >= 0 and m.sp32[child, SP32_FLAGS] & FLAG_LIVE:
@@ -139,6 +156,35 @@ def split_line(m: Mmu, w: int, k: KnobCodes, gfn: int, spte: int, level: int, er
     m.window[w, WIN_PENDING] = 0
     peek_next(m, w, k)
     return OK
+
+
+@jit
+def begin_head_anew(m: Mmu, w: int, k: KnobCodes, where: int, spte: int) -> bool:
+    """A refused SPTE is attempted once more: v2 dropped the lock in between, which leaves no line without probes.
+
+    Of what the head holds before the place of the walk, the walk goes back to the last SPTE that fits.
+    """
+    win = m.window[w]
+    vm = win[WIN_VM]
+    if k.lock_drop_traced or m.vm[vm, VM_TRUTHS] & SHOW_LOCK_DROPS or not win[WIN_IN_HEAD]:
+        return False
+    position = win[WIN_POSITION]
+    if place(win[WIN_GFN], win[WIN_LEVEL]) != where or position == END_OF_HEAD:
+        return False
+    head = rmap_head(m, vm, win[WIN_GFN], win[WIN_LEVEL])
+    layout = m.vm[vm, VM_LAYOUT]
+    sptep = pte_list_get(m, head, position)
+    if sptep >= 0 and sptes_agree(get_spte(m, sptep // 512, sptep % 512), spte, layout):
+        return False
+    for before in range(position - 1, -1, -1):
+        sptep = pte_list_get(m, head, before)
+        if sptep < 0 or not sptes_agree(get_spte(m, sptep // 512, sptep % 512), spte, layout):
+            continue
+        drop_lock(m, w, sptep, get_spte(m, sptep // 512, sptep % 512))
+        after_lock_drop(m, w, k)
+        win[WIN_POSITION] = before
+        return True
+    return False
 
 
 @jit

@@ -131,6 +131,8 @@ def tdp_part_begins(m: Mmu, w: int, k: KnobCodes) -> int:
             return NO_ROOM
         if win[WIN_ALIGNED] and not win[WIN_WORDS] and finish_shadow(m, w, k) == NO_ROOM:
             return NO_ROOM
+        if not win[WIN_WORDS]:
+            compare_lines(m, w, True)
         win[WIN_PHASE] = PHASE_TDP
     return OK
 

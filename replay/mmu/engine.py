@@ -79,6 +79,8 @@ class Replay:
     """Lines of the trace that state an outcome, those of no VM included: ``splits`` and ``probes``."""
     unknown: dict[int, int] = field(default_factory=dict)
     """By VM: recorded lines of windows that differ, but rest on something unknown."""
+    repeated: dict[int, int] = field(default_factory=dict)
+    """By VM: those of them that are split lines which a lock drop repeats that left no line itself."""
     unproven: dict[int, int] = field(default_factory=dict)
     """By VM: the first line where a line, recorded or simulated, differs but rests on something unknown."""
     older: dict[int, int] = field(default_factory=dict)
@@ -216,6 +218,7 @@ def _new_state(
         WIN_CENSUS_COLUMNS if options.census else window.WIN_COLUMNS,
     )
     compared = options.split_at in ("auto", "control", "recorded") and options.compare_recorded
+    kinds = _compared_kinds(facts)
     m.ctl[layout.CTL_HAS_RECORDED] = facts.has_recorded and compared
     _split_at(m, facts, options.split_at)
     for vm in range(facts.vms):
@@ -234,7 +237,7 @@ def _new_state(
             + layout.PROBES_CLEAR_DIRTY * facts.has(vm, Kind.SLOT_LEAF_CLEAR_DIRTY)
             + layout.PROBES_RETURN * facts.has(vm, Kind.SLOT_TRY_SPLIT_RET, Kind.TRY_SPLIT_RET)
         )
-        m.vm[vm, layout.VM_TRUTHS] = _compared_kinds(facts, vm)
+        m.vm[vm, layout.VM_TRUTHS] = kinds
         m.vm[vm, layout.VM_RAW_ROLES] = facts.role_words
         m.vm[vm, layout.VM_TDP_MMU] = tdp_mmu_on(facts, options, vm)
         m.vm[vm, layout.VM_DOUBT_LINE] = doubtful_from.get(vm, NEVER)
@@ -247,10 +250,10 @@ def _new_state(
     return m
 
 
-def _compared_kinds(facts: TraceFacts, vm: int) -> int:
-    """Bits of the kinds of lines that this VM's recording has, and that are compared one by one."""
+def _compared_kinds(facts: TraceFacts) -> int:
+    """Bits of the kinds of lines that the recording has, and that are compared one by one."""
     kinds = (Kind.GET_PAGE, *range(Kind.V2_LOCK_DROPPED, Kind.V2_RESTART + 1))
-    present = [kind for kind in kinds if facts.has(vm, Kind(kind))]
+    present = [kind for kind in kinds if facts.total(Kind(kind))]
     bits = sum(GET_PAGE_BIT if kind == Kind.GET_PAGE else 1 << (kind - V2_FIRST) for kind in present)
     return bits | FLUSH_BIT if facts.flushes_recorded else bits
 
@@ -354,6 +357,7 @@ def _result(m: state.Mmu, facts: TraceFacts) -> Replay:
         has_recorded=facts.has_recorded,
         recorded_lines={"splits": facts.total(Kind.SPLIT_HUGE_PAGE), "probes": facts.probe_lines},
         unknown=_unknown_lines(m, facts.vms),
+        repeated=_repeated_lines(wins, facts.vms),
         unproven={vm: line for vm, line in enumerate(m.vm[: facts.vms, layout.VM_UNPROVEN].tolist()) if line},
         older={
             vm: int(m.vm[vm, layout.VM_OLDER])
@@ -376,3 +380,10 @@ def _unknown_lines(m: state.Mmu, vms: int) -> dict[int, int]:
     unknown = np.bincount(vm_of_row, minlength=vms)
     np.add.at(unknown, wins[:, window.WIN_VM], lines)
     return {vm: count for vm, count in enumerate(unknown.tolist()) if count}
+
+
+def _repeated_lines(wins: np.ndarray, vms: int) -> dict[int, int]:
+    """Recorded split lines by VM that v2 repeats after a lock drop without a line."""
+    repeated = np.zeros(vms, np.int64)
+    np.add.at(repeated, wins[:, window.WIN_VM], wins[:, window.WIN_REPEATED])
+    return {vm: count for vm, count in enumerate(repeated.tolist()) if count}

@@ -36,8 +36,10 @@ from replay.mmu.kinds import (
     V2_LOCK_DROPPED,
     V2_PREPARE,
     V2_RESTART,
+    V2_SP_FREED_UNUSED,
     V2_SPLIT_DONE,
     V2_TRY_SPLIT_BEGIN,
+    V2_TRY_SPLIT_END,
     VMM,
     ZAP_ALL_FAST,
 )
@@ -49,7 +51,7 @@ from replay.mmu.spte import (
     is_shadow_present_pte,
 )
 from replay.mmu.spte_layout import SIGNS, count_leaf, count_role, has_pml_sptes, layout_of
-from replay.schema import EAGAIN, EINVAL, ENOMEM, EOPNOTSUPP, Columns, Kind
+from replay.schema import EAGAIN, EINVAL, ENOMEM, ENOSPC, EOPNOTSUPP, Columns, Kind
 
 SHADOW_SPLITS = 0
 EAGAIN_SPLITS = 1
@@ -69,13 +71,16 @@ CLEAR_DIRTY_PASSES = 14  # passes of dirty logging that spare 4K SPTEs, as PML h
 WINDOW_TASK = 15  # pid + 1 of the task that probes show in a window, 0 none
 WINDOW_KIND = 16  # kind of that task's last event
 WINDOW_SPLITS = 17  # lines in windows that only a split leaves, beside its own
-LATE_FLUSHES = 18  # flushes in windows right after a whole split of the v2 series
+LATE_FLUSHES = 18  # flushes in windows right after a head of the v2 series
 LOCK_DROPS = 19  # restarts of the v2 series after the lock was dropped
 ALLOC_FAILURES = 20  # of the v2 series: lock drops for them, splits that fail after a lock drop
 ZAPS_OF_PAGES = 21  # kvm_mmu_zap_all_fast lines of VMs that have shadow pages
 LAYOUT_SIGNS = 22  # the counts of spte_layout.py begin here
 FACTS = LAYOUT_SIGNS + SIGNS
 KINDS = 128
+# in WINDOW_KIND, beside kinds
+_LATE_FLUSH = KINDS  # a flush that no lock drop explains
+_HEAD_LEFT = KINDS + 1  # v2_restart after a split, of which nothing need follow in its head
 _TASKS = 1024
 _MERGED = (MERGED, "linux-2026")
 
@@ -106,11 +111,19 @@ def note_window(c: Columns, i: int, facts: np.ndarray) -> None:
         facts[WINDOW_SPLITS] += was_huge and is_shadow_present_pte(new) and not is_last_spte(new, level)
     elif kind == V2_SPLIT_DONE:
         facts[WINDOW_SPLITS] += 1
+    elif kind == V2_PREPARE:
+        facts[WINDOW_SPLITS] += 1
+        facts[LOCK_DROPS] += facts[WINDOW_KIND] == V2_PREPARE  # nothing became of the one before
     elif kind == V2_RESTART:
         facts[LOCK_DROPS] += c.code[i] != 0
-    elif kind == FLUSH_REMOTE_TLBS:
+    if facts[WINDOW_KIND] == _LATE_FLUSH and kind != V2_TRY_SPLIT_END:
+        facts[LATE_FLUSHES] += 1
+    if kind == FLUSH_REMOTE_TLBS:
         last = facts[WINDOW_KIND]
-        facts[LATE_FLUSHES] += last == V2_RESTART or last == V2_SPLIT_DONE or last == V2_PREPARE
+        if last == _HEAD_LEFT or last == V2_SP_FREED_UNUSED or last == V2_SPLIT_DONE or last == V2_PREPARE:
+            kind = _LATE_FLUSH
+    elif (kind == V2_RESTART and c.code[i] == 0) or (kind == SPLIT_HUGE_PAGE and c.num[i] == -ENOSPC):
+        kind = _HEAD_LEFT
     elif kind == V2_LOCK_DROPPED:
         facts[ALLOC_FAILURES] += c.code[i] == NOWAIT_FAILED
     elif kind == SPLIT_HUGE_PAGE and c.num[i] == -ENOMEM:

@@ -87,5 +87,5 @@ def _of_patch_probes(facts: TraceFacts, vm: int) -> Iterator[Kind]:
         yield Kind.V2_LOCK_DROPPED
     if of_vm[ALLOC_FAILURES] and facts.probe_lines:
         yield Kind.V2_ALLOC_FAILED
-    if of_vm[LATE_FLUSHES]:
+    if of_vm[LATE_FLUSHES] and facts.probe_lines:
         yield Kind.V2_RANGE_YIELD

@@ -10,7 +10,15 @@ flushes of slot_handle_level_range(), __link_shadow_page() and kvm_mmu_commit_za
 from __future__ import annotations
 
 from replay.jit import jit
-from replay.mmu.kinds import FLUSH_REMOTE_TLBS, GET_PAGE, V2_ALIAS_SP, V2_FIRST
+from replay.mmu.kinds import (
+    FLUSH_REMOTE_TLBS,
+    GET_PAGE,
+    V2_ALIAS_SP,
+    V2_FIRST,
+    V2_LOCK_DROPPED,
+    V2_PREPARE,
+    V2_RESTART,
+)
 from replay.mmu.layout import (
     CTL_DIRECT_MAP,
     CTL_TRUTH_FREE,
@@ -50,6 +58,9 @@ GET_PAGE_BIT = 1 << 62
 
 FLUSH_BIT = 1 << 61
 """In ``VM_TRUTHS``: the trace has lines of kvm_flush_remote_tlbs, and shows which are of the shadow part."""
+
+SHOW_LOCK_DROPS = 1 << (V2_LOCK_DROPPED - V2_FIRST) | 1 << (V2_PREPARE - V2_FIRST) | 1 << (V2_RESTART - V2_FIRST)
+"""In ``VM_TRUTHS``: kinds of which each has a line at every lock drop of the v2 series."""
 
 # a queue in a row of Mmu.window: first row + 1, last row + 1
 _FIRST, _LAST = 0, 1

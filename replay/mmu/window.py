@@ -107,7 +107,8 @@ WIN_CUT = 88  # the trace ends in it: what the walk is ahead has no counterpart
 WIN_DOUBTED = 89  # at its end, not all of the state was known; or the trace ends in it
 WIN_SPACE = 90  # address space: 0, 1 that of SMM, -1 not known yet
 WIN_FLUSH_LINES = 91  # lines of kvm_flush_remote_tlbs in the shadow part: as WIN_GET_PAGES
-WIN_COLUMNS = 95
+WIN_REPEATED = 95  # split lines that a lock drop repeats which left no line itself
+WIN_COLUMNS = 96
 
 ANY_PLACE = 1 << 62
 

@@ -104,7 +104,9 @@ def compare_recorded(replay: Replay, doubts: Sequence[Doubt] = ()) -> Comparison
     not_compared["no_window"] = replay.recorded_lines["splits"] - judged - fault_time
     not_compared["no_window"] += replay.recorded_lines["probes"] - probes.recorded
     for vm, count in replay.unknown.items():
-        not_compared[reason_of(doubts, vm)] += count
+        repeated = replay.repeated.get(vm, 0)
+        not_compared["missing_kind"] += repeated
+        not_compared[reason_of(doubts, vm)] += count - repeated
     recorded = replay.recorded_lines["splits"] + get_page.recorded + replay.recorded_lines["probes"]
     compared = recorded - sum(not_compared.values())
     differing = [
@@ -156,11 +158,14 @@ def _open_questions(replay: Replay, doubts: Sequence[Doubt], left_out: Mapping[s
     """Why not everything could be compared; a vCPU's own lazy splits are no such reason."""
     # what is simulated and was not recorded is no recorded line that is left out, but an open question too
     silent = [reason_of(doubts, vm) for vm in sorted(replay.unproven) if not replay.unknown.get(vm)]
+    repeated = sum(replay.repeated.values())
     doubtful = [*_unrecorded(replay, silent), *_flush_reasons(replay, doubted=True)]
     shown = {*left_out, *silent, *NEVER_MATCH}
     if doubtful or "no_window" in left_out:
         shown.add("missing_kind")
     reasons = [doubt.text for doubt in doubts if doubt.reason in shown]
+    if repeated:
+        reasons.append("no v2_lock_dropped line was recorded: an SPTE is attempted again after a lock drop")
     if "before_trace" in shown:
         reasons.append(_before_trace(replay))
     for reason, count in left_out.items():
