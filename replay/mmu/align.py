@@ -26,9 +26,11 @@ from replay.mmu.layout import (
     CTL_TS,
     FLAG_LIVE,
     FLAG_RECORDED,
+    PROBES_FAST_FAULT,
     SP32_FLAGS,
     VM_HAS_TDP,
     VM_LAYOUT,
+    VM_PROBES,
     VM_TRUTHS,
 )
 from replay.mmu.prepare_split import after_lock_drop, drop_lock
@@ -38,14 +40,16 @@ from replay.mmu.room import NO_ROOM, OK, has_room
 from replay.mmu.shadow_page import get_spte
 from replay.mmu.slot_rmap_walk import END_OF_HEAD
 from replay.mmu.split import STOP_ATTEMPT, STOP_DONE, STOP_DROPPED, STOP_NO_ROOM, STOP_YIELDED, advance
-from replay.mmu.spte import sptes_agree, with_accessed_dirty_of
+from replay.mmu.spte import PT_WRITABLE_MASK, sptes_agree, with_accessed_dirty_of
 from replay.mmu.state import Mmu
 from replay.mmu.tdp import predict_split
 from replay.mmu.truth import SHOW_LOCK_DROPS, compare_lines, recorded_line
 from replay.mmu.window import (
+    ATTEMPT_RESTORED,
     ATTEMPT_TDP,
     C_ENV_ALLOC,
     C_EXPECTED,
+    OUT16_FLAGS,
     OUT16_LEVEL,
     OUT16_MATCH,
     OUT_GFN,
@@ -61,6 +65,7 @@ from replay.mmu.window import (
     WIN_PENDING,
     WIN_POSITION,
     WIN_REPEATED,
+    WIN_RESTORED,
     WIN_RETRY_PLACE,
     WIN_RETRY_TS,
     WIN_TDP_GFN,
@@ -319,8 +324,13 @@ def tdp_split_change(m: Mmu, w: int, k: KnobCodes, old: int) -> int:
     if o == -2:
         return NO_ROOM
     if o >= 0:
-        layout = m.vm[m.window[w, WIN_VM], VM_LAYOUT]
-        m.out[o, OUT_SPTE] = with_accessed_dirty_of(m.out[o, OUT_SPTE], old, layout)
+        vm = m.window[w, WIN_VM]
+        spte = with_accessed_dirty_of(m.out[o, OUT_SPTE], old, m.vm[vm, VM_LAYOUT])
+        if spte | PT_WRITABLE_MASK == old and spte != old and not m.vm[vm, VM_PROBES] & PROBES_FAST_FAULT:
+            # fast_page_fault() is the only way to it that has no change line
+            spte = old
+            m.out16[o, OUT16_FLAGS] |= ATTEMPT_RESTORED
+        m.out[o, OUT_SPTE] = spte
     m.window[w, WIN_TDP_PENDING] = o + 1
     return OK
 
@@ -341,6 +351,9 @@ def tdp_split_line(m: Mmu, w: int, k: KnobCodes, gfn: int, spte: int, level: int
     if errno == -EBUSY:
         m.out[o, OUT_SPTE] = spte  # the value that lost the race is the environment's, too
     judge(m, o, gfn, spte, level, errno)
+    if m.out16[o, OUT16_FLAGS] & ATTEMPT_RESTORED and m.out16[o, OUT16_MATCH] == MATCHED:
+        m.out16[o, OUT16_MATCH] = UNKNOWN
+        m.window[w, WIN_RESTORED] += 1
     compare_lines(m, w, True)
     return OK
 

@@ -79,8 +79,8 @@ class Replay:
     """Lines of the trace that state an outcome, those of no VM included: ``splits`` and ``probes``."""
     unknown: dict[int, int] = field(default_factory=dict)
     """By VM: recorded lines of windows that differ, but rest on something unknown."""
-    repeated: dict[int, int] = field(default_factory=dict)
-    """By VM: those of them that are split lines which a lock drop repeats that left no line itself."""
+    unshown: dict[Kind, dict[int, int]] = field(default_factory=dict)
+    """By VM: those of them that events explain of a kind that the recording lacks."""
     unproven: dict[int, int] = field(default_factory=dict)
     """By VM: the first line where a line, recorded or simulated, differs but rests on something unknown."""
     older: dict[int, int] = field(default_factory=dict)
@@ -236,6 +236,7 @@ def _new_state(
             + layout.PROBES_COLLAPSE * facts.has(vm, Kind.ZAP_COLLAPSIBLE, Kind.RECOVER_HUGE)
             + layout.PROBES_CLEAR_DIRTY * facts.has(vm, Kind.SLOT_LEAF_CLEAR_DIRTY)
             + layout.PROBES_RETURN * facts.has(vm, Kind.SLOT_TRY_SPLIT_RET, Kind.TRY_SPLIT_RET)
+            + layout.PROBES_FAST_FAULT * (facts.total(Kind.FAST_PAGE_FAULT) > 0)
         )
         m.vm[vm, layout.VM_TRUTHS] = kinds
         m.vm[vm, layout.VM_RAW_ROLES] = facts.role_words
@@ -357,7 +358,10 @@ def _result(m: state.Mmu, facts: TraceFacts) -> Replay:
         has_recorded=facts.has_recorded,
         recorded_lines={"splits": facts.total(Kind.SPLIT_HUGE_PAGE), "probes": facts.probe_lines},
         unknown=_unknown_lines(m, facts.vms),
-        repeated=_repeated_lines(wins, facts.vms),
+        unshown={
+            Kind.V2_LOCK_DROPPED: _sums_by_vm(wins, window.WIN_REPEATED, facts.vms),
+            Kind.FAST_PAGE_FAULT: _sums_by_vm(wins, window.WIN_RESTORED, facts.vms),
+        },
         unproven={vm: line for vm, line in enumerate(m.vm[: facts.vms, layout.VM_UNPROVEN].tolist()) if line},
         older={
             vm: int(m.vm[vm, layout.VM_OLDER])
@@ -382,8 +386,8 @@ def _unknown_lines(m: state.Mmu, vms: int) -> dict[int, int]:
     return {vm: count for vm, count in enumerate(unknown.tolist()) if count}
 
 
-def _repeated_lines(wins: np.ndarray, vms: int) -> dict[int, int]:
-    """Recorded split lines by VM that v2 repeats after a lock drop without a line."""
-    repeated = np.zeros(vms, np.int64)
-    np.add.at(repeated, wins[:, window.WIN_VM], wins[:, window.WIN_REPEATED])
-    return {vm: count for vm, count in enumerate(repeated.tolist()) if count}
+def _sums_by_vm(wins: np.ndarray, column: int, vms: int) -> dict[int, int]:
+    """The sum of a column of the windows of each VM, where it is not 0."""
+    sums = np.zeros(vms, np.int64)
+    np.add.at(sums, wins[:, window.WIN_VM], wins[:, column])
+    return {vm: count for vm, count in enumerate(sums.tolist()) if count}

@@ -75,7 +75,9 @@ LATE_FLUSHES = 18  # flushes in windows right after a head of the v2 series
 LOCK_DROPS = 19  # restarts of the v2 series after the lock was dropped
 ALLOC_FAILURES = 20  # of the v2 series: lock drops for them, splits that fail after a lock drop
 ZAPS_OF_PAGES = 21  # kvm_mmu_zap_all_fast lines of VMs that have shadow pages
-LAYOUT_SIGNS = 22  # the counts of spte_layout.py begin here
+EAGER_TDP_SPLITS = 22  # splits in the TDP MMU by tasks that had no fault, outside windows of probes
+WINDOW_PREPARE = 23  # gfn + 1 of the head of that event, if it is v2_prepare
+LAYOUT_SIGNS = 24  # the counts of spte_layout.py begin here
 FACTS = LAYOUT_SIGNS + SIGNS
 KINDS = 128
 # in WINDOW_KIND, beside kinds
@@ -86,7 +88,7 @@ _MERGED = (MERGED, "linux-2026")
 
 
 FACT_COLUMNS = (
-    "kind", "vm", "pid", "level", "flags", "old_spte", "spte", "code", "num", "role", "line",
+    "kind", "vm", "pid", "gfn", "level", "flags", "old_spte", "spte", "code", "num", "role", "line",
 )  # fmt: skip
 """What ``scan_rows`` reads of an event."""
 
@@ -113,7 +115,8 @@ def note_window(c: Columns, i: int, facts: np.ndarray) -> None:
         facts[WINDOW_SPLITS] += 1
     elif kind == V2_PREPARE:
         facts[WINDOW_SPLITS] += 1
-        facts[LOCK_DROPS] += facts[WINDOW_KIND] == V2_PREPARE  # nothing became of the one before
+        # nothing became of the one before
+        facts[LOCK_DROPS] += facts[WINDOW_PREPARE] == np.int64(c.gfn[i]) + 1
     elif kind == V2_RESTART:
         facts[LOCK_DROPS] += c.code[i] != 0
     if facts[WINDOW_KIND] == _LATE_FLUSH and kind != V2_TRY_SPLIT_END:
@@ -131,11 +134,16 @@ def note_window(c: Columns, i: int, facts: np.ndarray) -> None:
             facts[WINDOW_KIND] == V2_LOCK_DROPPED or facts[WINDOW_KIND] == FLUSH_REMOTE_TLBS
         )
     facts[WINDOW_KIND] = kind
+    facts[WINDOW_PREPARE] = np.int64(c.gfn[i]) + 1 if kind == V2_PREPARE else 0
 
 
 @kernel
-def scan_rows(c: Columns, kinds: np.ndarray, facts: np.ndarray, last: np.ndarray) -> None:
-    """Add to ``kinds`` [VMs + 1, KINDS] and ``facts`` [VMs, FACTS]; ``last`` [_TASKS, 2]: tasks' last events.
+def scan_rows(
+    c: Columns, kinds: np.ndarray, facts: np.ndarray, last: np.ndarray, faulted: np.ndarray
+) -> None:
+    """Add to ``kinds`` [VMs + 1, KINDS] and ``facts`` [VMs, FACTS].
+
+    ``last`` [_TASKS, 2]: tasks' last events; ``faulted`` [_TASKS]: not 0 for those that had a fault.
 
     The last row of ``kinds`` counts the events of no VM.
     """
@@ -153,6 +161,8 @@ def scan_rows(c: Columns, kinds: np.ndarray, facts: np.ndarray, last: np.ndarray
         if kind == SPLIT_HUGE_PAGE:
             errno = c.num[i]
             tdp = last[task, 0] == c.pid[i] and last[task, 1] == TDP_CHANGED
+            if tdp and not faulted[task] and facts[vm, WINDOW_TASK] == 0:
+                facts[vm, EAGER_TDP_SPLITS] += 1
             if not tdp and errno != -16:
                 facts[vm, SHADOW_SPLITS] += 1
             if errno == -EAGAIN:
@@ -180,6 +190,8 @@ def scan_rows(c: Columns, kinds: np.ndarray, facts: np.ndarray, last: np.ndarray
             facts[vm, CLEAR_DIRTY_PASSES] += 1
         elif kind == COMMIT_REGION and c.num[i] > 2:
             facts[vm, LOG_CHANGES] += 1
+        elif kind == PAGE_FAULT:
+            faulted[task] = 1
         elif kind == SET_REGION or kind == MARK_MEMSLOT:
             facts[vm, LOG_CONTROL] += c.code[i] & np.uint64(1) != 0
             facts[vm, VMM_MARKS] += kind == MARK_MEMSLOT and c.flags[i] & VMM != 0
@@ -303,6 +315,14 @@ class TraceFacts:
         """The VMM itself tells of KVM_CLEAR_DIRTY_LOG, and nothing else of the capability that it needs."""
         return bool(self.facts[vm, VMM_CLEARS]) and not self.has(vm, Kind.MARK_MANUAL_PROTECT)
 
+    def hides_windows(self, vm: int) -> bool:
+        """Nothing shows where windows of ``vm`` open, other than that they do not where logging begins.
+
+        A task that had no fault split in the TDP MMU: for KVM_CLEAR_DIRTY_LOG.
+        """
+        known = self.split_probes(vm) or self.has(vm, Kind.MARK_MANUAL_PROTECT, Kind.MARK_CLEAR_DIRTY_LOG)
+        return not known and self.has(vm, Kind.PAGE_FAULT) and bool(self.facts[vm, EAGER_TDP_SPLITS])
+
     def vmm_marks(self, vm: int) -> bool:
         """The VMM itself writes control lines."""
         return bool(self.facts[vm, VMM_MARKS])
@@ -365,6 +385,7 @@ def scan_facts(batches: Iterable[Columns], vms: int, role_words: bool = False) -
     kinds = np.zeros((max(vms, 1) + 1, KINDS), np.int64)
     facts = np.zeros((max(vms, 1), FACTS), np.int64)
     last = np.zeros((_TASKS, 2), np.int64)
+    faulted = np.zeros(_TASKS, np.int64)
     for batch in batches:
-        scan_rows(batch, kinds, facts, last)
+        scan_rows(batch, kinds, facts, last, faulted)
     return TraceFacts(kinds, facts, role_words)

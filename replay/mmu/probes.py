@@ -138,7 +138,7 @@ def probe_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool, 
         if w < 0:
             w = control.begin_range_window(m, vm, pid, gfn, end, level, k)
         if kind == TDP_TRY_SPLIT:
-            return control.tdp_part_begins(m, w, k)
+            return control.tdp_part_begins(m, w, True, k)
         control.shadow_part_begins(m, w, gfn, end)
         align.peek_next(m, w, k)
     elif kind == SLOT_TRY_SPLIT_RET or kind == TRY_SPLIT_RET:

@@ -108,7 +108,8 @@ WIN_DOUBTED = 89  # at its end, not all of the state was known; or the trace end
 WIN_SPACE = 90  # address space: 0, 1 that of SMM, -1 not known yet
 WIN_FLUSH_LINES = 91  # lines of kvm_flush_remote_tlbs in the shadow part: as WIN_GET_PAGES
 WIN_REPEATED = 95  # split lines that a lock drop repeats which left no line itself
-WIN_COLUMNS = 96
+WIN_RESTORED = 96  # split lines whose SPTE a fault made writable without a line
+WIN_COLUMNS = 97
 
 ANY_PLACE = 1 << 62
 
@@ -144,6 +145,7 @@ OUT16_COLUMNS = 8
 ATTEMPT_TDP = 1  # of the TDP MMU
 ATTEMPT_CREATED = 2  # it made the child page
 ATTEMPT_FLUSHED = 4  # it owes or did a flush
+ATTEMPT_RESTORED = 8  # the SPTE became writable again, and no line shows how
 
 # -- trace lines that attempts stand for, Mmu.source: one for each recorded split line, one for all other
 # attempts of an event

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from replay.schema import Match
+from replay.schema import Kind, Match
 from replay.verdict.doubt import NEVER_MATCH, REASONS, Doubt, reason_of
 from replay.verdict.golden import Attempt, Golden
 
@@ -26,6 +26,12 @@ MATCH_TEXTS = {
     "unexpected": "simulated but not expected",
 }
 """What the words of ``schema.Match`` say about attempts."""
+
+_UNSHOWN = {
+    Kind.V2_LOCK_DROPPED: "no v2_lock_dropped line was recorded: an SPTE is attempted again after a lock drop",
+    Kind.FAST_PAGE_FAULT: "no fast_page_fault line was recorded: an SPTE is writable again without a line",
+}
+"""What shows in a replay that events happened of a kind that the recording lacks."""
 
 _FAULT_TIME = "fault_time_tdp_splits"
 _WHAT_IF = ("end", "time")
@@ -104,9 +110,9 @@ def compare_recorded(replay: Replay, doubts: Sequence[Doubt] = ()) -> Comparison
     not_compared["no_window"] = replay.recorded_lines["splits"] - judged - fault_time
     not_compared["no_window"] += replay.recorded_lines["probes"] - probes.recorded
     for vm, count in replay.unknown.items():
-        repeated = replay.repeated.get(vm, 0)
-        not_compared["missing_kind"] += repeated
-        not_compared[reason_of(doubts, vm)] += count - repeated
+        unshown = sum(by_vm.get(vm, 0) for by_vm in replay.unshown.values())
+        not_compared["missing_kind"] += unshown
+        not_compared[reason_of(doubts, vm)] += count - unshown
     recorded = replay.recorded_lines["splits"] + get_page.recorded + replay.recorded_lines["probes"]
     compared = recorded - sum(not_compared.values())
     differing = [
@@ -158,14 +164,12 @@ def _open_questions(replay: Replay, doubts: Sequence[Doubt], left_out: Mapping[s
     """Why not everything could be compared; a vCPU's own lazy splits are no such reason."""
     # what is simulated and was not recorded is no recorded line that is left out, but an open question too
     silent = [reason_of(doubts, vm) for vm in sorted(replay.unproven) if not replay.unknown.get(vm)]
-    repeated = sum(replay.repeated.values())
     doubtful = [*_unrecorded(replay, silent), *_flush_reasons(replay, doubted=True)]
     shown = {*left_out, *silent, *NEVER_MATCH}
     if doubtful or "no_window" in left_out:
         shown.add("missing_kind")
     reasons = [doubt.text for doubt in doubts if doubt.reason in shown]
-    if repeated:
-        reasons.append("no v2_lock_dropped line was recorded: an SPTE is attempted again after a lock drop")
+    reasons += [text for kind, text in _UNSHOWN.items() if replay.unshown.get(kind)]
     if "before_trace" in shown:
         reasons.append(_before_trace(replay))
     for reason, count in left_out.items():
