@@ -27,6 +27,7 @@ from replay.mmu.layout import (
     FLAG_LIVE,
     FLAG_RECORDED,
     PROBES_FAST_FAULT,
+    SLOT_BASE,
     SP32_FLAGS,
     VM_HAS_TDP,
     VM_LAYOUT,
@@ -58,6 +59,7 @@ from replay.mmu.window import (
     WIN_ENV_DROP,
     WIN_ENV_FAIL_KERNEL,
     WIN_ENV_YIELD,
+    WIN_FIRST_WORD,
     WIN_GFN,
     WIN_HAS_V2_PROBES,
     WIN_IN_HEAD,
@@ -68,9 +70,11 @@ from replay.mmu.window import (
     WIN_RESTORED,
     WIN_RETRY_PLACE,
     WIN_RETRY_TS,
+    WIN_SLOT,
     WIN_TDP_GFN,
     WIN_TDP_PENDING,
     WIN_VM,
+    WIN_WORD,
     WIN_WORDS,
     count,
     place,
@@ -176,6 +180,10 @@ def begin_head_anew(m: Mmu, w: int, k: KnobCodes, where: int, spte: int) -> bool
     position = win[WIN_POSITION]
     if place(win[WIN_GFN], win[WIN_LEVEL]) != where or position == END_OF_HEAD:
         return False
+    if win[WIN_WORD] < win[WIN_WORDS]:
+        following = m.slot[win[WIN_SLOT], SLOT_BASE] + ((win[WIN_FIRST_WORD] + win[WIN_WORD]) << 6)
+        if place(following, win[WIN_LEVEL]) == where:
+            return False  # the next range of KVM_CLEAR_DIRTY_LOG comes to this head again
     head = rmap_head(m, vm, win[WIN_GFN], win[WIN_LEVEL])
     layout = m.vm[vm, VM_LAYOUT]
     sptep = pte_list_get(m, head, position)

@@ -33,10 +33,12 @@ from replay.mmu.kinds import (
     TDP_CHANGED,
     TDP_TRY_SPLIT,
     TRY_SPLIT_RET,
+    V2_FINAL_FLUSH,
     V2_LOCK_DROPPED,
     V2_PREPARE,
     V2_RESTART,
     V2_SP_FREED_UNUSED,
+    V2_SP_LEAKED,
     V2_SPLIT_DONE,
     V2_TRY_SPLIT_BEGIN,
     V2_TRY_SPLIT_END,
@@ -83,6 +85,8 @@ KINDS = 128
 # in WINDOW_KIND, beside kinds
 _LATE_FLUSH = KINDS  # a flush that no lock drop explains
 _HEAD_LEFT = KINDS + 1  # v2_restart after a split, of which nothing need follow in its head
+_PREPARED_AGAIN = KINDS + 2  # v2_prepare of the same head as the event before
+_HAS_SPLIT = KINDS + 3  # the line of a split
 _TASKS = 1024
 _MERGED = (MERGED, "linux-2026")
 
@@ -115,18 +119,22 @@ def note_window(c: Columns, i: int, facts: np.ndarray) -> None:
         facts[WINDOW_SPLITS] += 1
     elif kind == V2_PREPARE:
         facts[WINDOW_SPLITS] += 1
-        # nothing became of the one before
-        facts[LOCK_DROPS] += facts[WINDOW_PREPARE] == np.int64(c.gfn[i]) + 1
+        if facts[WINDOW_PREPARE] == np.int64(c.gfn[i]) + 1:
+            kind = _PREPARED_AGAIN
+    elif kind == V2_SP_LEAKED:
+        facts[LOCK_DROPS] += facts[WINDOW_KIND] == _PREPARED_AGAIN
     elif kind == V2_RESTART:
-        facts[LOCK_DROPS] += c.code[i] != 0
-    if facts[WINDOW_KIND] == _LATE_FLUSH and kind != V2_TRY_SPLIT_END:
-        facts[LATE_FLUSHES] += 1
+        facts[LOCK_DROPS] += c.code[i] != 0 and facts[WINDOW_KIND] != _HAS_SPLIT
+    if facts[WINDOW_KIND] == _LATE_FLUSH and kind != V2_TRY_SPLIT_END and kind != V2_FINAL_FLUSH:
+        facts[LATE_FLUSHES] += 1  # not the one at the end of the walk, and nothing is owed after it
     if kind == FLUSH_REMOTE_TLBS:
         last = facts[WINDOW_KIND]
         if last == _HEAD_LEFT or last == V2_SP_FREED_UNUSED or last == V2_SPLIT_DONE or last == V2_PREPARE:
             kind = _LATE_FLUSH
     elif (kind == V2_RESTART and c.code[i] == 0) or (kind == SPLIT_HUGE_PAGE and c.num[i] == -ENOSPC):
         kind = _HEAD_LEFT
+    elif kind == SPLIT_HUGE_PAGE and c.num[i] == 0:
+        kind = _HAS_SPLIT
     elif kind == V2_LOCK_DROPPED:
         facts[ALLOC_FAILURES] += c.code[i] == NOWAIT_FAILED
     elif kind == SPLIT_HUGE_PAGE and c.num[i] == -ENOMEM:
@@ -134,7 +142,7 @@ def note_window(c: Columns, i: int, facts: np.ndarray) -> None:
             facts[WINDOW_KIND] == V2_LOCK_DROPPED or facts[WINDOW_KIND] == FLUSH_REMOTE_TLBS
         )
     facts[WINDOW_KIND] = kind
-    facts[WINDOW_PREPARE] = np.int64(c.gfn[i]) + 1 if kind == V2_PREPARE else 0
+    facts[WINDOW_PREPARE] = np.int64(c.gfn[i]) + 1 if c.kind[i] == V2_PREPARE else 0
 
 
 @kernel
