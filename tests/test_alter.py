@@ -199,23 +199,26 @@ def test_two_lines_of_a_task_change_places(alter: ModuleType, trace: Path, tmp_p
     """Each at the other's time, whatever another task does in between."""
     lines = recording().splitlines(keepends=True)
     done = next(n for n, line in enumerate(lines) if "v2_split_done:" in line)
-    foreign = lines[done].partition("v2_split_done")[0].replace("vmm-151     (    151)", "cpu-152     (    151)")
+    foreign = lines[done].partition("v2_split_done")[0].replace("vmm-151 ", "cpu-152 ")
     lines.insert(done, f"{foreign}kvm_mmu_spte_requested: gfn 40000 pfn 140000 level 2\n")
     trace.write_text("".join(lines))
     recorded = alter.Altered(trace, str(tmp_path))
     (place, *_) = recorded.places["v2_split_done"]
     assert place.number == done + 1
     changes = {what: changed for what, changed in recorded.changes(place) if what.startswith("swap")}
-    page_line, done_line, split_line = lines[done - 1], lines[done + 1], lines[done + 2]
+    page, made, split = lines[done - 1], lines[done + 1], lines[done + 2]
 
     def at(time_of: str, event_of: str) -> str:
         return time_of[:54] + event_of[54:]
 
     assert changes == {
-        "swap with the line before": {done + 1: at(done_line, page_line), done - 1: at(page_line, done_line)},
-        "swap with the line after": {done + 1: at(done_line, split_line), done + 2: at(split_line, done_line)},
+        "swap with the line before": {done + 1: at(made, page), done - 1: at(page, made)},
+        "swap with the line after": {
+            done + 1: at(made, split),
+            done + 2: at(split, made),
+        },
     }
-    assert alter.swapped(page_line, page_line.replace("10.", "11.")) is None
+    assert alter.swapped(page, page.replace("10.", "11.")) is None
 
 
 def test_altered_split_lines_are_noticed(

@@ -4,10 +4,10 @@
 
 A path is a recording of a real kernel (text) or a directory of them.  Of every kind of line that states
 an outcome, N random lines of each recording are dropped, doubled, changed in each of their fields, and
-swapped with the line of the same task before or after them, one at a time.  Each altered text is parsed and replayed anew, with the policy that the unaltered one
-chose; recordings that are not ``match`` or ``partial`` as they are are left out.  What the kernel could
-not have foreseen is an input of the replay, not an outcome: it stands in a table of its own.  The exit
-code is 1 if an altered outcome still matched.
+swapped with the line of the same task before or after them, one at a time.  Each altered text is parsed
+and replayed anew, with the policy that the unaltered one chose; recordings that are not ``match`` or
+``partial`` as they are are left out.  What the kernel could not have foreseen is an input of the replay,
+not an outcome: it stands in a table of its own.  The exit code is 1 if an altered outcome still matched.
 """
 
 from __future__ import annotations

@@ -169,9 +169,9 @@ def split_line(m: Mmu, w: int, k: KnobCodes, gfn: int, spte: int, level: int, er
 
 @jit
 def begin_head_anew(m: Mmu, w: int, k: KnobCodes, where: int, spte: int) -> bool:
-    """A refused SPTE is attempted once more: v2 dropped the lock in between, which leaves no line without probes.
+    """A refused SPTE is attempted once more: v2 dropped the lock in between.
 
-    Of what the head holds before the place of the walk, the walk goes back to the last SPTE that fits.
+    Without probes that leaves no line.  The walk goes back to the last SPTE before its place that fits.
     """
     win = m.window[w]
     vm = win[WIN_VM]

@@ -331,9 +331,7 @@ def _result(m: state.Mmu, facts: TraceFacts) -> Replay:
         for i, what in enumerate(("recorded", "matched", "absent", "unknown")):
             counters[f"{name}_{what}"] = int(aligned[:, first + i].sum())
     flush_probes = facts.flushes_recorded
-    counters["flushes_expected"] = (
-        int(aligned[:, window.WIN_FLUSH_LINES].sum()) if flush_probes else None
-    )
+    counters["flushes_expected"] = int(aligned[:, window.WIN_FLUSH_LINES].sum()) if flush_probes else None
     counters["flushes_simulated"] = total
     if facts.total(Kind.SET_SPTE) == 0:
         counters |= {name: None for name in counters if name.startswith("faults_")}

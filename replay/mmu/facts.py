@@ -129,7 +129,8 @@ def note_window(c: Columns, i: int, facts: np.ndarray) -> None:
         facts[LATE_FLUSHES] += 1  # not the one at the end of the walk, and nothing is owed after it
     if kind == FLUSH_REMOTE_TLBS:
         last = facts[WINDOW_KIND]
-        if last == _HEAD_LEFT or last == V2_SP_FREED_UNUSED or last == V2_SPLIT_DONE or last == V2_PREPARE:
+        left = last == _HEAD_LEFT or last == _HAS_SPLIT or last == V2_SP_FREED_UNUSED
+        if left or last == V2_SPLIT_DONE or last == V2_PREPARE:
             kind = _LATE_FLUSH
     elif (kind == V2_RESTART and c.code[i] == 0) or (kind == SPLIT_HUGE_PAGE and c.num[i] == -ENOSPC):
         kind = _HEAD_LEFT

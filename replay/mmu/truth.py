@@ -1,10 +1,11 @@
 """Lines of a window that state what the kernel did, beside the same lines as the walk would print them.
 
 Two queues a window: the simulated lines, which the walk appends as it comes past the places of the
-probes (and of kvm_mmu_get_page and kvm_flush_remote_tlbs), and the recorded ones.  Both are in the order of the kernel's code, so
-that they are compared from the front.  Only kinds that the recording has are queued.  Sources: the
-probes of the v2 recordings, kvm_mmu_get_page of kvm_mmu_find_shadow_page() and tdp_mmu_init_sp(), the
-flushes of slot_handle_level_range(), __link_shadow_page() and kvm_mmu_commit_zap_page().
+probes (and of kvm_mmu_get_page and kvm_flush_remote_tlbs), and the recorded ones.  Both are in the order
+of the kernel's code, so that they are compared from the front.  Only kinds that the recording has are
+queued.  Sources: the probes of the v2 recordings, kvm_mmu_get_page of kvm_mmu_find_shadow_page() and
+tdp_mmu_init_sp(), the flushes of slot_handle_level_range(), __link_shadow_page() and
+kvm_mmu_commit_zap_page().
 """
 
 from __future__ import annotations
@@ -59,7 +60,9 @@ GET_PAGE_BIT = 1 << 62
 FLUSH_BIT = 1 << 61
 """In ``VM_TRUTHS``: the trace has lines of kvm_flush_remote_tlbs, and shows which are of the shadow part."""
 
-SHOW_LOCK_DROPS = 1 << (V2_LOCK_DROPPED - V2_FIRST) | 1 << (V2_PREPARE - V2_FIRST) | 1 << (V2_RESTART - V2_FIRST)
+SHOW_LOCK_DROPS = (
+    1 << (V2_LOCK_DROPPED - V2_FIRST) | 1 << (V2_PREPARE - V2_FIRST) | 1 << (V2_RESTART - V2_FIRST)
+)
 """In ``VM_TRUTHS``: kinds of which each has a line at every lock drop of the v2 series."""
 
 # a queue in a row of Mmu.window: first row + 1, last row + 1

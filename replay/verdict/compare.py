@@ -28,8 +28,8 @@ MATCH_TEXTS = {
 """What the words of ``schema.Match`` say about attempts."""
 
 _UNSHOWN = {
-    Kind.V2_LOCK_DROPPED: "no v2_lock_dropped line was recorded: an SPTE is attempted again after a lock drop",
-    Kind.FAST_PAGE_FAULT: "no fast_page_fault line was recorded: an SPTE is writable again without a line",
+    Kind.V2_LOCK_DROPPED: "no v2_lock_dropped line was recorded: SPTEs are attempted again after a lock drop",
+    Kind.FAST_PAGE_FAULT: "no fast_page_fault line was recorded: SPTEs are writable again without a line",
 }
 """What shows in a replay that events happened of a kind that the recording lacks."""
 
@@ -285,7 +285,7 @@ def _flush_reasons(replay: Replay, doubted: bool) -> list[str]:
 
 
 def _flush_places(lines: Lines) -> list[str]:
-    """Flushes that were recorded elsewhere among the lines of their window than the kernel's code has them."""
+    """Flushes that were recorded elsewhere among the lines of their window than simulated."""
     count = max(lines.compared - lines.matched, lines.absent)
     return [f"{count:,} of {lines.compared:,} flushes recorded in another place"] if count else []
 
