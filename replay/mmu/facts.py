@@ -33,11 +33,15 @@ from replay.mmu.kinds import (
     TDP_CHANGED,
     TDP_TRY_SPLIT,
     TRY_SPLIT_RET,
+    V2_FINAL_FLUSH,
     V2_LOCK_DROPPED,
     V2_PREPARE,
     V2_RESTART,
+    V2_SP_FREED_UNUSED,
+    V2_SP_LEAKED,
     V2_SPLIT_DONE,
     V2_TRY_SPLIT_BEGIN,
+    V2_TRY_SPLIT_END,
     VMM,
     ZAP_ALL_FAST,
 )
@@ -49,7 +53,7 @@ from replay.mmu.spte import (
     is_shadow_present_pte,
 )
 from replay.mmu.spte_layout import SIGNS, count_leaf, count_role, has_pml_sptes, layout_of
-from replay.schema import EAGAIN, EINVAL, ENOMEM, EOPNOTSUPP, Columns, Kind
+from replay.schema import EAGAIN, EINVAL, ENOMEM, ENOSPC, EOPNOTSUPP, Columns, Kind
 
 SHADOW_SPLITS = 0
 EAGAIN_SPLITS = 1
@@ -69,19 +73,26 @@ CLEAR_DIRTY_PASSES = 14  # passes of dirty logging that spare 4K SPTEs, as PML h
 WINDOW_TASK = 15  # pid + 1 of the task that probes show in a window, 0 none
 WINDOW_KIND = 16  # kind of that task's last event
 WINDOW_SPLITS = 17  # lines in windows that only a split leaves, beside its own
-LATE_FLUSHES = 18  # flushes in windows right after a whole split of the v2 series
+LATE_FLUSHES = 18  # flushes in windows right after a head of the v2 series
 LOCK_DROPS = 19  # restarts of the v2 series after the lock was dropped
 ALLOC_FAILURES = 20  # of the v2 series: lock drops for them, splits that fail after a lock drop
 ZAPS_OF_PAGES = 21  # kvm_mmu_zap_all_fast lines of VMs that have shadow pages
-LAYOUT_SIGNS = 22  # the counts of spte_layout.py begin here
+EAGER_TDP_SPLITS = 22  # splits in the TDP MMU by tasks that had no fault, outside windows of probes
+WINDOW_PREPARE = 23  # gfn + 1 of the head of that event, if it is v2_prepare
+LAYOUT_SIGNS = 24  # the counts of spte_layout.py begin here
 FACTS = LAYOUT_SIGNS + SIGNS
 KINDS = 128
+# in WINDOW_KIND, beside kinds
+_LATE_FLUSH = KINDS  # a flush that no lock drop explains
+_HEAD_LEFT = KINDS + 1  # v2_restart after a split, of which nothing need follow in its head
+_PREPARED_AGAIN = KINDS + 2  # v2_prepare of the same head as the event before
+_HAS_SPLIT = KINDS + 3  # the line of a split
 _TASKS = 1024
 _MERGED = (MERGED, "linux-2026")
 
 
 FACT_COLUMNS = (
-    "kind", "vm", "pid", "level", "flags", "old_spte", "spte", "code", "num", "role", "line",
+    "kind", "vm", "pid", "gfn", "level", "flags", "old_spte", "spte", "code", "num", "role", "line",
 )  # fmt: skip
 """What ``scan_rows`` reads of an event."""
 
@@ -106,11 +117,25 @@ def note_window(c: Columns, i: int, facts: np.ndarray) -> None:
         facts[WINDOW_SPLITS] += was_huge and is_shadow_present_pte(new) and not is_last_spte(new, level)
     elif kind == V2_SPLIT_DONE:
         facts[WINDOW_SPLITS] += 1
+    elif kind == V2_PREPARE:
+        facts[WINDOW_SPLITS] += 1
+        if facts[WINDOW_PREPARE] == np.int64(c.gfn[i]) + 1:
+            kind = _PREPARED_AGAIN
+    elif kind == V2_SP_LEAKED:
+        facts[LOCK_DROPS] += facts[WINDOW_KIND] == _PREPARED_AGAIN
     elif kind == V2_RESTART:
-        facts[LOCK_DROPS] += c.code[i] != 0
-    elif kind == FLUSH_REMOTE_TLBS:
+        facts[LOCK_DROPS] += c.code[i] != 0 and facts[WINDOW_KIND] != _HAS_SPLIT
+    if facts[WINDOW_KIND] == _LATE_FLUSH and kind != V2_TRY_SPLIT_END and kind != V2_FINAL_FLUSH:
+        facts[LATE_FLUSHES] += 1  # not the one at the end of the walk, and nothing is owed after it
+    if kind == FLUSH_REMOTE_TLBS:
         last = facts[WINDOW_KIND]
-        facts[LATE_FLUSHES] += last == V2_RESTART or last == V2_SPLIT_DONE or last == V2_PREPARE
+        left = last == _HEAD_LEFT or last == _HAS_SPLIT or last == V2_SP_FREED_UNUSED
+        if left or last == V2_SPLIT_DONE or last == V2_PREPARE:
+            kind = _LATE_FLUSH
+    elif (kind == V2_RESTART and c.code[i] == 0) or (kind == SPLIT_HUGE_PAGE and c.num[i] == -ENOSPC):
+        kind = _HEAD_LEFT
+    elif kind == SPLIT_HUGE_PAGE and c.num[i] == 0:
+        kind = _HAS_SPLIT
     elif kind == V2_LOCK_DROPPED:
         facts[ALLOC_FAILURES] += c.code[i] == NOWAIT_FAILED
     elif kind == SPLIT_HUGE_PAGE and c.num[i] == -ENOMEM:
@@ -118,11 +143,16 @@ def note_window(c: Columns, i: int, facts: np.ndarray) -> None:
             facts[WINDOW_KIND] == V2_LOCK_DROPPED or facts[WINDOW_KIND] == FLUSH_REMOTE_TLBS
         )
     facts[WINDOW_KIND] = kind
+    facts[WINDOW_PREPARE] = np.int64(c.gfn[i]) + 1 if c.kind[i] == V2_PREPARE else 0
 
 
 @kernel
-def scan_rows(c: Columns, kinds: np.ndarray, facts: np.ndarray, last: np.ndarray) -> None:
-    """Add to ``kinds`` [VMs + 1, KINDS] and ``facts`` [VMs, FACTS]; ``last`` [_TASKS, 2]: tasks' last events.
+def scan_rows(
+    c: Columns, kinds: np.ndarray, facts: np.ndarray, last: np.ndarray, faulted: np.ndarray
+) -> None:
+    """Add to ``kinds`` [VMs + 1, KINDS] and ``facts`` [VMs, FACTS].
+
+    ``last`` [_TASKS, 2]: tasks' last events; ``faulted`` [_TASKS]: not 0 for those that had a fault.
 
     The last row of ``kinds`` counts the events of no VM.
     """
@@ -140,6 +170,8 @@ def scan_rows(c: Columns, kinds: np.ndarray, facts: np.ndarray, last: np.ndarray
         if kind == SPLIT_HUGE_PAGE:
             errno = c.num[i]
             tdp = last[task, 0] == c.pid[i] and last[task, 1] == TDP_CHANGED
+            if tdp and not faulted[task] and facts[vm, WINDOW_TASK] == 0:
+                facts[vm, EAGER_TDP_SPLITS] += 1
             if not tdp and errno != -16:
                 facts[vm, SHADOW_SPLITS] += 1
             if errno == -EAGAIN:
@@ -167,6 +199,8 @@ def scan_rows(c: Columns, kinds: np.ndarray, facts: np.ndarray, last: np.ndarray
             facts[vm, CLEAR_DIRTY_PASSES] += 1
         elif kind == COMMIT_REGION and c.num[i] > 2:
             facts[vm, LOG_CHANGES] += 1
+        elif kind == PAGE_FAULT:
+            faulted[task] = 1
         elif kind == SET_REGION or kind == MARK_MEMSLOT:
             facts[vm, LOG_CONTROL] += c.code[i] & np.uint64(1) != 0
             facts[vm, VMM_MARKS] += kind == MARK_MEMSLOT and c.flags[i] & VMM != 0
@@ -290,6 +324,14 @@ class TraceFacts:
         """The VMM itself tells of KVM_CLEAR_DIRTY_LOG, and nothing else of the capability that it needs."""
         return bool(self.facts[vm, VMM_CLEARS]) and not self.has(vm, Kind.MARK_MANUAL_PROTECT)
 
+    def hides_windows(self, vm: int) -> bool:
+        """Nothing shows where windows of ``vm`` open, other than that they do not where logging begins.
+
+        A task that had no fault split in the TDP MMU: for KVM_CLEAR_DIRTY_LOG.
+        """
+        known = self.split_probes(vm) or self.has(vm, Kind.MARK_MANUAL_PROTECT, Kind.MARK_CLEAR_DIRTY_LOG)
+        return not known and self.has(vm, Kind.PAGE_FAULT) and bool(self.facts[vm, EAGER_TDP_SPLITS])
+
     def vmm_marks(self, vm: int) -> bool:
         """The VMM itself writes control lines."""
         return bool(self.facts[vm, VMM_MARKS])
@@ -352,6 +394,7 @@ def scan_facts(batches: Iterable[Columns], vms: int, role_words: bool = False) -
     kinds = np.zeros((max(vms, 1) + 1, KINDS), np.int64)
     facts = np.zeros((max(vms, 1), FACTS), np.int64)
     last = np.zeros((_TASKS, 2), np.int64)
+    faulted = np.zeros(_TASKS, np.int64)
     for batch in batches:
-        scan_rows(batch, kinds, facts, last)
+        scan_rows(batch, kinds, facts, last, faulted)
     return TraceFacts(kinds, facts, role_words)

@@ -43,6 +43,8 @@ def _of_tracepoints(facts: TraceFacts, vm: int, shadow_only: bool) -> Iterator[K
         yield Kind.SPLIT_HUGE_PAGE
     if of_vm[ZAPS_OF_PAGES]:
         yield Kind.PREPARE_ZAP_PAGE
+    if facts.hides_windows(vm):
+        yield Kind.TDP_TRY_SPLIT
     if facts.has(vm, Kind.TDP_TRY_SPLIT):
         yield Kind.TDP_MMU_SPTE_CHANGED
     if not of_vm[SHADOW_SPLITS]:
@@ -83,9 +85,9 @@ def _of_patch_probes(facts: TraceFacts, vm: int) -> Iterator[Kind]:
     of_vm = facts.facts[vm]
     if facts.has(vm, Kind.V2_TRY_SPLIT_BEGIN) and not facts.has(vm, *_OF_RANGES):
         yield Kind.SLOT_TRY_SPLIT
-    if of_vm[LOCK_DROPS] or facts.has(vm, Kind.V2_DROP_FLUSH):
+    if (of_vm[LOCK_DROPS] and facts.total(Kind.SPLIT_HUGE_PAGE)) or facts.has(vm, Kind.V2_DROP_FLUSH):
         yield Kind.V2_LOCK_DROPPED
     if of_vm[ALLOC_FAILURES] and facts.probe_lines:
         yield Kind.V2_ALLOC_FAILED
-    if of_vm[LATE_FLUSHES]:
+    if of_vm[LATE_FLUSHES] and facts.probe_lines:
         yield Kind.V2_RANGE_YIELD
