@@ -129,7 +129,9 @@ def _in_small_pieces(trace: Trace, path: Path, request: Request, expected: Run, 
 def _by_way_of_a_table(trace: Trace, path: Path, request: Request, expected: Run, rng: Random) -> None:
     table = path.with_name(f"table{rng.choice(('.arrow', '.parquet'))}")
     write_table(trace, table)
-    _same(expected, run_trace(read_trace(str(table)), replace(request, expect="recorded")), "by way of a table")
+    _same(
+        expected, run_trace(read_trace(str(table)), replace(request, expect="recorded")), "by way of a table"
+    )
 
 
 def _by_way_of_a_golden_file(trace: Trace, path: Path, request: Request, expected: Run, rng: Random) -> None:
