@@ -68,7 +68,7 @@ ATTEMPTS = [
 ]
 
 MakeReplay = Callable[..., Replay]
-LINES = ("get_page", "tdp_get_page", "probes")
+LINES = ("get_page", "tdp_get_page", "probes", "flush_lines")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -195,6 +195,32 @@ def test_alterations_of_a_page_line(alter: ModuleType) -> None:
     }
 
 
+def test_two_lines_of_a_task_change_places(alter: ModuleType, trace: Path, tmp_path: Path) -> None:
+    """Each at the other's time, whatever another task does in between."""
+    lines = recording().splitlines(keepends=True)
+    done = next(n for n, line in enumerate(lines) if "v2_split_done:" in line)
+    foreign = lines[done].partition("v2_split_done")[0].replace("vmm-151 ", "cpu-152 ")
+    lines.insert(done, f"{foreign}kvm_mmu_spte_requested: gfn 40000 pfn 140000 level 2\n")
+    trace.write_text("".join(lines))
+    recorded = alter.Altered(trace, str(tmp_path))
+    (place, *_) = recorded.places["v2_split_done"]
+    assert place.number == done + 1
+    changes = {what: changed for what, changed in recorded.changes(place) if what.startswith("swap")}
+    page, made, split = lines[done - 1], lines[done + 1], lines[done + 2]
+
+    def at(time_of: str, event_of: str) -> str:
+        return time_of[: time_of.index(": ")] + event_of[event_of.index(": ") :]
+
+    assert changes == {
+        "swap with the line before": {done + 1: at(made, page), done - 1: at(page, made)},
+        "swap with the line after": {
+            done + 1: at(made, split),
+            done + 2: at(split, made),
+        },
+    }
+    assert alter.swapped(page, page.replace("10.", "11.")) is None
+
+
 def test_altered_split_lines_are_noticed(
     alter: ModuleType, trace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -202,9 +228,9 @@ def test_altered_split_lines_are_noticed(
     figures = rows(text)
     assert code == 0
     assert "Recordings as they are: 1 match." in text
-    assert figures.pop(("all outcomes", "")) == [20, 0, 0, 0, 20]
+    assert figures.pop(("all outcomes", "")) == [24, 0, 0, 0, 24]
     assert figures.pop(("all inputs of the replay", "")) == [0, 0, 0, 0, 0]
-    assert len(figures) == 10
+    assert len(figures) == 12
     assert all(row == [2, 0, 0, 0, 2] for row in figures.values())
 
 

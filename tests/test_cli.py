@@ -175,6 +175,18 @@ def test_a_trace_without_any_event_of_the_mmu(trace: Path) -> None:
     assert "windows  none" in told
 
 
+def test_why_a_trace_without_events_is_not_as_expected(trace: Path) -> None:
+    golden = trace.with_name(trace.name + ".expected.json")
+    assert replay("expect", trace, "-o", golden).returncode == 0
+    trace.write_text(trace_text([EVENTS[0], "kvm_entry: vcpu 0, rip 0xffffffff8100beef"]))
+    result = replay("run", trace)
+    assert result.returncode == 1
+    verdict, *reasons = result.stdout.split("\n\n")[1].splitlines()
+    assert verdict == "verdict mismatch"
+    assert reasons[0] == "  1 attempt expected but not simulated"
+    assert "  totals.split: expected 1, got 0" in reasons
+
+
 def test_standard_input() -> None:
     result = replay("run", "-", "--json", input=trace_text())
     assert result.returncode == 0

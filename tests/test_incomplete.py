@@ -10,14 +10,6 @@ from types import ModuleType
 
 import pytest
 
-from replay.mmu.engine import trace_facts
-from replay.mmu.lacking import lacking
-from replay.run import Request, run_trace
-from replay.schema import Kind
-from replay.trace.reader import read_trace
-from tests.test_cli import trace_text
-from tests.test_spaces import FLAGS, mapped, region, split
-
 PROJECT = Path(__file__).parents[1]
 RECORDED = PROJECT / "traces" / "recorded"
 DOCUMENTED = (
@@ -107,54 +99,3 @@ def test_what_is_left_out(incomplete: ModuleType, tmp_path: Path) -> None:
     names = {missing.name: missing.kinds for missing in recorded.missing()}
     assert names["kvm_page_fault"] == names["only the events kvm_mmu_*"] == {kinds["PAGE_FAULT"]}
     assert "no probe" not in names
-
-
-# -- kinds that other lines show to be missing ---------------------------------------------------------
-
-WRITE_TO_WHAT_IS_MAPPED = "kvm_page_fault: vcpu 0 rip 0x1 address 0x{:016x} error_code 0x{:x}"
-REQUESTED = "kvm_mmu_spte_requested: gfn 40000 pfn 15800 level 1"
-FAST = (
-    "fast_page_fault: vcpu 0 gva 40000000 error_code P|W sptep 0 "
-    "old 0x15800e65 new 0x15800e67 spurious 0 fixed 1"
-)
-
-
-@pytest.mark.parametrize(
-    ("lines", "is_missing"),
-    [
-        ([WRITE_TO_WHAT_IS_MAPPED.format(0x40000000, 0x100000007), REQUESTED], True),
-        ([WRITE_TO_WHAT_IS_MAPPED.format(0x40000000, 0x18A), REQUESTED], True),
-        ([WRITE_TO_WHAT_IS_MAPPED.format(0x40000000, 0x100000007), FAST, REQUESTED], False),
-        ([WRITE_TO_WHAT_IS_MAPPED.format(0x40000000, 0x100000006), REQUESTED], False),
-        ([WRITE_TO_WHAT_IS_MAPPED.format(0x40000000, 0x182), REQUESTED], False),
-        (
-            [
-                WRITE_TO_WHAT_IS_MAPPED.format(0x40000000, 0x100000007),
-                "kvm_mmu_pagetable_walk: addr 40000000 pferr 6 W|U",
-                REQUESTED,
-            ],
-            False,
-        ),
-    ],
-)
-def test_a_write_fault_shows_that_fast_page_fault_is_missing(
-    lines: list[str], is_missing: bool, tmp_path: Path
-) -> None:
-    """It is tried first, wherever a write meets what is mapped in a direct MMU."""
-    path = tmp_path / "t.txt"
-    path.write_text(trace_text(lines))
-    assert (Kind.FAST_PAGE_FAULT in lacking(trace_facts(read_trace(str(path))), 0)) == is_missing
-
-
-@pytest.mark.parametrize("apart", [False, True])
-def test_splits_apart_show_that_probes_of_ranges_are_missing(apart: bool, tmp_path: Path) -> None:
-    """A VMM's thread that clears the log splits long after the slot was changed."""
-    pause = ["slot_remove_write_access: (f) start_level=2"]
-    split_lines = [line.removeprefix("TDP ") for line in split(0, 0x40000)]
-    path = tmp_path / "t.txt"
-    path.write_text(
-        trace_text([*mapped(0, 0x40000), *region(0, 1, FLAGS), *(pause if apart else []), *split_lines])
-    )
-    assert (Kind.TDP_TRY_SPLIT in lacking(trace_facts(read_trace(str(path))), 0)) == apart
-    run = run_trace(str(path), Request(policy="linux-6.0", expect="recorded"))
-    assert run.comparison.verdict == ("unchecked" if apart else "match")

@@ -206,7 +206,7 @@ DAMAGES = ("empty", "garbage", "missing", "directory", "pipe")
 
 
 @pytest.mark.parametrize(
-    ("index", "entry"), zip(DAMAGES, (*DAMAGES[1:], DAMAGES[0]), strict=True), ids=DAMAGES
+    ("index", "entry"), list(zip(DAMAGES, (*DAMAGES[1:], DAMAGES[0]), strict=True)), ids=DAMAGES
 )
 def test_after_any_damage_the_second_run_compiles_nothing(
     package: Path, tmp_path: Path, index: str, entry: str

@@ -3,11 +3,11 @@
     python tools/alter.py PATH... [--per-kind N | --all] [--seed S] [--examples N] [--kind WORD]
 
 A path is a recording of a real kernel (text) or a directory of them.  Of every kind of line that states
-an outcome, N random lines of each recording are dropped, doubled, and changed in each of their fields,
-one at a time.  Each altered text is parsed and replayed anew, with the policy that the unaltered one
-chose; recordings that are not ``match`` or ``partial`` as they are are left out.  What the kernel could
-not have foreseen is an input of the replay, not an outcome: it stands in a table of its own.  The exit
-code is 1 if an altered outcome still matched.
+an outcome, N random lines of each recording are dropped, doubled, changed in each of their fields, and
+swapped with the line of the same task before or after them, one at a time.  Each altered text is parsed
+and replayed anew, with the policy that the unaltered one chose; recordings that are not ``match`` or
+``partial`` as they are are left out.  What the kernel could not have foreseen is an input of the replay,
+not an outcome: it stands in a table of its own.  The exit code is 1 if an altered outcome still matched.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import re
 import sys
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -122,6 +122,20 @@ def _outcome(kind: Kind, num: int, part: str) -> str:
     return EVENT_NAMES[kind] if kind in V2_KINDS else ""
 
 
+def neighbours(trace: Trace) -> dict[int, tuple[int, int]]:
+    """The lines of the same task before and after each event, lines from 0, -1 none."""
+    last: dict[int, int] = {}  # by task
+    found: dict[int, tuple[int, int]] = {}
+    for _, pid, line, _ in _rows(trace):
+        number = line - 1
+        before = last.get(pid, -1)
+        found[number] = (before, -1)
+        if before >= 0:
+            found[before] = (found[before][0], number)
+        last[pid] = number
+    return found
+
+
 # -- what is done to them ------------------------------------------------------------------------------
 
 
@@ -159,6 +173,17 @@ def alterations(line: str) -> Iterator[Change]:
                 if count:
                     yield what, head + name + changed
                     break
+
+
+_STAMPED = re.compile(r"(?P<stamp>.*? \d+\.\d+: )(?P<event>.*)", re.DOTALL)
+
+
+def swapped(first: str, second: str) -> tuple[str, str] | None:
+    """Both lines with each other's event, each at its own time; None if that changes nothing."""
+    one, other = _STAMPED.fullmatch(first), _STAMPED.fullmatch(second)
+    if one is None or other is None or one["event"] == other["event"]:
+        return None
+    return one["stamp"] + other["event"], other["stamp"] + one["event"]
 
 
 def _other_values(name: str, text: str, is_word: bool) -> Iterator[Change]:
@@ -209,10 +234,27 @@ class Altered:
         self._policy: Policy = run.policy
         self.verdict = run.comparison.verdict
         self.places = outcome_lines(run.trace)
+        self.kinds = {place.number: place.kind for places in self.places.values() for place in places}
+        self.neighbours = neighbours(run.trace)
 
-    def verdict_with(self, number: int, line: str) -> str:
-        """The verdict where line ``number`` reads ``line``."""
-        lines = [*self.lines[:number], line.encode(), *self.lines[number + 1 :]]
+    def line(self, number: int) -> str:
+        return self.lines[number].decode(errors="surrogateescape")
+
+    def changes(self, place: Place) -> Iterator[tuple[str, dict[int, str]]]:
+        """What is done to the line at ``place``, and how the lines read then that it changes."""
+        line = self.line(place.number)
+        for what, changed in alterations(line):
+            yield what, {place.number: changed}
+        for side, other in zip(("before", "after"), self.neighbours[place.number], strict=True):
+            pair = swapped(line, self.line(other)) if other >= 0 else None
+            if pair:
+                yield f"swap with the line {side}", {place.number: pair[0], other: pair[1]}
+
+    def verdict_with(self, changed: Mapping[int, str]) -> str:
+        """The verdict where the lines of these numbers read so."""
+        lines = list(self.lines)
+        for number, line in changed.items():
+            lines[number] = line.encode(errors="surrogateescape")
         self._path.write_bytes(b"".join(lines))
         request = Request(policy=self._policy, expect="recorded")
         return run_trace(read_trace(str(self._path)), request).comparison.verdict
@@ -249,13 +291,14 @@ def alter(
 
 
 def _try_all(recording: Altered, place: Place, tallies: dict[tuple[str, str], Tally]) -> None:
-    line = recording.lines[place.number].decode(errors="surrogateescape")
-    for what, changed in alterations(line):
-        verdict = recording.verdict_with(place.number, changed)
+    line = recording.line(place.number)
+    for what, changed in recording.changes(place):
+        verdict = recording.verdict_with(changed)
         tally = tallies[place.kind, what]
         tally.verdicts[verdict] += 1
         if verdict == "match":
-            after = {"drop": "(dropped)", "double": "(twice)"}.get(what, changed.strip())
+            shown = "\n            ".join(line.strip() for line in changed.values())
+            after = {"drop": "(dropped)", "double": "(twice)"}.get(what, shown)
             at = f"{recording.name}, line {place.number + 1}, {place.kind}, {what}"
             tally.examples.append(f"{at}\n    before: {line.strip()}\n    after:  {after}")
 

@@ -12,6 +12,8 @@ import numpy as np
 from replay.jit import jit
 from replay.mmu.dirty_log import next_word
 from replay.mmu.judge import (
+    MATCHED,
+    UNKNOWN,
     judge,
     missing,
     pending_is_unexpected,
@@ -24,37 +26,57 @@ from replay.mmu.layout import (
     CTL_TS,
     FLAG_LIVE,
     FLAG_RECORDED,
+    PROBES_FAST_FAULT,
+    SLOT_BASE,
     SP32_FLAGS,
     VM_HAS_TDP,
     VM_LAYOUT,
+    VM_PROBES,
+    VM_TRUTHS,
 )
 from replay.mmu.learn import adopt_huge, learn_role, undo_split
+from replay.mmu.prepare_split import after_lock_drop, drop_lock
+from replay.mmu.rmap import pte_list_get, rmap_head
 from replay.mmu.role import LEVEL
 from replay.mmu.room import NO_ROOM, OK, has_room, has_room_for_next
+from replay.mmu.shadow_page import get_spte
+from replay.mmu.slot_rmap_walk import END_OF_HEAD
 from replay.mmu.split import STOP_ATTEMPT, STOP_DONE, STOP_DROPPED, STOP_NO_ROOM, STOP_YIELDED, advance
-from replay.mmu.spte import with_accessed_dirty_of
+from replay.mmu.spte import PT_WRITABLE_MASK, sptes_agree, with_accessed_dirty_of
 from replay.mmu.state import Mmu
 from replay.mmu.tdp import next_split, predict_split
-from replay.mmu.truth import compare_lines, recorded_line, recorded_role
+from replay.mmu.truth import SHOW_LOCK_DROPS, compare_lines, recorded_line, recorded_role
 from replay.mmu.window import (
+    ATTEMPT_RESTORED,
     ATTEMPT_TDP,
     C_ENV_ALLOC,
     C_EXPECTED,
     OUT16_ERRNO,
+    OUT16_FLAGS,
     OUT16_LEVEL,
+    OUT16_MATCH,
     OUT_GFN,
     OUT_SPTE,
     WIN_CHILD,
     WIN_ENV_DROP,
     WIN_ENV_FAIL_KERNEL,
     WIN_ENV_YIELD,
+    WIN_FIRST_WORD,
+    WIN_GFN,
     WIN_HAS_V2_PROBES,
+    WIN_IN_HEAD,
+    WIN_LEVEL,
     WIN_PENDING,
+    WIN_POSITION,
+    WIN_REPEATED,
+    WIN_RESTORED,
     WIN_RETRY_PLACE,
     WIN_RETRY_TS,
+    WIN_SLOT,
     WIN_TDP_GFN,
     WIN_TDP_PENDING,
     WIN_VM,
+    WIN_WORD,
     WIN_WORDS,
     count,
     knows_all,
@@ -62,7 +84,7 @@ from replay.mmu.window import (
     place_of,
 )
 from replay.policy import KnobCodes
-from replay.schema import EAGAIN, EBUSY, ENOMEM
+from replay.schema import EAGAIN, EBUSY, ENOMEM, EOPNOTSUPP
 
 NO_RESCHED = (0, -1)
 
@@ -119,6 +141,7 @@ def split_line(m: Mmu, w: int, k: KnobCodes, gfn: int, spte: int, level: int, er
     pending = m.window[w, WIN_PENDING] != 0
     if errno == -EAGAIN and k.lock_drop_traced and not pending and not is_repeated_retry(m, w, where):
         m.window[w, WIN_ENV_DROP] = where + 1
+    repeats = errno == -EOPNOTSUPP and not pending and begin_head_anew(m, w, k, where, spte)
     if errno == -ENOMEM and not m.window[w, WIN_HAS_V2_PROBES] and not pending:
         # no probe tells of it, so the line itself does: the blocking allocation failed
         m.window[w, WIN_ENV_DROP] = where + 1
@@ -140,6 +163,9 @@ def split_line(m: Mmu, w: int, k: KnobCodes, gfn: int, spte: int, level: int, er
             adopt_huge(m, w, gfn, spte, level, errno, recorded_role(m, w, gfn), k)
         return OK
     judge(m, o, gfn, spte, level, errno)
+    if repeats and m.out16[o, OUT16_MATCH] == MATCHED:
+        m.out16[o, OUT16_MATCH] = UNKNOWN  # a line that is there twice looks the same
+        m.window[w, WIN_REPEATED] += 1
     compare_lines(m, w, True)
     if not known and errno and not m.out16[o, OUT16_ERRNO]:
         undo_split(m, w, o, spte, errno, k)
@@ -149,6 +175,39 @@ def split_line(m: Mmu, w: int, k: KnobCodes, gfn: int, spte: int, level: int, er
     m.window[w, WIN_PENDING] = 0
     peek_next(m, w, k)
     return OK
+
+
+@jit
+def begin_head_anew(m: Mmu, w: int, k: KnobCodes, where: int, spte: int) -> bool:
+    """A refused SPTE is attempted once more: v2 dropped the lock in between.
+
+    Without probes that leaves no line.  The walk goes back to the last SPTE before its place that fits.
+    """
+    win = m.window[w]
+    vm = win[WIN_VM]
+    if k.lock_drop_traced or m.vm[vm, VM_TRUTHS] & SHOW_LOCK_DROPS or not win[WIN_IN_HEAD]:
+        return False
+    position = win[WIN_POSITION]
+    if place(win[WIN_GFN], win[WIN_LEVEL]) != where or position == END_OF_HEAD:
+        return False
+    if win[WIN_WORD] < win[WIN_WORDS]:
+        following = m.slot[win[WIN_SLOT], SLOT_BASE] + ((win[WIN_FIRST_WORD] + win[WIN_WORD]) << 6)
+        if place(following, win[WIN_LEVEL]) == where:
+            return False  # the next range of KVM_CLEAR_DIRTY_LOG comes to this head again
+    head = rmap_head(m, vm, win[WIN_GFN], win[WIN_LEVEL])
+    layout = m.vm[vm, VM_LAYOUT]
+    sptep = pte_list_get(m, head, position)
+    if sptep >= 0 and sptes_agree(get_spte(m, sptep // 512, sptep % 512), spte, layout):
+        return False
+    for before in range(position - 1, -1, -1):
+        sptep = pte_list_get(m, head, before)
+        if sptep < 0 or not sptes_agree(get_spte(m, sptep // 512, sptep % 512), spte, layout):
+            continue
+        drop_lock(m, w, sptep, get_spte(m, sptep // 512, sptep % 512))
+        after_lock_drop(m, w, k)
+        win[WIN_POSITION] = before
+        return True
+    return False
 
 
 @jit
@@ -304,8 +363,13 @@ def tdp_split_change(m: Mmu, w: int, k: KnobCodes, gfn: int, level: int, old: in
     if o == -2:
         return NO_ROOM
     if o >= 0:
-        layout = m.vm[m.window[w, WIN_VM], VM_LAYOUT]
-        m.out[o, OUT_SPTE] = with_accessed_dirty_of(m.out[o, OUT_SPTE], old, layout)
+        vm = m.window[w, WIN_VM]
+        spte = with_accessed_dirty_of(m.out[o, OUT_SPTE], old, m.vm[vm, VM_LAYOUT])
+        if spte | PT_WRITABLE_MASK == old and spte != old and not m.vm[vm, VM_PROBES] & PROBES_FAST_FAULT:
+            # fast_page_fault() is the only way to it that has no change line
+            spte = old
+            m.out16[o, OUT16_FLAGS] |= ATTEMPT_RESTORED
+        m.out[o, OUT_SPTE] = spte
     m.window[w, WIN_TDP_PENDING] = o + 1
     return OK
 
@@ -326,6 +390,9 @@ def tdp_split_line(m: Mmu, w: int, k: KnobCodes, gfn: int, spte: int, level: int
     if errno == -EBUSY:
         m.out[o, OUT_SPTE] = spte  # the value that lost the race is the environment's, too
     judge(m, o, gfn, spte, level, errno)
+    if m.out16[o, OUT16_FLAGS] & ATTEMPT_RESTORED and m.out16[o, OUT16_MATCH] == MATCHED:
+        m.out16[o, OUT16_MATCH] = UNKNOWN
+        m.window[w, WIN_RESTORED] += 1
     compare_lines(m, w, True)
     return OK
 

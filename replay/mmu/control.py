@@ -123,14 +123,19 @@ def shadow_part_begins(m: Mmu, w: int, start: int, end: int) -> None:
 
 
 @jit
-def tdp_part_begins(m: Mmu, w: int, k: KnobCodes) -> int:
-    """The TDP MMU's turn: the shadow part is over."""
+def tdp_part_begins(m: Mmu, w: int, by_probe: bool, k: KnobCodes) -> int:
+    """The TDP MMU's turn: the shadow part is over.
+
+    Without a probe its first line shows that, which may be that of a table before the split.
+    """
     win = m.window[w]
     if win[WIN_PHASE] < PHASE_TDP:
         if win[WIN_ALIGNED] and spaces.shadow_part_ends(m, w, k) == NO_ROOM:
             return NO_ROOM
         if win[WIN_ALIGNED] and not win[WIN_WORDS] and finish_shadow(m, w, k) == NO_ROOM:
             return NO_ROOM
+        if by_probe and not win[WIN_WORDS]:
+            compare_lines(m, w, True)
         win[WIN_PHASE] = PHASE_TDP
     return OK
 

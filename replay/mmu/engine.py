@@ -19,7 +19,7 @@ from replay.mmu.lookahead import LOOKAHEAD
 from replay.mmu.loop import ROWS_DONE, replay_rows
 from replay.mmu.moments import Moment, Moments
 from replay.mmu.placed_markers import place_markers, with_markers_placed
-from replay.mmu.truth import GET_PAGE_BIT, UNKNOWN
+from replay.mmu.truth import FLUSH_BIT, GET_PAGE_BIT, UNKNOWN
 from replay.policy import FaultSplit, Policy
 from replay.schema import (
     COLUMN_TYPES,
@@ -79,6 +79,8 @@ class Replay:
     """Lines of the trace that state an outcome, those of no VM included: ``splits`` and ``probes``."""
     unknown: dict[int, int] = field(default_factory=dict)
     """By VM: recorded lines of windows that differ, but rest on something unknown."""
+    unshown: dict[Kind, dict[int, int]] = field(default_factory=dict)
+    """By VM: those of them that events explain of a kind that the recording lacks."""
     unproven: dict[int, int] = field(default_factory=dict)
     """By VM: the first line where a line, recorded or simulated, differs but rests on something unknown."""
     older: dict[int, int] = field(default_factory=dict)
@@ -222,6 +224,7 @@ def _new_state(
         WIN_CENSUS_COLUMNS if options.census else window.WIN_COLUMNS,
     )
     compared = options.split_at in ("auto", "control", "recorded") and options.compare_recorded
+    kinds = _compared_kinds(facts)
     m.ctl[layout.CTL_HAS_RECORDED] = facts.has_recorded and compared
     _split_at(m, facts, options.split_at)
     for vm in range(facts.vms):
@@ -239,8 +242,9 @@ def _new_state(
             + layout.PROBES_COLLAPSE * facts.has(vm, Kind.ZAP_COLLAPSIBLE, Kind.RECOVER_HUGE)
             + layout.PROBES_CLEAR_DIRTY * facts.has(vm, Kind.SLOT_LEAF_CLEAR_DIRTY)
             + layout.PROBES_RETURN * facts.has(vm, Kind.SLOT_TRY_SPLIT_RET, Kind.TRY_SPLIT_RET)
+            + layout.PROBES_FAST_FAULT * (facts.total(Kind.FAST_PAGE_FAULT) > 0)
         )
-        m.vm[vm, layout.VM_TRUTHS] = _compared_kinds(facts, vm)
+        m.vm[vm, layout.VM_TRUTHS] = kinds
         m.vm[vm, layout.VM_RAW_ROLES] = facts.role_words
         m.vm[vm, layout.VM_TDP_MMU] = tdp_mmu_on(facts, options, vm)
         m.vm[vm, layout.VM_DOUBT_LINE] = doubtful_from.get(vm, NEVER)
@@ -253,11 +257,12 @@ def _new_state(
     return m
 
 
-def _compared_kinds(facts: TraceFacts, vm: int) -> int:
-    """Bits of the kinds of lines that this VM's recording has, and that are compared one by one."""
+def _compared_kinds(facts: TraceFacts) -> int:
+    """Bits of the kinds of lines that the recording has, and that are compared one by one."""
     kinds = (Kind.GET_PAGE, *range(Kind.V2_LOCK_DROPPED, Kind.V2_RESTART + 1))
-    present = [kind for kind in kinds if facts.has(vm, Kind(kind))]
-    return sum(GET_PAGE_BIT if kind == Kind.GET_PAGE else 1 << (kind - V2_FIRST) for kind in present)
+    present = [kind for kind in kinds if facts.total(Kind(kind))]
+    bits = sum(GET_PAGE_BIT if kind == Kind.GET_PAGE else 1 << (kind - V2_FIRST) for kind in present)
+    return bits | FLUSH_BIT if facts.flushes_recorded else bits
 
 
 def _no_events() -> Columns:
@@ -302,6 +307,7 @@ _LINES = {
     "tdp_get_page": window.WIN_TDP_GET_PAGES,
     "probes": window.WIN_PROBES,
 }
+"""Lines that state an outcome, by the counts of them in a window."""
 
 # -- counters --------------------------------------------------------------------------------------
 
@@ -327,13 +333,11 @@ def _result(m: state.Mmu, facts: TraceFacts) -> Replay:
     limits = m.vm[:, layout.VM_MAX]
     counters["max_mmu_pages"] = int(limits.sum()) if (limits < layout.UNLIMITED).all() else None
     aligned = wins[wins[:, window.WIN_ALIGNED] != 0]
-    for name, first in _LINES.items():
+    for name, first in (*_LINES.items(), ("flush_lines", window.WIN_FLUSH_LINES)):
         for i, what in enumerate(("recorded", "matched", "absent", "unknown")):
             counters[f"{name}_{what}"] = int(aligned[:, first + i].sum())
     flush_probes = facts.flushes_recorded
-    counters["flushes_expected"] = (
-        int(aligned[:, window.WIN_FLUSHES_RECORDED].sum()) if flush_probes else None
-    )
+    counters["flushes_expected"] = int(aligned[:, window.WIN_FLUSH_LINES].sum()) if flush_probes else None
     counters["flushes_simulated"] = total
     if facts.total(Kind.SET_SPTE) == 0:
         counters |= {name: None for name in counters if name.startswith("faults_")}
@@ -359,6 +363,10 @@ def _result(m: state.Mmu, facts: TraceFacts) -> Replay:
         has_recorded=facts.has_recorded,
         recorded_lines={"splits": facts.total(Kind.SPLIT_HUGE_PAGE), "probes": facts.probe_lines},
         unknown=_unknown_lines(m, facts.vms),
+        unshown={
+            Kind.V2_LOCK_DROPPED: _sums_by_vm(wins, window.WIN_REPEATED, facts.vms),
+            Kind.FAST_PAGE_FAULT: _sums_by_vm(wins, window.WIN_RESTORED, facts.vms),
+        },
         unproven={vm: line for vm, line in enumerate(m.vm[: facts.vms, layout.VM_UNPROVEN].tolist()) if line},
         older={
             vm: int(m.vm[vm, layout.VM_OLDER])
@@ -384,3 +392,10 @@ def _unknown_lines(m: state.Mmu, vms: int) -> dict[int, int]:
     unknown = np.bincount(vm_of_row, minlength=vms)
     np.add.at(unknown, wins[:, window.WIN_VM], lines)
     return {vm: count for vm, count in enumerate(unknown.tolist()) if count}
+
+
+def _sums_by_vm(wins: np.ndarray, column: int, vms: int) -> dict[int, int]:
+    """The sum of a column of the windows of each VM, where it is not 0."""
+    sums = np.zeros(vms, np.int64)
+    np.add.at(sums, wins[:, window.WIN_VM], wins[:, column])
+    return {vm: count for vm, count in enumerate(sums.tolist()) if count}

@@ -13,7 +13,6 @@ from replay.kernel import MERGED, POSTED, KernelVersion
 from replay.mmu.kinds import (
     COMMIT_REGION,
     CREATED,
-    FLUSH_MEMSLOT,
     FLUSH_REMOTE_TLBS,
     GET_PAGE,
     LAST_KVMMMU,
@@ -36,11 +35,15 @@ from replay.mmu.kinds import (
     TDP_CHANGED,
     TDP_TRY_SPLIT,
     TRY_SPLIT_RET,
+    V2_FINAL_FLUSH,
     V2_LOCK_DROPPED,
     V2_PREPARE,
     V2_RESTART,
+    V2_SP_FREED_UNUSED,
+    V2_SP_LEAKED,
     V2_SPLIT_DONE,
     V2_TRY_SPLIT_BEGIN,
+    V2_TRY_SPLIT_END,
     VMM,
     ZAP_ALL_FAST,
 )
@@ -53,7 +56,7 @@ from replay.mmu.spte import (
 )
 from replay.mmu.spte_layout import SIGNS, count_leaf, count_role, has_pml_sptes, layout_of
 from replay.policy import PRESETS
-from replay.schema import EAGAIN, EINVAL, ENOMEM, EOPNOTSUPP, Columns, Kind
+from replay.schema import EAGAIN, EINVAL, ENOMEM, ENOSPC, EOPNOTSUPP, Columns, Kind
 
 SHADOW_SPLITS = 0
 EAGAIN_SPLITS = 1
@@ -73,31 +76,31 @@ CLEAR_DIRTY_PASSES = 14  # passes of dirty logging that spare 4K SPTEs, as PML h
 WINDOW_TASK = 15  # pid + 1 of the task that probes show in a window, 0 none
 WINDOW_KIND = 16  # kind of that task's last event
 WINDOW_SPLITS = 17  # lines in windows that only a split leaves, beside its own
-LATE_FLUSHES = 18  # flushes in windows right after a whole split of the v2 series
+LATE_FLUSHES = 18  # flushes in windows right after a head of the v2 series
 LOCK_DROPS = 19  # restarts of the v2 series after the lock was dropped
 ALLOC_FAILURES = 20  # of the v2 series: lock drops for them, splits that fail after a lock drop
 ZAPS_OF_PAGES = 21  # kvm_mmu_zap_all_fast lines of VMs that have shadow pages
-FIRST_EVENT = 22  # what the first event shows that needs a root: FROM_BIRTH or LATE; 0 there is none
+EAGER_TDP_SPLITS = 22  # splits in the TDP MMU by tasks that had no fault, outside windows of probes
+WINDOW_PREPARE = 23  # gfn + 1 of the head of that event, if it is v2_prepare
+FIRST_EVENT = 24  # what the first event shows that needs a root: FROM_BIRTH or LATE; 0 there is none
 FROM_BIRTH = 1  # a root is made, so that all of the VM's life is in the trace
 LATE = 2
-SPLITS_WITH_PAGE = 23  # shadow pages that recorded splits made
-SLOW_WRITES = 24  # write faults on present SPTEs that went another way than fast_page_fault
-SPLITS_APART = 25  # recorded splits by tasks that never fault, not right after they changed a slot
+SPLITS_WITH_PAGE = 25  # shadow pages that recorded splits made
 LAYOUT_SIGNS = 26  # the counts of spte_layout.py begin here
 FACTS = LAYOUT_SIGNS + SIGNS
 KINDS = 128
 PAGE_MADE = 1 << 16  # as a kind: kvm_mmu_get_page of a new page
+# in WINDOW_KIND, beside kinds
+_LATE_FLUSH = KINDS  # a flush that no lock drop explains
+_HEAD_LEFT = KINDS + 1  # v2_restart after a split, of which nothing need follow in its head
+_PREPARED_AGAIN = KINDS + 2  # v2_prepare of the same head as the event before
+_HAS_SPLIT = KINDS + 3  # the line of a split
 _TASKS = 1024
-_LAST_PID, _LAST_KIND, _COMMITTED, _FAULTED, _WRITE = range(5)
-"""Columns of tasks: pid, last event of kvmmmu, a slot was changed, a fault was seen, a write fault begins."""
-_TASK_FACTS = 5
-_NPF = 3 << 32
-_EPT_PRESENT, _EPT_GUEST_ADDRESS = 7 << 3, 1 << 7
 _MERGED = (MERGED, "linux-2026")
 
 
 FACT_COLUMNS = (
-    "kind", "vm", "pid", "level", "gfn", "flags", "old_spte", "spte", "code", "num", "role", "line",
+    "kind", "vm", "pid", "gfn", "level", "flags", "old_spte", "spte", "code", "num", "role", "line",
 )  # fmt: skip
 """What ``scan_rows`` reads of an event."""
 
@@ -122,11 +125,25 @@ def note_window(c: Columns, i: int, facts: np.ndarray) -> None:
         facts[WINDOW_SPLITS] += was_huge and is_shadow_present_pte(new) and not is_last_spte(new, level)
     elif kind == V2_SPLIT_DONE:
         facts[WINDOW_SPLITS] += 1
+    elif kind == V2_PREPARE:
+        facts[WINDOW_SPLITS] += 1
+        if facts[WINDOW_PREPARE] == np.int64(c.gfn[i]) + 1:
+            kind = _PREPARED_AGAIN
+    elif kind == V2_SP_LEAKED:
+        facts[LOCK_DROPS] += facts[WINDOW_KIND] == _PREPARED_AGAIN
     elif kind == V2_RESTART:
-        facts[LOCK_DROPS] += c.code[i] != 0
-    elif kind == FLUSH_REMOTE_TLBS:
+        facts[LOCK_DROPS] += c.code[i] != 0 and facts[WINDOW_KIND] != _HAS_SPLIT
+    if facts[WINDOW_KIND] == _LATE_FLUSH and kind != V2_TRY_SPLIT_END and kind != V2_FINAL_FLUSH:
+        facts[LATE_FLUSHES] += 1  # not the one at the end of the walk, and nothing is owed after it
+    if kind == FLUSH_REMOTE_TLBS:
         last = facts[WINDOW_KIND]
-        facts[LATE_FLUSHES] += last == V2_RESTART or last == V2_SPLIT_DONE or last == V2_PREPARE
+        left = last == _HEAD_LEFT or last == _HAS_SPLIT or last == V2_SP_FREED_UNUSED
+        if left or last == V2_SPLIT_DONE or last == V2_PREPARE:
+            kind = _LATE_FLUSH
+    elif (kind == V2_RESTART and c.code[i] == 0) or (kind == SPLIT_HUGE_PAGE and c.num[i] == -ENOSPC):
+        kind = _HEAD_LEFT
+    elif kind == SPLIT_HUGE_PAGE and c.num[i] == 0:
+        kind = _HAS_SPLIT
     elif kind == V2_LOCK_DROPPED:
         facts[ALLOC_FAILURES] += c.code[i] == NOWAIT_FAILED
     elif kind == SPLIT_HUGE_PAGE and c.num[i] == -ENOMEM:
@@ -134,39 +151,7 @@ def note_window(c: Columns, i: int, facts: np.ndarray) -> None:
             facts[WINDOW_KIND] == V2_LOCK_DROPPED or facts[WINDOW_KIND] == FLUSH_REMOTE_TLBS
         )
     facts[WINDOW_KIND] = kind
-
-
-@jit
-def writes_present(code: int) -> bool:
-    """Whether a kvm_page_fault line is of a write to what is mapped, by its error code or qualification."""
-    if code & _NPF:
-        return code & 3 == 3
-    return code & 2 != 0 and code & _EPT_PRESENT != 0 and code & _EPT_GUEST_ADDRESS != 0
-
-
-@jit
-def note_task(c: Columns, i: int, task: np.ndarray, facts: np.ndarray) -> None:
-    """Count what event ``i`` shows of its ``task``; ``facts`` are those of the VM."""
-    kind = c.kind[i]
-    if task[_LAST_PID] != c.pid[i]:
-        task[:] = 0
-        task[_LAST_PID] = c.pid[i]
-    is_flush = FLUSH_REMOTE_TLBS <= kind <= FLUSH_MEMSLOT
-    in_fault = kind == PAGE_FAULT or kind == SPTE_REQUESTED or kind == SET_SPTE
-    if task[_WRITE]:
-        facts[SLOW_WRITES] += in_fault or kind == TDP_CHANGED
-        task[_WRITE] = 0
-    if in_fault:
-        task[_FAULTED] = 1
-        task[_WRITE] = kind == PAGE_FAULT and writes_present(np.int64(c.code[i]))
-    if kind == SPLIT_HUGE_PAGE:
-        facts[SPLITS_APART] += not task[_COMMITTED] and not task[_FAULTED]
-    elif kind == COMMIT_REGION:
-        task[_COMMITTED] = 1
-    elif not (
-        kind == GET_PAGE or kind == PREPARE_ZAP or is_flush or (kind == TDP_CHANGED and c.level[i] > 1)
-    ):
-        task[_COMMITTED] = 0
+    facts[WINDOW_PREPARE] = np.int64(c.gfn[i]) + 1 if c.kind[i] == V2_PREPARE else 0
 
 
 @jit
@@ -182,8 +167,12 @@ def first_event(c: Columns, i: int) -> int:
 
 
 @kernel
-def scan_rows(c: Columns, kinds: np.ndarray, facts: np.ndarray, last: np.ndarray) -> None:
-    """Add to ``kinds`` [VMs + 1, KINDS] and ``facts`` [VMs, FACTS]; ``last`` [_TASKS, _TASK_FACTS]: of tasks.
+def scan_rows(
+    c: Columns, kinds: np.ndarray, facts: np.ndarray, last: np.ndarray, faulted: np.ndarray
+) -> None:
+    """Add to ``kinds`` [VMs + 1, KINDS] and ``facts`` [VMs, FACTS].
+
+    ``last`` [_TASKS, 2]: tasks' last events; ``faulted`` [_TASKS]: not 0 for those that had a fault.
 
     The last row of ``kinds`` counts the events of no VM.
     """
@@ -200,13 +189,14 @@ def scan_rows(c: Columns, kinds: np.ndarray, facts: np.ndarray, last: np.ndarray
         if facts[vm, FIRST_EVENT] == 0:
             facts[vm, FIRST_EVENT] = first_event(c, i)
         task = c.pid[i] & (_TASKS - 1)
-        note_task(c, i, last[task], facts[vm])
         if kind == SPLIT_HUGE_PAGE:
             errno = c.num[i]
-            tdp = last[task, _LAST_KIND] == TDP_CHANGED
+            tdp = last[task, 0] == c.pid[i] and last[task, 1] == TDP_CHANGED
+            if tdp and not faulted[task] and facts[vm, WINDOW_TASK] == 0:
+                facts[vm, EAGER_TDP_SPLITS] += 1
             if not tdp and errno != -16:
                 facts[vm, SHADOW_SPLITS] += 1
-                made = last[task, _LAST_KIND] == PAGE_MADE
+                made = last[task, 0] == c.pid[i] and last[task, 1] == PAGE_MADE
                 facts[vm, SPLITS_WITH_PAGE] += made and errno == 0
             if errno == -EAGAIN:
                 facts[vm, EAGAIN_SPLITS] += 1
@@ -233,6 +223,8 @@ def scan_rows(c: Columns, kinds: np.ndarray, facts: np.ndarray, last: np.ndarray
             facts[vm, CLEAR_DIRTY_PASSES] += 1
         elif kind == COMMIT_REGION and c.num[i] > 2:
             facts[vm, LOG_CHANGES] += 1
+        elif kind == PAGE_FAULT:
+            faulted[task] = 1
         elif kind == SET_REGION or kind == MARK_MEMSLOT:
             facts[vm, LOG_CONTROL] += c.code[i] & np.uint64(1) != 0
             facts[vm, VMM_MARKS] += kind == MARK_MEMSLOT and c.flags[i] & VMM != 0
@@ -247,7 +239,8 @@ def scan_rows(c: Columns, kinds: np.ndarray, facts: np.ndarray, last: np.ndarray
         elif kind == FLUSH_REMOTE_TLBS:
             facts[vm, SHADOW_PART_FLUSHES] += facts[vm, IN_SHADOW_PART]
         if kind <= LAST_KVMMMU:
-            last[task, _LAST_KIND] = PAGE_MADE if kind == GET_PAGE and c.flags[i] & CREATED else kind
+            last[task, 0] = c.pid[i]
+            last[task, 1] = PAGE_MADE if kind == GET_PAGE and c.flags[i] & CREATED else kind
 
 
 @dataclass(frozen=True)
@@ -355,6 +348,14 @@ class TraceFacts:
         """The VMM itself tells of KVM_CLEAR_DIRTY_LOG, and nothing else of the capability that it needs."""
         return bool(self.facts[vm, VMM_CLEARS]) and not self.has(vm, Kind.MARK_MANUAL_PROTECT)
 
+    def hides_windows(self, vm: int) -> bool:
+        """Nothing shows where windows of ``vm`` open, other than that they do not where logging begins.
+
+        A task that had no fault split in the TDP MMU: for KVM_CLEAR_DIRTY_LOG.
+        """
+        known = self.split_probes(vm) or self.has(vm, Kind.MARK_MANUAL_PROTECT, Kind.MARK_CLEAR_DIRTY_LOG)
+        return not known and self.has(vm, Kind.PAGE_FAULT) and bool(self.facts[vm, EAGER_TDP_SPLITS])
+
     def vmm_marks(self, vm: int) -> bool:
         """The VMM itself writes control lines."""
         return bool(self.facts[vm, VMM_MARKS])
@@ -427,7 +428,8 @@ def scan_facts(batches: Iterable[Columns], vms: int, role_words: bool = False) -
     """One pass over all batches of a trace with ``vms`` virtual machines."""
     kinds = np.zeros((max(vms, 1) + 1, KINDS), np.int64)
     facts = np.zeros((max(vms, 1), FACTS), np.int64)
-    last = np.zeros((_TASKS, _TASK_FACTS), np.int64)
+    last = np.zeros((_TASKS, 2), np.int64)
+    faulted = np.zeros(_TASKS, np.int64)
     for batch in batches:
-        scan_rows(batch, kinds, facts, last)
+        scan_rows(batch, kinds, facts, last, faulted)
     return TraceFacts(kinds, facts, role_words)

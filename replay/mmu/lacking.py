@@ -10,8 +10,6 @@ from replay.mmu.facts import (
     LATE_FLUSHES,
     LOCK_DROPS,
     SHADOW_SPLITS,
-    SLOW_WRITES,
-    SPLITS_APART,
     WINDOW_SPLITS,
     ZAPS_OF_PAGES,
     TraceFacts,
@@ -27,7 +25,6 @@ _TOGETHER = (
 """Either leaves a line wherever the other does."""
 
 
-_RANGES = (Kind.TRY_SPLIT, Kind.SHADOW_TRY_SPLIT, Kind.TDP_TRY_SPLIT, Kind.V2_TRY_SPLIT_BEGIN)
 _OF_RANGES = (Kind.TRY_SPLIT, Kind.TRY_SPLIT_RET)
 
 
@@ -46,10 +43,10 @@ def _of_tracepoints(facts: TraceFacts, vm: int, shadow_only: bool) -> Iterator[K
         yield Kind.SPLIT_HUGE_PAGE
     if of_vm[ZAPS_OF_PAGES]:
         yield Kind.PREPARE_ZAP_PAGE
+    if facts.hides_windows(vm):
+        yield Kind.TDP_TRY_SPLIT
     if facts.has(vm, Kind.TDP_TRY_SPLIT):
         yield Kind.TDP_MMU_SPTE_CHANGED
-    if of_vm[SLOW_WRITES]:
-        yield Kind.FAST_PAGE_FAULT
     if not of_vm[SHADOW_SPLITS]:
         return
     yield Kind.GET_PAGE
@@ -72,8 +69,6 @@ def _of_probes(facts: TraceFacts, vm: int) -> Iterator[Kind]:
     if facts.has(vm, Kind.SLOT_TRY_SPLIT, Kind.SLOT_TRY_SPLIT_RET):
         yield Kind.SET_REGION
         yield Kind.COMMIT_REGION
-    if facts.facts[vm, SPLITS_APART] and facts.has(vm, Kind.COMMIT_REGION) and not facts.has(vm, *_RANGES):
-        yield Kind.TDP_TRY_SPLIT  # they are of KVM_CLEAR_DIRTY_LOG
     if not facts.facts[vm, SHADOW_SPLITS]:
         return
     if not facts.has(vm, Kind.MARK_MEMSLOT):
@@ -90,9 +85,9 @@ def _of_patch_probes(facts: TraceFacts, vm: int) -> Iterator[Kind]:
     of_vm = facts.facts[vm]
     if facts.has(vm, Kind.V2_TRY_SPLIT_BEGIN) and not facts.has(vm, *_OF_RANGES):
         yield Kind.SLOT_TRY_SPLIT
-    if of_vm[LOCK_DROPS] or facts.has(vm, Kind.V2_DROP_FLUSH):
+    if (of_vm[LOCK_DROPS] and facts.total(Kind.SPLIT_HUGE_PAGE)) or facts.has(vm, Kind.V2_DROP_FLUSH):
         yield Kind.V2_LOCK_DROPPED
     if of_vm[ALLOC_FAILURES] and facts.probe_lines:
         yield Kind.V2_ALLOC_FAILED
-    if of_vm[LATE_FLUSHES]:
+    if of_vm[LATE_FLUSHES] and facts.probe_lines:
         yield Kind.V2_RANGE_YIELD

@@ -143,6 +143,7 @@ PROBES_PROTECT = 8  # slot_remove_write_access
 PROBES_COLLAPSE = 16  # zap_collapsible or recover_huge
 PROBES_CLEAR_DIRTY = 32  # slot_leaf_clear_dirty
 PROBES_RETURN = 64  # the ends of slot_try_split or try_split
+PROBES_FAST_FAULT = 128  # the tracepoint fast_page_fault
 MANUAL_PROTECT = 1  # KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, of VM_MANUAL
 INITIALLY_SET = 2  # KVM_DIRTY_LOG_INITIALLY_SET
 UNLIMITED = 1 << 40

@@ -7,6 +7,7 @@ import numpy as np
 from replay.jit import by_reference, jit, kernel
 from replay.mmu import control, tdp
 from replay.mmu.dirty_log import next_word
+from replay.mmu.judge import tdp_pending_is_unexpected
 from replay.mmu.kinds import (
     COMMIT_REGION,
     FLUSH_MEMSLOT,
@@ -180,6 +181,8 @@ def replay_row(m: Mmu, c: Columns, i: int, k: KnobCodes) -> int:
             return NO_ROOM
         w = -1
         own = False
+    if own and kind != SPLIT_HUGE_PAGE:
+        tdp_pending_is_unexpected(m, w)  # the line of a split follows its change at once
     if kind <= LAST_KVMMMU:
         return kvmmmu_event(m, c, i, t, vm, w, own, k)
     if kind == PAGE_FAULT:

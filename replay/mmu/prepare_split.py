@@ -24,7 +24,7 @@ from replay.mmu.layout import (
 )
 from replay.mmu.slot_rmap_walk import END_OF_HEAD, restart_head
 from replay.mmu.state import Mmu, mix
-from replay.mmu.truth import ANY, simulated_line
+from replay.mmu.truth import ANY, simulated_flush, simulated_line
 from replay.mmu.window import (
     ANY_PLACE,
     C_ENV_DROPS,
@@ -54,7 +54,6 @@ from replay.mmu.window import (
     WIN_VM,
     count,
     place,
-    record_flush,
 )
 from replay.policy import KnobCodes, SparePage
 from replay.schema import ENOMEM
@@ -118,7 +117,7 @@ def drop_lock(m: Mmu, w: int, sptep: int, spte: int) -> None:
     simulated_line(m, w, V2_LOCK_DROPPED, win[WIN_GFN], win[WIN_LEVEL], win[WIN_HEAD_FLUSH], 0)
     if win[WIN_HEAD_FLUSH]:
         simulated_slot_flush(m, w, V2_DROP_FLUSH)
-        record_flush(m, w, CAUSE_LOCK_DROP, win[WIN_START], win[WIN_END])
+        simulated_flush(m, w, CAUSE_LOCK_DROP, win[WIN_START], win[WIN_END])
         win[WIN_HEAD_FLUSH] = 0
         win[WIN_OWED] = 0  # the whole slot was flushed
     elif win[WIN_OWED]:

@@ -68,7 +68,7 @@ from replay.mmu.mmu_pages import change_mmu_pages
 from replay.mmu.role import role_of_word
 from replay.mmu.room import NO_ROOM, OK
 from replay.mmu.state import Mmu
-from replay.mmu.truth import compare_lines, recorded_line
+from replay.mmu.truth import compare_lines, recorded_flush, recorded_line
 from replay.mmu.window import (
     C_ENV_ALLOC,
     C_UNPLACED,
@@ -77,7 +77,6 @@ from replay.mmu.window import (
     PHASE_TDP,
     WIN_ENV_FAIL_KERNEL,
     WIN_ENV_FAIL_NOWAIT,
-    WIN_FLUSHES_RECORDED,
     WIN_HAS_V2_PROBES,
     WIN_OPEN_ENDED,
     WIN_PHASE,
@@ -99,8 +98,8 @@ def probe_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool, 
         return OK
     by_control = m.vm[vm, VM_BY_CONTROL] != 0
     if kind == FLUSH_REMOTE_TLBS:
-        if own and m.window[w, WIN_PHASE] == PHASE_SHADOW:
-            m.window[w, WIN_FLUSHES_RECORDED] += 1
+        if own:
+            recorded_flush(m, w)
     elif kind == FLUSH_RANGE:
         if not own and end == gfn + 1:
             guest_tables.one_page_flushed(m, t, vm, gfn, k.rmap_order)
@@ -139,7 +138,7 @@ def probe_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool, 
         if w < 0:
             w = control.begin_range_window(m, vm, pid, gfn, end, level, k)
         if kind == TDP_TRY_SPLIT:
-            return control.tdp_part_begins(m, w, k)
+            return control.tdp_part_begins(m, w, True, k)
         control.shadow_part_begins(m, w, gfn, end)
         align.peek_next(m, w, k)
     elif kind == SLOT_TRY_SPLIT_RET or kind == TRY_SPLIT_RET:

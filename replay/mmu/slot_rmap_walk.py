@@ -7,7 +7,7 @@ from replay.mmu.census import census_head
 from replay.mmu.kinds import V2_LEVEL_BEGIN, V2_RANGE_YIELD, V2_SP_FREED_UNUSED
 from replay.mmu.layout import GIB_HEAD, GIB_REGION, REGION_HEAD, VM_END
 from replay.mmu.state import Mmu, find_gib
-from replay.mmu.truth import simulated_line
+from replay.mmu.truth import simulated_flush, simulated_line
 from replay.mmu.window import (
     C_ENV_YIELDS,
     CAUSE_YIELD,
@@ -32,7 +32,6 @@ from replay.mmu.window import (
     WIN_VM,
     count,
     place,
-    record_flush,
 )
 from replay.schema import Outcome
 
@@ -128,7 +127,7 @@ def leave_head(m: Mmu, w: int) -> bool:
     simulated_line(m, w, V2_RANGE_YIELD, gfn, win[WIN_LEVEL], win[WIN_FLUSH], 0)
     if win[WIN_FLUSH]:
         # the range that is flushed ends with the first gfn of the last head
-        record_flush(m, w, CAUSE_YIELD, win[WIN_START], gfn + 1)
+        simulated_flush(m, w, CAUSE_YIELD, win[WIN_START], gfn + 1)
         win[WIN_FLUSH] = 0
         win[WIN_OWED] = 0
     return True

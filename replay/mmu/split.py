@@ -39,7 +39,7 @@ from replay.mmu.slot_rmap_walk import END_OF_HEAD, enter_next_head, leave_head, 
 from replay.mmu.split_huge_page import CACHES_MERGED, split_huge_page
 from replay.mmu.spte import is_last_spte
 from replay.mmu.state import Mmu
-from replay.mmu.truth import simulated_line
+from replay.mmu.truth import simulated_flush, simulated_line
 from replay.mmu.window import (
     C_ENV_DROPS,
     C_RETRIES_CACHE,
@@ -65,7 +65,6 @@ from replay.mmu.window import (
     WIN_VM,
     WIN_WALK_DONE,
     count,
-    record_flush,
 )
 from replay.policy import AllocFailure, KnobCodes, Unsync
 from replay.schema import EAGAIN, ENOMEM, ENOSPC, EOPNOTSUPP
@@ -164,7 +163,7 @@ def end_walk(m: Mmu, w: int) -> None:
     owed = win[WIN_FLUSH]
     if owed:
         simulated_slot_flush(m, w, V2_FINAL_FLUSH)
-        record_flush(m, w, CAUSE_WINDOW_END, win[WIN_START], win[WIN_END])
+        simulated_flush(m, w, CAUSE_WINDOW_END, win[WIN_START], win[WIN_END])
         win[WIN_FLUSH] = 0
         win[WIN_OWED] = 0
     simulated_line(m, w, V2_TRY_SPLIT_END, win[WIN_START], 0, win[WIN_END], owed)

@@ -44,7 +44,7 @@ from replay.mmu.shadow_page import (
 )
 from replay.mmu.spte import LEFT_NONPRESENT, is_last_spte, is_shadow_present_pte, make_huge_page_split_spte
 from replay.mmu.state import Mmu, page_bucket
-from replay.mmu.truth import simulated_line
+from replay.mmu.truth import simulated_flush, simulated_line
 from replay.mmu.window import (
     ATTEMPT_CREATED,
     ATTEMPT_FLUSHED,
@@ -70,7 +70,6 @@ from replay.mmu.window import (
     WIN_VM,
     WIN_ZAPPED,
     count,
-    record_flush,
 )
 from replay.policy import ExistingChild, Flush, KnobCodes, OccupiedRmap, SplitCaches
 
@@ -103,7 +102,7 @@ def zap_unsync_of_gfn(m: Mmu, w: int, gfn: int, key: int, order: int) -> None:
             zapped = True
         i = following
     if zapped:
-        record_flush(m, w, CAUSE_ZAP, win[WIN_START], win[WIN_END])
+        simulated_flush(m, w, CAUSE_ZAP, win[WIN_START], win[WIN_END])
 
 
 @jit
@@ -207,4 +206,4 @@ def flush_after_split(m: Mmu, w: int, o: int, nonleaf: bool, k: KnobCodes) -> No
     elif k.flush == FLUSH_ALWAYS or nonleaf or partial:
         m.out16[o, OUT16_FLAGS] |= ATTEMPT_FLUSHED
         gfn = m.out[o, OUT_GFN]
-        record_flush(m, w, CAUSE_LINK, gfn, gfn + (1 << (9 * (win[WIN_LEVEL] - 1))))
+        simulated_flush(m, w, CAUSE_LINK, gfn, gfn + (1 << (9 * (win[WIN_LEVEL] - 1))))

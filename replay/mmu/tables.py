@@ -177,5 +177,5 @@ def windows(m: state.Mmu, flush_probes: bool) -> pa.Table:
     arrays["flushes_total"] = (totals, None)
     unrecorded = None if flush_probes else np.ones(len(rows), bool)
     arrays["doubted"] = (rows[:, window.WIN_DOUBTED] != 0, None)
-    arrays["flushes_recorded"] = (rows[:, window.WIN_FLUSHES_RECORDED], unrecorded)
+    arrays["flushes_recorded"] = (rows[:, window.WIN_FLUSH_LINES], unrecorded)
     return _as_table(window_schema(), arrays, len(rows))

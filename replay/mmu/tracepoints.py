@@ -153,7 +153,7 @@ def tdp_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool, k:
         splits = is_shadow_present_pte(old) and is_last_spte(old, level)
         if splits and is_shadow_present_pte(new) and not is_last_spte(new, level) and k.enabled:
             spaces.decide(m, w, c.num[i] & 1)
-            if control.tdp_part_begins(m, w, k) == NO_ROOM:
+            if control.tdp_part_begins(m, w, False, k) == NO_ROOM:
                 return NO_ROOM
             if align.tdp_split_change(m, w, k, gfn, level, old) == NO_ROOM:
                 return NO_ROOM

@@ -1,15 +1,25 @@
 """Lines of a window that state what the kernel did, beside the same lines as the walk would print them.
 
 Two queues a window: the simulated lines, which the walk appends as it comes past the places of the
-probes (and of kvm_mmu_get_page), and the recorded ones.  Both are in the order of the kernel's code, so
-that they are compared from the front.  Only kinds that the recording has are queued.  Sources: the
-probes of the v2 recordings, kvm_mmu_get_page of kvm_mmu_find_shadow_page() and tdp_mmu_init_sp().
+probes (and of kvm_mmu_get_page and kvm_flush_remote_tlbs), and the recorded ones.  Both are in the order
+of the kernel's code, so that they are compared from the front.  Only kinds that the recording has are
+queued.  Sources: the probes of the v2 recordings, kvm_mmu_get_page of kvm_mmu_find_shadow_page() and
+tdp_mmu_init_sp(), the flushes of slot_handle_level_range(), __link_shadow_page() and
+kvm_mmu_commit_zap_page().
 """
 
 from __future__ import annotations
 
 from replay.jit import jit
-from replay.mmu.kinds import GET_PAGE, V2_ALIAS_SP, V2_FIRST, V2_PREPARE
+from replay.mmu.kinds import (
+    FLUSH_REMOTE_TLBS,
+    GET_PAGE,
+    V2_ALIAS_SP,
+    V2_FIRST,
+    V2_LOCK_DROPPED,
+    V2_PREPARE,
+    V2_RESTART,
+)
 from replay.mmu.layout import (
     CTL_DIRECT_MAP,
     CTL_TRUTH_FREE,
@@ -25,14 +35,18 @@ from replay.mmu.layout import (
 from replay.mmu.mmu_pages import learn_available
 from replay.mmu.state import Mmu
 from replay.mmu.window import (
+    PHASE_SHADOW,
     WIN_ALIGNED,
+    WIN_FLUSH_LINES,
     WIN_GET_PAGES,
+    WIN_PHASE,
     WIN_PROBES,
     WIN_RECORDED_LINES,
     WIN_SIMULATED_LINES,
     WIN_TDP_GET_PAGES,
     WIN_VM,
     note_difference,
+    record_flush,
 )
 
 ANY = -(1 << 62)
@@ -44,15 +58,25 @@ TDP_GET_PAGE = GET_PAGE + 128
 GET_PAGE_BIT = 1 << 62
 """In ``VM_TRUTHS``: the trace has kvm_mmu_get_page lines; the other bits count from ``V2_FIRST``."""
 
+FLUSH_BIT = 1 << 61
+"""In ``VM_TRUTHS``: the trace has lines of kvm_flush_remote_tlbs, and shows which are of the shadow part."""
+
+SHOW_LOCK_DROPS = (
+    1 << (V2_LOCK_DROPPED - V2_FIRST) | 1 << (V2_PREPARE - V2_FIRST) | 1 << (V2_RESTART - V2_FIRST)
+)
+"""In ``VM_TRUTHS``: kinds of which each has a line at every lock drop of the v2 series."""
+
 # a queue in a row of Mmu.window: first row + 1, last row + 1
 _FIRST, _LAST = 0, 1
-# the counts of WIN_GET_PAGES and WIN_PROBES
+# the counts of WIN_GET_PAGES, WIN_PROBES and WIN_FLUSH_LINES
 RECORDED, MATCHED, ABSENT, UNKNOWN = 0, 1, 2, 3
 
 
 @jit
 def truth_bit(kind: int) -> int:
     """The bit of ``VM_TRUTHS`` for lines of ``kind``."""
+    if kind == FLUSH_REMOTE_TLBS:
+        return FLUSH_BIT
     return GET_PAGE_BIT if kind == GET_PAGE or kind == TDP_GET_PAGE else 1 << (kind - V2_FIRST)
 
 
@@ -118,10 +142,31 @@ def recorded_line(m: Mmu, w: int, kind: int, gfn: int, level: int, a: int, b: in
 
 
 @jit
+def simulated_flush(m: Mmu, w: int, cause: int, start: int, end: int) -> None:
+    """The walk flushes TLBs over gfns [start, end): kvm_flush_remote_tlbs()."""
+    record_flush(m, w, cause, start, end)
+    if m.window[w, WIN_PHASE] == PHASE_SHADOW:
+        simulated_line(m, w, FLUSH_REMOTE_TLBS, 0, 0, 0, 0)
+
+
+@jit
+def recorded_flush(m: Mmu, w: int) -> None:
+    """The task of window ``w`` flushes TLBs; only flushes of the shadow part are compared."""
+    if m.window[w, WIN_PHASE] != PHASE_SHADOW:
+        return
+    if m.window[w, WIN_ALIGNED]:
+        recorded_line(m, w, FLUSH_REMOTE_TLBS, 0, 0, 0, 0)
+    else:
+        m.window[w, WIN_FLUSH_LINES + RECORDED] += 1
+
+
+@jit
 def counts_of(kind: int) -> int:
     """Column of the three counts of lines of ``kind`` in a row of ``Mmu.window``."""
     if kind == TDP_GET_PAGE:
         return WIN_TDP_GET_PAGES
+    if kind == FLUSH_REMOTE_TLBS:
+        return WIN_FLUSH_LINES
     return WIN_GET_PAGES if kind == GET_PAGE else WIN_PROBES
 
 

@@ -84,7 +84,6 @@ WIN_FLUSHES = 42  # 5 numbers by schema.FlushCause
 WIN_FLUSHES_LOST = 47
 WIN_TDP_ATTEMPTS = 48
 WIN_TDP_SPLIT = 49
-WIN_FLUSHES_RECORDED = 50
 WIN_BITS = 51  # which gfns of the word's range are cleared, counted from its first
 WIN_LEAKED = 52
 WIN_RESTARTED = 53  # the head is to be begun anew after a split
@@ -116,7 +115,10 @@ WIN_OPEN_ENDED = 87  # opened by a range probe: the task's next other event clos
 WIN_CUT = 88  # the trace ends in it: what the walk is ahead has no counterpart
 WIN_DOUBTED = 89  # at its end, not all of the state was known; or the trace ends in it
 WIN_SPACE = 90  # address space: 0, 1 that of SMM, -1 not known yet
-WIN_COLUMNS = 91
+WIN_FLUSH_LINES = 91  # lines of kvm_flush_remote_tlbs in the shadow part: as WIN_GET_PAGES
+WIN_REPEATED = 95  # split lines that a lock drop repeats which left no line itself
+WIN_RESTORED = 96  # split lines whose SPTE a fault made writable without a line
+WIN_COLUMNS = 97
 
 ANY_PLACE = 1 << 62
 
@@ -152,6 +154,7 @@ OUT16_COLUMNS = 8
 ATTEMPT_TDP = 1  # of the TDP MMU
 ATTEMPT_CREATED = 2  # it made the child page
 ATTEMPT_FLUSHED = 4  # it owes or did a flush
+ATTEMPT_RESTORED = 8  # the SPTE became writable again, and no line shows how
 
 # -- trace lines that attempts stand for, Mmu.source: one for each recorded split line, one for all other
 # attempts of an event

@@ -73,8 +73,12 @@ def print_run(out: Console, document: Mapping[str, Any], differences: Iterable[D
     for note in document["notes"]:
         print_line(out, f"note: {note}")
     print_line(out)
+    is_compared = document["expected"]["source"] != "none"
+    verdict = Text.assemble("verdict ", (document["verdict"], _VERDICT_STYLE[document["verdict"]]))
     if not document["trace"]["kvmmmu_events"]:
-        out.print(Text.assemble("verdict ", (document["verdict"], _VERDICT_STYLE[document["verdict"]])))
+        out.print(verdict)
+        if is_compared:
+            print_reasons(out, document["verdict_reasons"], differences)
         return
     if document["windows"]:
         table, others = windows_table(document)
@@ -91,9 +95,8 @@ def print_run(out: Console, document: Mapping[str, Any], differences: Iterable[D
     print_table(out, _facts(document))
     print_line(out)
     print_rmap_histograms(out, document)
-    verdict, expected = document["verdict"], _expected(document["expected"])
-    out.print(Text.assemble("verdict ", (verdict, _VERDICT_STYLE[verdict]), f": {expected}"), soft_wrap=True)
-    if document["expected"]["source"] != "none":
+    out.print(verdict.append(f": {_expected(document['expected'])}"), soft_wrap=True)
+    if is_compared:
         print_reasons(out, document["verdict_reasons"], differences)
 
 

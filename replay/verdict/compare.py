@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from replay.schema import Match
+from replay.schema import Kind, Match
 from replay.verdict.doubt import NEVER_MATCH, REASONS, Doubt, reason_of
 from replay.verdict.golden import Attempt, Golden
 
@@ -26,6 +26,12 @@ MATCH_TEXTS = {
     "unexpected": "simulated but not expected",
 }
 """What the words of ``schema.Match`` say about attempts."""
+
+_UNSHOWN = {
+    Kind.V2_LOCK_DROPPED: "no v2_lock_dropped line was recorded: SPTEs are attempted again after a lock drop",
+    Kind.FAST_PAGE_FAULT: "no fast_page_fault line was recorded: SPTEs are writable again without a line",
+}
+"""What shows in a replay that events happened of a kind that the recording lacks."""
 
 _FAULT_TIME = "fault_time_tdp_splits"
 _WHAT_IF = ("end", "time")
@@ -106,14 +112,16 @@ def compare_recorded(replay: Replay, doubts: Sequence[Doubt] = ()) -> Comparison
     not_compared["no_window"] = replay.recorded_lines["splits"] - judged - fault_time
     not_compared["no_window"] += replay.recorded_lines["probes"] - probes.recorded
     for vm, count in replay.unknown.items():
-        not_compared[reason_of(doubts, vm)] += count
+        unshown = sum(by_vm.get(vm, 0) for by_vm in replay.unshown.values())
+        not_compared["missing_kind"] += unshown
+        not_compared[reason_of(doubts, vm)] += count - unshown
     recorded = replay.recorded_lines["splits"] + get_page.recorded + replay.recorded_lines["probes"]
     compared = recorded - sum(not_compared.values())
     differing = [
         *_attempt_reasons(counters),
         *_line_reasons("kvm_mmu_get_page lines of splits", get_page),
         *_line_reasons("probe lines of splits", probes),
-        *_flush_reasons(replay, doubted=False),
+        *(_flush_reasons(replay, doubted=False) or _flush_places(_lines(counters, "flush_lines"))),
     ]
     left_out = {reason: not_compared[reason] for reason in REASONS if not_compared[reason]}
     verdict, reasons = _verdict(
@@ -164,6 +172,7 @@ def _open_questions(replay: Replay, doubts: Sequence[Doubt], left_out: Mapping[s
     if doubtful or "no_window" in left_out:
         shown.add("missing_kind")
     reasons = [doubt.text for doubt in doubts if doubt.reason in shown]
+    reasons += [text for kind, text in _UNSHOWN.items() if replay.unshown.get(kind)]
     if "before_trace" in shown:
         reasons.append(_before_trace(replay))
     for reason, count in left_out.items():
@@ -282,6 +291,12 @@ def _flush_reasons(replay: Replay, doubted: bool) -> list[str]:
         f"flushes differ {windows}, first in window {first['index']}: "
         f"{first['flushes_recorded']} recorded, {first['flushes_total']} simulated"
     ]
+
+
+def _flush_places(lines: Lines) -> list[str]:
+    """Flushes that were recorded elsewhere among the lines of their window than simulated."""
+    count = max(lines.compared - lines.matched, lines.absent)
+    return [f"{count:,} of {lines.compared:,} flushes recorded in another place"] if count else []
 
 
 def _recorded_differences(replay: Replay) -> list[Difference]:

@@ -82,9 +82,10 @@ def _trace(path: Path, rng: Random) -> None:
     for each in runs:
         _check(each)
     print_side_by_side(console(io.StringIO()), [each.document for each in runs])
-    chosen = rng.choice(runs)
+    number = rng.randrange(len(runs))
+    request = replace(request, policy=policies[number])
     for variant in rng.sample(_VARIANTS, 2):
-        variant(trace, path, request, chosen, rng)
+        variant(trace, path, request, runs[number], rng)
 
 
 def _request(rng: Random) -> Request:
@@ -122,20 +123,22 @@ def _in_small_pieces(trace: Trace, path: Path, request: Request, expected: Run, 
         chunk_bytes=rng.choice((200, 1000, 4096)),
         batch_rows=rng.choice((16, 61, 1000)),
     )
-    _same(expected, run_trace(again, _request_of(request, expected)), "in small pieces")
+    _same(expected, run_trace(again, replace(request, expect="recorded")), "in small pieces")
 
 
 def _by_way_of_a_table(trace: Trace, path: Path, request: Request, expected: Run, rng: Random) -> None:
     table = path.with_name(f"table{rng.choice(('.arrow', '.parquet'))}")
     write_table(trace, table)
-    _same(expected, run_trace(read_trace(str(table)), _request_of(request, expected)), "by way of a table")
+    _same(
+        expected, run_trace(read_trace(str(table)), replace(request, expect="recorded")), "by way of a table"
+    )
 
 
 def _by_way_of_a_golden_file(trace: Trace, path: Path, request: Request, expected: Run, rng: Random) -> None:
     """A run matches the golden file that was made from it."""
     golden = path.with_name("golden.json")
     write_golden(golden, expected.golden)
-    request = replace(_request_of(request, expected), expect=str(golden))
+    request = replace(request, expect=str(golden))
     again = run_trace(trace, request)
     _must(again.comparison.verdict != "mismatch", f"differs from its own golden file: {again.comparison}")
 
@@ -155,10 +158,6 @@ _VARIANTS: list[Callable[[Trace, Path, Request, Run, Random], None]] = [
     _review,
     _results,
 ]
-
-
-def _request_of(request: Request, run: Run) -> Request:
-    return replace(request, policy=run.policy, expect="recorded")
 
 
 def _same(expected: Run, got: Run, how: str) -> None:
