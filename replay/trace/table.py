@@ -5,9 +5,7 @@ All that ``Trace`` tells beside its events stands in the metadata, see ``replay.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -16,6 +14,7 @@ import pyarrow as pa
 
 from replay.arrow import Places, ReadColumns
 from replay.errors import OutputError, TraceError
+from replay.output import replacing
 from replay.schema import COLUMN_TYPES, Columns, event_schema
 from replay.trace.arrow_file import open_arrow
 from replay.trace.checked import WORDS, check_columns, check_schema, column_array
@@ -28,35 +27,15 @@ def write_table(trace: Trace, path: str | os.PathLike[str]) -> None:
     """Write the events of ``trace``: Parquet for ``.parquet``, Arrow for ``.arrow`` and ``.feather``.
 
     Arrow is as large as the text and read as it is, Parquet is a sixth of that and decoded in part.
-    The file is complete or absent: it is written beside ``path`` and renamed.  Raises OutputError.
+    The file is complete or absent, see ``output.replacing``.  Raises OutputError.
     """
     path = Path(path)
     if path.suffix not in (".parquet", ".arrow", ".feather"):
         raise OutputError(path, "the name of a table must end in .parquet, .arrow or .feather")
     schema = event_schema().with_metadata(table_metadata(trace))
-    try:
-        with _replacing(path) as file:
-            write = _write_parquet if path.suffix == ".parquet" else _write_arrow
-            write(file, schema, trace.record_batches(schema))
-    except OSError as error:
-        raise OutputError(path, error.strerror or str(error)) from error
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file beside ``path`` that takes its name when all went well, and is removed when not."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with open(descriptor, "wb") as file:
-            yield file
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        raise
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        write = _write_parquet if path.suffix == ".parquet" else _write_arrow
+        write(file, schema, trace.record_batches(schema))
 
 
 _CORRUPT = (pa.ArrowException, OSError, ValueError, KeyError)
