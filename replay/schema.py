@@ -8,7 +8,7 @@ Text formats: Linux arch/x86/kvm/mmu/mmutrace.h, 5.4 to 7.x (PAGE lines since 3.
 
 from __future__ import annotations
 
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -143,7 +143,14 @@ EVENT_NAMES: dict[Kind, str] = (
 """What stands before the colon of a line, or the marker word."""
 
 
-class Flag(IntFlag):
+LAST_KVMMMU = Kind.SPLIT_HUGE_PAGE
+"""The last of the tracepoints of system kvmmmu."""
+
+NOWAIT_FAILED = 3
+"""Reason of v2_lock_dropped: no page without waiting."""
+
+
+class Flag(IntEnum):
     """Bits of the column ``flags``."""
 
     CREATED = 1  # get_page: "new"
@@ -154,7 +161,7 @@ class Flag(IntFlag):
     VMM = 32  # markers: a trace event of the VMM itself, which may stand before the ioctl's lines or after
 
 
-class Role(IntFlag):
+class Role(IntEnum):
     """Bits of the column ``role``: a shadow page's role as far as a line tells it.
 
     The layout is the kernel's of 2026 (four access bits) for every input, so that pages of all

@@ -8,81 +8,50 @@ from __future__ import annotations
 
 from replay.jit import jit
 from replay.mmu.apply import CLEAR_DIRTY, protect_pages, write_protect_gfn
-from replay.mmu.layout import (
-    CTL_BITMAP_TOP,
-    CTL_BITMAP_WANT,
-    SLOT_BASE,
-    SLOT_BITMAP,
-    SLOT_BITMAP_WORDS,
-    SLOT_ID,
-    SLOT_NPAGES,
-    VM_TDP_MMU,
-    VM_TDP_SIMULATED,
-)
 from replay.mmu.room import NO_ROOM, OK
 from replay.mmu.slot_passes import uses_pml
 from replay.mmu.spte import WRITE_PROTECTED
 from replay.mmu.state import Mmu
 from replay.mmu.tdp_simulated import protect_cleared_pages, protect_huge
-from replay.mmu.window import (
-    WIN_BITS,
-    WIN_END,
-    WIN_FIRST_PAGE,
-    WIN_FIRST_WORD,
-    WIN_GFN,
-    WIN_LAST_PAGE,
-    WIN_LEVEL,
-    WIN_MASK,
-    WIN_SLOT,
-    WIN_SPACE,
-    WIN_START,
-    WIN_TDP_GFN,
-    WIN_VM,
-    WIN_WALK_DONE,
-    WIN_WORD,
-    WIN_WORDS,
-)
 from replay.policy import ClearEnd, KnobCodes
-
-CLEAR_END_INCLUSIVE = int(ClearEnd.INCLUSIVE)
 
 
 @jit
 def walks_shadow_mmu(m: Mmu, vm: int, k: KnobCodes) -> bool:
     """Whether eager splitting looks at the shadow MMU: merged code returns first where tdp_mmu=N."""
-    return k.enabled != 0 and (not k.nested_only or m.vm[vm, VM_TDP_MMU] != 0)
+    return k.enabled != 0 and (not k.nested_only or m.vm[vm].tdp_mmu != 0)
 
 
 @jit
 def need_bitmap(m: Mmu, s: int) -> int:
     """Give slot ``s`` a bitmap, all ones, if it has none; NO_ROOM asks for its words first."""
-    if m.slot[s, SLOT_BITMAP]:
+    if m.slot[s].bitmap:
         return OK
-    words = (m.slot[s, SLOT_NPAGES] + 63) >> 6
-    top = m.ctl[CTL_BITMAP_TOP]
+    words = (m.slot[s].npages + 63) >> 6
+    top = m.ctl.bitmap_top
     if top + words > m.bitmap.shape[0]:
-        m.ctl[CTL_BITMAP_WANT] = words
+        m.ctl.bitmap_want = words
         return NO_ROOM
-    m.ctl[CTL_BITMAP_WANT] = 0
-    m.ctl[CTL_BITMAP_TOP] += words
-    m.slot[s, SLOT_BITMAP] = top + 1
-    m.slot[s, SLOT_BITMAP_WORDS] = words
+    m.ctl.bitmap_want = 0
+    m.ctl.bitmap_top += words
+    m.slot[s].bitmap = top + 1
+    m.slot[s].bitmap_words = words
     fill_bitmap(m, s)
     return OK
 
 
 @jit
 def fill_bitmap(m: Mmu, s: int) -> None:
-    first = m.slot[s, SLOT_BITMAP] - 1
-    for i in range(first, first + m.slot[s, SLOT_BITMAP_WORDS]):
+    first = m.slot[s].bitmap - 1
+    for i in range(first, first + m.slot[s].bitmap_words):
         m.bitmap[i] = -1
 
 
 @jit
 def mark_page_dirty(m: Mmu, s: int, gfn: int) -> None:
     """mark_page_dirty_in_slot()."""
-    page = gfn - m.slot[s, SLOT_BASE]
-    m.bitmap[m.slot[s, SLOT_BITMAP] - 1 + (page >> 6)] |= 1 << (page & 63)
+    page = gfn - m.slot[s].base_gfn
+    m.bitmap[m.slot[s].bitmap - 1 + (page >> 6)] |= 1 << (page & 63)
 
 
 @jit
@@ -110,15 +79,15 @@ def protect_cleared(m: Mmu, vm: int, s: int, start: int, end: int, bits: int, k:
     Before 6.8 the range ends with the last gfn, since then one behind it; an end on a 64-page
     boundary of the slot tells the latter.
     """
-    space = m.slot[s, SLOT_ID] >> 16 if s >= 0 else 0
-    base = m.slot[s, SLOT_BASE] if s >= 0 else 0
+    space = m.slot[s].id >> 16 if s >= 0 else 0
+    base = m.slot[s].base_gfn if s >= 0 else 0
     last = end
     if last > start and (last - base) & 63 == 0:
         last -= 1
     if bits == 0:
         bits = -1 if last - start >= 63 else (2 << (last - start)) - 1
     kept = CLEAR_DIRTY if uses_pml(m, vm, k) else WRITE_PROTECTED
-    if m.vm[vm, VM_TDP_SIMULATED]:
+    if m.vm[vm].tdp_simulated:
         protect_huge(m, vm, space, start)
         protect_huge(m, vm, space, last)
         protect_cleared_pages(m, vm, space, start, bits, kept)
@@ -137,33 +106,33 @@ def next_word(m: Mmu, w: int, k: KnobCodes) -> bool:
     The range before it, if there was one, is write-protected first.
     """
     win = m.window[w]
-    s = win[WIN_SLOT]
-    base = m.slot[s, SLOT_BASE]
-    if win[WIN_TDP_GFN] < 1 << 41:
-        protect_cleared(m, win[WIN_VM], s, win[WIN_START], win[WIN_END], win[WIN_BITS], k)
-    while win[WIN_WORD] < win[WIN_WORDS]:
-        word = win[WIN_FIRST_WORD] + win[WIN_WORD]
-        win[WIN_WORD] += 1
-        bits = m.bitmap[m.slot[s, SLOT_BITMAP] - 1 + word] & win[WIN_MASK]
-        first = win[WIN_FIRST_PAGE] - (word << 6)
-        last = win[WIN_LAST_PAGE] - (word << 6)
+    s = win.slot
+    base = m.slot[s].base_gfn
+    if win.tdp_gfn < 1 << 41:
+        protect_cleared(m, win.vm, s, win.start, win.end, win.bits, k)
+    while win.word < win.words:
+        word = win.first_word + win.word
+        win.word += 1
+        bits = m.bitmap[m.slot[s].bitmap - 1 + word] & win.mask
+        first = win.first_page - (word << 6)
+        last = win.last_page - (word << 6)
         if first > 0:
             bits = bits >> first << first
         if last < 64:
             bits &= (1 << last) - 1
         if bits == 0:
             continue
-        m.bitmap[m.slot[s, SLOT_BITMAP] - 1 + word] &= ~bits
+        m.bitmap[m.slot[s].bitmap - 1 + word] &= ~bits
         start = base + (word << 6) + lowest_bit(bits)
         end = base + (word << 6) + highest_bit(bits)
-        win[WIN_START] = start
+        win.start = start
         lowest = lowest_bit(bits)
-        win[WIN_BITS] = (bits >> lowest) & ((1 << (64 - lowest)) - 1) if lowest else bits
-        win[WIN_END] = end if k.clear_end == CLEAR_END_INCLUSIVE else end + 1
-        win[WIN_LEVEL] = 3
-        win[WIN_GFN] = -1
-        win[WIN_WALK_DONE] = 0 if walks_shadow_mmu(m, win[WIN_VM], k) and not win[WIN_SPACE] else 1
-        win[WIN_TDP_GFN] = 0
+        win.bits = (bits >> lowest) & ((1 << (64 - lowest)) - 1) if lowest else bits
+        win.end = end if k.clear_end == ClearEnd.INCLUSIVE else end + 1
+        win.level = 3
+        win.gfn = -1
+        win.walk_done = 0 if walks_shadow_mmu(m, win.vm, k) and not win.space else 1
+        win.tdp_gfn = 0
         return True
-    win[WIN_TDP_GFN] = 1 << 41
+    win.tdp_gfn = 1 << 41
     return False

@@ -10,53 +10,22 @@ import numpy as np
 
 from replay.jit import jit, kernel
 from replay.kernel import MERGED, POSTED, KernelVersion
-from replay.mmu.kinds import (
-    COMMIT_REGION,
-    CREATED,
-    FLUSH_REMOTE_TLBS,
-    GET_PAGE,
-    LAST_KVMMMU,
-    LOST_EVENTS,
-    MARK_CLEAR_DIRTY_LOG,
-    MARK_MEMSLOT,
-    NOWAIT_FAILED,
-    PAGE_FAULT,
-    PAGETABLE_WALK,
-    PREPARE_ZAP,
-    SET_REGION,
-    SET_SPTE,
-    SHADOW_TRY_SPLIT,
-    SLOT_LEAF_CLEAR_DIRTY,
-    SLOT_REMOVE_WRITE_ACCESS,
-    SLOT_TRY_SPLIT,
-    SLOT_TRY_SPLIT_RET,
-    SPLIT_HUGE_PAGE,
-    SPTE_REQUESTED,
-    TDP_CHANGED,
-    TDP_TRY_SPLIT,
-    TRY_SPLIT_RET,
-    V2_FINAL_FLUSH,
-    V2_LOCK_DROPPED,
-    V2_PREPARE,
-    V2_RESTART,
-    V2_SP_FREED_UNUSED,
-    V2_SP_LEAKED,
-    V2_SPLIT_DONE,
-    V2_TRY_SPLIT_BEGIN,
-    V2_TRY_SPLIT_END,
-    VMM,
-    ZAP_ALL_FAST,
-)
-from replay.mmu.role import DIRECT, LEVEL
-from replay.mmu.spte import (
-    PT_PAGE_SIZE_MASK,
-    SHADOW_NONPRESENT_VALUE,
-    is_last_spte,
-    is_shadow_present_pte,
-)
+from replay.mmu.spte import PT_PAGE_SIZE_MASK, SHADOW_NONPRESENT_VALUE, is_last_spte, is_shadow_present_pte
 from replay.mmu.spte_layout import SIGNS, count_leaf, count_role, has_pml_sptes, layout_of
 from replay.policy import PRESETS
-from replay.schema import EAGAIN, EINVAL, ENOMEM, ENOSPC, EOPNOTSUPP, Columns, Kind
+from replay.schema import (
+    EAGAIN,
+    EINVAL,
+    ENOMEM,
+    ENOSPC,
+    EOPNOTSUPP,
+    LAST_KVMMMU,
+    NOWAIT_FAILED,
+    Columns,
+    Flag,
+    Kind,
+    Role,
+)
 
 SHADOW_SPLITS = 0
 EAGAIN_SPLITS = 1
@@ -109,61 +78,73 @@ FACT_COLUMNS = (
 def note_window(c: Columns, i: int, facts: np.ndarray) -> None:
     """Count in ``facts``, those of the VM, what event ``i`` shows of a window that probes open."""
     kind, task = c.kind[i], np.int64(c.pid[i]) + 1
-    if SLOT_TRY_SPLIT <= kind <= TDP_TRY_SPLIT or kind == V2_TRY_SPLIT_BEGIN:
-        ends = kind == SLOT_TRY_SPLIT_RET or kind == TRY_SPLIT_RET
+    if Kind.SLOT_TRY_SPLIT <= kind <= Kind.TDP_TRY_SPLIT or kind == Kind.V2_TRY_SPLIT_BEGIN:
+        ends = kind == Kind.SLOT_TRY_SPLIT_RET or kind == Kind.TRY_SPLIT_RET
         facts[WINDOW_TASK] = 0 if ends else task
     if facts[WINDOW_TASK] != task or task <= 0:  # 0: no task is printed
         return
-    if kind == PAGE_FAULT or kind == PAGETABLE_WALK or kind == SPTE_REQUESTED or kind == SET_SPTE:
+    if (
+        kind == Kind.PAGE_FAULT
+        or kind == Kind.PAGETABLE_WALK
+        or kind == Kind.SPTE_REQUESTED
+        or kind == Kind.SET_SPTE
+    ):
         facts[WINDOW_TASK] = 0
         return
-    if kind == GET_PAGE:
-        facts[WINDOW_SPLITS] += c.role[i] & np.uint32(DIRECT) != 0
-    elif kind == TDP_CHANGED and c.level[i] > 1:
+    if kind == Kind.GET_PAGE:
+        facts[WINDOW_SPLITS] += c.role[i] & np.uint32(Role.DIRECT) != 0
+    elif kind == Kind.TDP_MMU_SPTE_CHANGED and c.level[i] > 1:
         level, old, new = np.int64(c.level[i]), np.int64(c.old_spte[i]), np.int64(c.spte[i])
         was_huge = is_shadow_present_pte(old) and is_last_spte(old, level)
         facts[WINDOW_SPLITS] += was_huge and is_shadow_present_pte(new) and not is_last_spte(new, level)
-    elif kind == V2_SPLIT_DONE:
+    elif kind == Kind.V2_SPLIT_DONE:
         facts[WINDOW_SPLITS] += 1
-    elif kind == V2_PREPARE:
+    elif kind == Kind.V2_PREPARE:
         facts[WINDOW_SPLITS] += 1
         if facts[WINDOW_PREPARE] == np.int64(c.gfn[i]) + 1:
             kind = _PREPARED_AGAIN
-    elif kind == V2_SP_LEAKED:
+    elif kind == Kind.V2_SP_LEAKED:
         facts[LOCK_DROPS] += facts[WINDOW_KIND] == _PREPARED_AGAIN
-    elif kind == V2_RESTART:
+    elif kind == Kind.V2_RESTART:
         facts[LOCK_DROPS] += c.code[i] != 0 and facts[WINDOW_KIND] != _HAS_SPLIT
-    if facts[WINDOW_KIND] == _LATE_FLUSH and kind != V2_TRY_SPLIT_END and kind != V2_FINAL_FLUSH:
+    if facts[WINDOW_KIND] == _LATE_FLUSH and kind != Kind.V2_TRY_SPLIT_END and kind != Kind.V2_FINAL_FLUSH:
         facts[LATE_FLUSHES] += 1  # not the one at the end of the walk, and nothing is owed after it
-    if kind == FLUSH_REMOTE_TLBS:
+    if kind == Kind.FLUSH_REMOTE_TLBS:
         last = facts[WINDOW_KIND]
-        left = last == _HEAD_LEFT or last == _HAS_SPLIT or last == V2_SP_FREED_UNUSED
-        if left or last == V2_SPLIT_DONE or last == V2_PREPARE:
+        left = last == _HEAD_LEFT or last == _HAS_SPLIT or last == Kind.V2_SP_FREED_UNUSED
+        if left or last == Kind.V2_SPLIT_DONE or last == Kind.V2_PREPARE:
             kind = _LATE_FLUSH
-    elif (kind == V2_RESTART and c.code[i] == 0) or (kind == SPLIT_HUGE_PAGE and c.num[i] == -ENOSPC):
+    elif (kind == Kind.V2_RESTART and c.code[i] == 0) or (
+        kind == Kind.SPLIT_HUGE_PAGE and c.num[i] == -ENOSPC
+    ):
         kind = _HEAD_LEFT
-    elif kind == SPLIT_HUGE_PAGE and c.num[i] == 0:
+    elif kind == Kind.SPLIT_HUGE_PAGE and c.num[i] == 0:
         kind = _HAS_SPLIT
-    elif kind == V2_LOCK_DROPPED:
+    elif kind == Kind.V2_LOCK_DROPPED:
         facts[ALLOC_FAILURES] += c.code[i] == NOWAIT_FAILED
-    elif kind == SPLIT_HUGE_PAGE and c.num[i] == -ENOMEM:
+    elif kind == Kind.SPLIT_HUGE_PAGE and c.num[i] == -ENOMEM:
         facts[ALLOC_FAILURES] += (
-            facts[WINDOW_KIND] == V2_LOCK_DROPPED or facts[WINDOW_KIND] == FLUSH_REMOTE_TLBS
+            facts[WINDOW_KIND] == Kind.V2_LOCK_DROPPED or facts[WINDOW_KIND] == Kind.FLUSH_REMOTE_TLBS
         )
     facts[WINDOW_KIND] = kind
-    facts[WINDOW_PREPARE] = np.int64(c.gfn[i]) + 1 if c.kind[i] == V2_PREPARE else 0
+    facts[WINDOW_PREPARE] = np.int64(c.gfn[i]) + 1 if c.kind[i] == Kind.V2_PREPARE else 0
 
 
 @jit
 def first_event(c: Columns, i: int) -> int:
     """FROM_BIRTH, LATE, or 0 where event ``i`` shows neither."""
     kind, role = c.kind[i], c.role[i]
-    if kind == GET_PAGE:
-        is_table = role & np.uint32(DIRECT) != 0 and c.gfn[i] != 0
-        is_root = c.flags[i] & CREATED != 0 and role & np.uint32(LEVEL) > 1 and not is_table
+    if kind == Kind.GET_PAGE:
+        is_table = role & np.uint32(Role.DIRECT) != 0 and c.gfn[i] != 0
+        is_root = c.flags[i] & Flag.CREATED != 0 and role & np.uint32(Role.LEVEL) > 1 and not is_table
         return FROM_BIRTH if is_root else LATE
-    is_late = kind == TDP_CHANGED or kind == SET_SPTE or kind == SPTE_REQUESTED or kind == SPLIT_HUGE_PAGE
-    return LATE if is_late or kind == PREPARE_ZAP else 0
+    is_late = (
+        kind == Kind.TDP_MMU_SPTE_CHANGED
+        or kind == Kind.SET_SPTE
+        or kind == Kind.SPTE_REQUESTED
+        or kind == Kind.SPLIT_HUGE_PAGE
+    )
+    return LATE if is_late or kind == Kind.PREPARE_ZAP_PAGE else 0
 
 
 @kernel
@@ -179,7 +160,7 @@ def scan_rows(
     for i in range(len(c.kind)):
         vm = c.vm[i]
         kind = c.kind[i]
-        if kind == LOST_EVENTS and facts[0, FIRST_LOST] == 0:
+        if kind == Kind.LOST_EVENTS and facts[0, FIRST_LOST] == 0:
             facts[0, FIRST_LOST] = c.line[i]
         if vm < 0:
             kinds[len(kinds) - 1, kind] += 1
@@ -189,9 +170,9 @@ def scan_rows(
         if facts[vm, FIRST_EVENT] == 0:
             facts[vm, FIRST_EVENT] = first_event(c, i)
         task = c.pid[i] & (_TASKS - 1)
-        if kind == SPLIT_HUGE_PAGE:
+        if kind == Kind.SPLIT_HUGE_PAGE:
             errno = c.num[i]
-            tdp = last[task, 0] == c.pid[i] and last[task, 1] == TDP_CHANGED
+            tdp = last[task, 0] == c.pid[i] and last[task, 1] == Kind.TDP_MMU_SPTE_CHANGED
             if tdp and not faulted[task] and facts[vm, WINDOW_TASK] == 0:
                 facts[vm, EAGER_TDP_SPLITS] += 1
             if not tdp and errno != -16:
@@ -204,43 +185,43 @@ def scan_rows(
                 facts[vm, V2_SPLITS] += 1
             elif errno == 0 and not tdp and facts[vm, IN_SHADOW_PART]:
                 facts[vm, SHADOW_PART_SPLITS] += 1
-        elif kind == GET_PAGE:
-            facts[vm, INDIRECT_PAGES] += c.role[i] & np.uint32(DIRECT) == 0
+        elif kind == Kind.GET_PAGE:
+            facts[vm, INDIRECT_PAGES] += c.role[i] & np.uint32(Role.DIRECT) == 0
             count_role(facts[vm, LAYOUT_SIGNS:], np.int64(c.role[i]))
-        elif kind == TDP_CHANGED:
+        elif kind == Kind.TDP_MMU_SPTE_CHANGED:
             facts[vm, NONPRESENT_SPTES] += np.int64(c.old_spte[i]) == SHADOW_NONPRESENT_VALUE
             if is_shadow_present_pte(np.int64(c.spte[i])):
                 count_leaf(facts[vm, LAYOUT_SIGNS:], np.int64(c.spte[i]), np.int64(c.level[i]))
-        elif kind == SET_SPTE:
+        elif kind == Kind.SET_SPTE:
             facts[vm, HUGE_SPTES] += c.level[i] > 1
             leaf = np.int64(c.spte[i]) | PT_PAGE_SIZE_MASK  # whatever its level
             count_leaf(facts[vm, LAYOUT_SIGNS:], leaf, np.int64(c.level[i]))
-        elif kind == ZAP_ALL_FAST:
+        elif kind == Kind.ZAP_ALL_FAST:
             facts[vm, ZAPS_OF_PAGES] += c.num[i] > 0
-        elif kind == SLOT_REMOVE_WRITE_ACCESS:
+        elif kind == Kind.SLOT_REMOVE_WRITE_ACCESS:
             facts[vm, CLEAR_DIRTY_PASSES] += c.level[i] > 1
-        elif kind == SLOT_LEAF_CLEAR_DIRTY:
+        elif kind == Kind.SLOT_LEAF_CLEAR_DIRTY:
             facts[vm, CLEAR_DIRTY_PASSES] += 1
-        elif kind == COMMIT_REGION and c.num[i] > 2:
+        elif kind == Kind.COMMIT_REGION and c.num[i] > 2:
             facts[vm, LOG_CHANGES] += 1
-        elif kind == PAGE_FAULT:
+        elif kind == Kind.PAGE_FAULT:
             faulted[task] = 1
-        elif kind == SET_REGION or kind == MARK_MEMSLOT:
+        elif kind == Kind.SET_REGION or kind == Kind.MARK_MEMSLOT:
             facts[vm, LOG_CONTROL] += c.code[i] & np.uint64(1) != 0
-            facts[vm, VMM_MARKS] += kind == MARK_MEMSLOT and c.flags[i] & VMM != 0
-        elif kind == MARK_CLEAR_DIRTY_LOG:
+            facts[vm, VMM_MARKS] += kind == Kind.MARK_MEMSLOT and c.flags[i] & Flag.VMM != 0
+        elif kind == Kind.MARK_CLEAR_DIRTY_LOG:
             facts[vm, LOG_CONTROL] += 1
-            facts[vm, VMM_MARKS] += c.flags[i] & VMM != 0
-            facts[vm, VMM_CLEARS] += c.flags[i] & VMM != 0
-        elif kind == SHADOW_TRY_SPLIT:
+            facts[vm, VMM_MARKS] += c.flags[i] & Flag.VMM != 0
+            facts[vm, VMM_CLEARS] += c.flags[i] & Flag.VMM != 0
+        elif kind == Kind.SHADOW_TRY_SPLIT:
             facts[vm, IN_SHADOW_PART] = 1
-        elif kind == TDP_TRY_SPLIT or kind == SLOT_TRY_SPLIT_RET or kind == TRY_SPLIT_RET:
+        elif kind == Kind.TDP_TRY_SPLIT or kind == Kind.SLOT_TRY_SPLIT_RET or kind == Kind.TRY_SPLIT_RET:
             facts[vm, IN_SHADOW_PART] = 0
-        elif kind == FLUSH_REMOTE_TLBS:
+        elif kind == Kind.FLUSH_REMOTE_TLBS:
             facts[vm, SHADOW_PART_FLUSHES] += facts[vm, IN_SHADOW_PART]
         if kind <= LAST_KVMMMU:
             last[task, 0] = c.pid[i]
-            last[task, 1] = PAGE_MADE if kind == GET_PAGE and c.flags[i] & CREATED else kind
+            last[task, 1] = PAGE_MADE if kind == Kind.GET_PAGE and c.flags[i] & Flag.CREATED else kind
 
 
 @dataclass(frozen=True)

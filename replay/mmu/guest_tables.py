@@ -8,37 +8,16 @@ from __future__ import annotations
 
 from replay.jit import jit
 from replay.mmu.apply import find_printed
-from replay.mmu.kinds import GET_PAGE, PAGING_ELEMENT, SET_SPTE, SPTE_REQUESTED, UNSYNC_PAGE
-from replay.mmu.layout import (
-    FLAG_FLOOD,
-    FLAG_LIVE,
-    FLAG_UNSYNC,
-    FLOOD_SHIFT,
-    SP32_FLAGS,
-    SP32_NEXT,
-    SP_GFN,
-    SP_KEY,
-    STATE_DONE,
-    STATE_FAULT,
-    TASK_LAST_GFN,
-    TASK_LAST_KIND,
-    TASK_LAZY,
-    TASK_LINKED,
-    TASK_PTE,
-    TASK_STATE,
-    TASK_WALK_ADDR,
-    TASK_WALK_TOP,
-    TASK_WRITE,
-    TDP_KEY,
-    VM_HAS_TDP,
-)
+from replay.mmu.counters import Counter
+from replay.mmu.records import FLOOD_SHIFT, TDP_KEY, FaultState, PageFlag
 from replay.mmu.rmap import pte_list_get, rmap_head
-from replay.mmu.role import DIRECT, HAS_4_BYTE_GPTE, QUADRANT, QUADRANT_SHIFT, key_level, key_vm, make_key
+from replay.mmu.role import QUADRANT_SHIFT, key_level, key_vm, make_key
 from replay.mmu.roots import NOT_CACHED, cached_root, root_above, use_root
 from replay.mmu.shadow_page import drop_spte
 from replay.mmu.state import Mmu, page_bucket
 from replay.mmu.walk import leaf_gfn, pte_gfn
-from replay.mmu.window import C_LAZY_SPLITS, count
+from replay.mmu.window import count
+from replay.schema import Kind, Role
 
 FLOODED = 3  # writes after which detect_write_flooding() has a page zapped
 
@@ -49,13 +28,13 @@ def settle_write(m: Mmu, t: int, vm: int, kind: int, order: int) -> None:
 
     A fault's own walk is followed by the look-up of its pages.
     """
-    if kind == PAGING_ELEMENT:
+    if kind == Kind.PAGING_ELEMENT:
         return
     task = m.task[t]
-    task[TASK_WRITE] = 0
-    if kind == SPTE_REQUESTED or kind == GET_PAGE or not task[TASK_WALK_TOP]:
+    task.write = 0
+    if kind == Kind.SPTE_REQUESTED or kind == Kind.GET_PAGE or not task.walk_top:
         return
-    track_write(m, vm, leaf_gfn(m, t), task[TASK_WALK_ADDR] & 0xFFF, order)
+    track_write(m, vm, leaf_gfn(m, t), task.walk_addr & 0xFFF, order)
 
 
 @jit
@@ -63,12 +42,12 @@ def track_write(m: Mmu, vm: int, gfn: int, offset: int, order: int) -> None:
     """kvm_mmu_track_write(): the SPTEs that shadow the entry at ``offset`` of table ``gfn`` are zapped."""
     i = int(m.hash[page_bucket(gfn, make_key(0, 0, vm), m.hash.shape[0])])
     while i:
-        key = m.sp[i, SP_KEY]
-        following = m.sp32[i, SP32_NEXT]
+        key = m.sp[i].key
+        following = m.sp[i].next
         if (
-            m.sp[i, SP_GFN] == gfn
-            and m.sp32[i, SP32_FLAGS] & FLAG_LIVE
-            and not key & (DIRECT | TDP_KEY)
+            m.sp[i].gfn == gfn
+            and m.sp[i].page_flags & PageFlag.LIVE
+            and not key & (Role.DIRECT | TDP_KEY)
             and key_vm(key) == vm
         ):
             note_flood(m, i)
@@ -79,22 +58,22 @@ def track_write(m: Mmu, vm: int, gfn: int, offset: int, order: int) -> None:
 @jit
 def note_flood(m: Mmu, sp: int) -> None:
     """detect_write_flooding() counts writes to a table that no fault walks meanwhile."""
-    flags = m.sp32[sp, SP32_FLAGS]
-    if key_level(m.sp[sp, SP_KEY]) > 1 and (flags & FLAG_FLOOD) >> FLOOD_SHIFT < FLOODED:
-        m.sp32[sp, SP32_FLAGS] = flags + (1 << FLOOD_SHIFT)
+    flags = m.sp[sp].page_flags
+    if key_level(m.sp[sp].key) > 1 and (flags & PageFlag.FLOOD) >> FLOOD_SHIFT < FLOODED:
+        m.sp[sp].page_flags = flags + (1 << FLOOD_SHIFT)
 
 
 @jit
 def zap_written(m: Mmu, sp: int, offset: int, order: int) -> None:
     """get_written_sptes() and mmu_page_zap_pte(): a 4-byte entry of level 2 has two SPTEs."""
-    key = m.sp[sp, SP_KEY]
+    key = m.sp[sp].key
     n = 1
-    if key & HAS_4_BYTE_GPTE:
+    if key & Role.HAS_4_BYTE_GPTE:
         offset <<= 1
         if key_level(key) == 2:
             offset = (offset & ~7) << 1
             n = 2
-        if offset >> 12 != (key & QUADRANT) >> QUADRANT_SHIFT:
+        if offset >> 12 != (key & Role.QUADRANT) >> QUADRANT_SHIFT:
             return
         offset &= 0xFFF
     for index in range(offset >> 3, (offset >> 3) + n):
@@ -108,9 +87,9 @@ def one_page_flushed(m: Mmu, t: int, vm: int, gfn: int, order: int) -> None:
     A flush of one page that a fault makes is for other reasons, write protection or a changed SPTE.
     """
     task = m.task[t]
-    if m.vm[vm, VM_HAS_TDP] or task[TASK_LAST_KIND] == GET_PAGE or task[TASK_LAST_KIND] == SPTE_REQUESTED:
+    if m.vm[vm].has_tdp or task.last_kind == Kind.GET_PAGE or task.last_kind == Kind.SPTE_REQUESTED:
         return
-    if task[TASK_LAST_KIND] == SET_SPTE and task[TASK_LAST_GFN] == gfn:
+    if task.last_kind == Kind.SET_SPTE and task.last_gfn == gfn:
         return
     head = rmap_head(m, vm, gfn, 1)
     found = -1
@@ -121,7 +100,7 @@ def one_page_flushed(m: Mmu, t: int, vm: int, gfn: int, order: int) -> None:
         if sptep < 0:
             break
         position += 1
-        if not m.sp32[sptep // 512, SP32_FLAGS] & FLAG_UNSYNC:
+        if not m.sp[sptep // 512].page_flags & PageFlag.UNSYNC:
             continue
         place = root_above(m, t, vm, sptep // 512)
         if place != NOT_CACHED and (best == NOT_CACHED or place < best):
@@ -139,10 +118,10 @@ def huge_page_flushed(m: Mmu, t: int, vm: int, gfn: int, order: int) -> None:
     parent was taken for it, if there is one.
     """
     task = m.task[t]
-    if task[TASK_LAST_KIND] != GET_PAGE or task[TASK_LAST_GFN] != gfn or task[TASK_LAZY] == gfn + 1:
+    if task.last_kind != Kind.GET_PAGE or task.last_gfn != gfn or task.lazy == gfn + 1:
         return
-    count(m, C_LAZY_SPLITS, 1)
-    if task[TASK_WALK_TOP] < 3:
+    count(m, Counter.FAULTS_LAZY_SPLITS, 1)
+    if task.walk_top < 3:
         return
     head = rmap_head(m, vm, gfn, 2)
     position = 0
@@ -150,7 +129,7 @@ def huge_page_flushed(m: Mmu, t: int, vm: int, gfn: int, order: int) -> None:
         sptep = pte_list_get(m, head, position)
         if sptep < 0:
             return
-        if m.sp[sptep // 512, SP_GFN] == pte_gfn(task[TASK_PTE + 3]):
+        if m.sp[sptep // 512].gfn == pte_gfn(task.pte[3]):
             drop_spte(m, sptep // 512, sptep % 512, order)
             return
         position += 1
@@ -160,14 +139,14 @@ def huge_page_flushed(m: Mmu, t: int, vm: int, gfn: int, order: int) -> None:
 def note_root_of_sync(m: Mmu, t: int, vm: int, gfn: int, role: int) -> None:
     """A page is synced outside a fault: a root above it came into use (kvm_mmu_sync_roots())."""
     task = m.task[t]
-    kind = task[TASK_LAST_KIND]
-    if task[TASK_STATE] == STATE_FAULT and task[TASK_LINKED]:
+    kind = task.last_kind
+    if task.fault_state == FaultState.FAULT and task.linked:
         return
-    if kind == GET_PAGE or kind == SPTE_REQUESTED or kind == UNSYNC_PAGE:
+    if kind == Kind.GET_PAGE or kind == Kind.SPTE_REQUESTED or kind == Kind.UNSYNC_PAGE:
         return
     sp = find_printed(m, vm, gfn, role, True, cached_root(m, t, vm, 0))
     if sp >= 0:
         place = root_above(m, t, vm, sp)
         if place > 0:
             use_root(m, t, place)
-            task[TASK_STATE] = STATE_DONE
+            task.fault_state = FaultState.DONE

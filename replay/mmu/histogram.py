@@ -13,23 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from replay.jit import by_reference, jit, kernel
-from replay.mmu.layout import (
-    CTL_SLOT_TOP,
-    GIB_HEAD,
-    GIB_KEY,
-    GIB_REGION,
-    NO_TABLE,
-    REGION_BLOCK,
-    REGION_HEAD,
-    SLOT_BASE,
-    SLOT_ID,
-    SLOT_LIVE,
-    SLOT_NPAGES,
-    SLOT_VM,
-    UNIFORM,
-    VM_HAS_RMAPS,
-    VM_HAS_TDP,
-)
+from replay.mmu.records import NO_TABLE, UNIFORM
 from replay.mmu.rmap import pte_list_count
 from replay.mmu.spte import EPT, LEGACY
 from replay.mmu.state import Mmu
@@ -111,40 +95,40 @@ def count_head(m: Mmu, head: int, level: int, by_ffs: bool, counts: np.ndarray) 
 @jit
 def count_gib(m: Mmu, g: int, first: int, last: int, by_ffs: bool, counts: np.ndarray) -> None:
     """All heads of row ``g`` of ``m.gib`` that gfns ``first`` to ``last`` have."""
-    start = m.gib[g, GIB_KEY] >> 16 << 18
+    start = m.gib[g].key >> 16 << 18
     first = max(first - start, 0)
     last = min(last - start, (1 << 18) - 1)
     if first > last:
         return
-    count_head(m, m.gib[g, GIB_HEAD], 3, by_ffs, counts)
+    count_head(m, m.gib[g].head, 3, by_ffs, counts)
     for r in range(first >> 9, (last >> 9) + 1):
-        region = m.region[m.gib[g, GIB_REGION] + r]
-        count_head(m, region[REGION_HEAD], 2, by_ffs, counts)
+        region = m.region[m.gib[g].region + r]
+        count_head(m, region.head, 2, by_ffs, counts)
         low, high = max(first - (r << 9), 0), min(last - (r << 9), 511)
-        if region[REGION_BLOCK] == UNIFORM:
+        if region.block == UNIFORM:
             counts[0, 0] -= high - low + 1
             counts[0, 1] += high - low + 1
-        elif region[REGION_BLOCK] != NO_TABLE:
+        elif region.block != NO_TABLE:
             for i in range(low, high + 1):
-                count_head(m, m.block[region[REGION_BLOCK], i], 1, by_ffs, counts)
+                count_head(m, m.block[region.block, i], 1, by_ffs, counts)
 
 
 @jit
 def count_range(m: Mmu, vm: int, first: int, last: int, by_ffs: bool, counts: np.ndarray) -> None:
     """All heads of ``vm`` that gfns ``first`` to ``last`` have and that are not empty."""
     for g in range(m.gib.shape[0]):
-        if m.gib[g, GIB_KEY] >= 0 and m.gib[g, GIB_KEY] & 0xFFFF == vm:
+        if m.gib[g].key >= 0 and m.gib[g].key & 0xFFFF == vm:
             count_gib(m, g, first, last, by_ffs, counts)
 
 
 @jit
 def count_slot(m: Mmu, vm: int, s: int, by_ffs: bool, counts: np.ndarray) -> None:
     """All heads of slot ``s``; those of address space 1 (SMM), whose rmaps are not modelled, are empty."""
-    first = m.slot[s, SLOT_BASE]
-    last = first + m.slot[s, SLOT_NPAGES] - 1
+    first = m.slot[s].base_gfn
+    last = first + m.slot[s].npages - 1
     for level in range(LEVELS):
         counts[level, 0] += (last >> (9 * level)) - (first >> (9 * level)) + 1
-    if m.slot[s, SLOT_ID] >> 16 == 0:
+    if m.slot[s].id >> 16 == 0:
         count_range(m, vm, first, last, by_ffs, counts)
 
 
@@ -158,14 +142,14 @@ def count_rmaps(m: Mmu, vm: int, slots_known: bool, by_ffs: bool, counts: np.nda
     if not slots_known:
         count_range(state, vm, 0, 1 << 52, by_ffs, counts)
         return
-    for s in range(m.ctl[CTL_SLOT_TOP]):
-        if m.slot[s, SLOT_LIVE] and m.slot[s, SLOT_VM] == vm:
+    for s in range(m.ctl.slot_top):
+        if m.slot[s].is_live and m.slot[s].vm == vm:
             count_slot(state, vm, s, by_ffs, counts)
 
 
 def rmap_counts(m: Mmu, vm: int, slots_known: bool, columns_by: str) -> np.ndarray | None:
     """``counts`` of an :class:`RmapHistogram` of one VM."""
-    if m.vm[vm, VM_HAS_TDP] and not m.vm[vm, VM_HAS_RMAPS]:  # kvm_memslots_have_rmaps()
+    if m.vm[vm].has_tdp and not m.vm[vm].has_rmaps:  # kvm_memslots_have_rmaps()
         return None
     counts = np.zeros((LEVELS, RMAP_LOG_SIZE), np.int64)
     count_rmaps(m, vm, slots_known, columns_by == "ffs", counts)

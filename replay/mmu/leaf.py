@@ -4,51 +4,15 @@ from __future__ import annotations
 
 from replay.jit import jit
 from replay.mmu.apply import forget_page, link_in_fault, make_page
+from replay.mmu.counters import Counter
 from replay.mmu.host_pages import note_host_level
-from replay.mmu.layout import (
-    FLAG_ADOPTED,
-    FLAG_GUESSED,
-    FLAG_LIVE,
-    FLAG_SPLIT,
-    NO_TABLE,
-    REGION_BLOCK,
-    REGION_SP,
-    SP32_FLAGS,
-    SP32_TRANSLATION,
-    SP_KEY,
-    SP_PAGE,
-    STATE_DONE,
-    STATE_REQUESTED,
-    TASK_CHAIN,
-    TASK_FAULT_CODE,
-    TASK_LINKED,
-    TASK_PTE,
-    TASK_REQ_GFN,
-    TASK_STATE,
-    TASK_TDP_GFN,
-    TASK_TDP_LEVEL,
-    TASK_TDP_NEW,
-    TASK_VARIANT,
-    TASK_WALK_CODE,
-    TASK_WALK_LEAF,
-    TASK_WALK_TOP,
-    TDP_KEY,
-    UNIFORM,
-    VM_END,
-    VM_HAS_FAULTS,
-    VM_HAS_TDP,
-    VM_INDIRECT_ROLE,
-    VM_LAYOUT,
-    VM_NX_HUGE,
-)
+from replay.mmu.records import NO_TABLE, TDP_KEY, UNIFORM, FaultState, PageFlag
 from replay.mmu.rmap import head_in_gib, pte_list_count, pte_list_get, region_of, rmap_head, rmap_remove
 from replay.mmu.role import (
     ACC_ALL,
     ACC_EXEC,
     ACCESS_SHIFT,
-    DIRECT,
     DIRECT_FAMILY,
-    HAS_4_BYTE_GPTE,
     ROLE_MASK,
     child_key,
     key_level,
@@ -98,28 +62,18 @@ from replay.mmu.walk import (
     walk_index,
     walked,
 )
-from replay.mmu.window import (
-    C_ADOPTED,
-    C_FAULTS_AVOIDED,
-    C_FAULTS_NONPRESENT,
-    C_FAULTS_PROTECTED,
-    C_NOT_SPLIT,
-    C_PFN_CHANGES,
-    C_UNPLACED,
-    count,
-    knows_all,
-    note_older,
-)
+from replay.mmu.window import count, knows_all, note_older
+from replay.schema import Role
 
 
 @jit
 def note_nx_huge_page(m: Mmu, vm: int, spte: int, level: int, access: int) -> None:
     """A huge SPTE that takes X away from a guest that has it: the NX huge page mitigation is on."""
-    if level > 1 and access & ACC_EXEC and not m.vm[vm, VM_NX_HUGE]:
-        layout = m.vm[vm, VM_LAYOUT]
+    if level > 1 and access & ACC_EXEC and not m.vm[vm].nx_huge:
+        layout = m.vm[vm].layout
         tracked = is_access_track_spte(spte, layout)
         if not is_executable(restore_acc_track_spte(spte, layout) if tracked else spte, layout):
-            m.vm[vm, VM_NX_HUGE] = 1
+            m.vm[vm].nx_huge = 1
 
 
 @jit
@@ -143,18 +97,18 @@ def zap_moved(m: Mmu, vm: int, g: int, gfn: int, level: int, spte: int, order: i
         # at a larger level: the page that holds gfn
         pfn = base_pfn - (gfn & ((1 << (9 * (at - 1))) - 1))
         if stale_head(m, head_in_gib(m, g, gfn, at), pfn):
-            count(m, C_PFN_CHANGES, 1)
+            count(m, Counter.PFN_CHANGES, 1)
             zap_head(m, vm, gfn, at, order)
 
 
 @jit
 def zap_moved_in_region(m: Mmu, vm: int, g: int, gfn: int, base_pfn: int, order: int) -> None:
-    b = m.region[region_of(m, g, gfn), REGION_BLOCK]
+    b = m.region[region_of(m, g, gfn)].block
     if b == NO_TABLE or (b == UNIFORM and not stale_head(m, head_in_gib(m, g, gfn, 1), base_pfn)):
         return
     for i in range(512):
         if stale_head(m, head_in_gib(m, g, gfn + i, 1), base_pfn + i):
-            count(m, C_PFN_CHANGES, 1)
+            count(m, Counter.PFN_CHANGES, 1)
             zap_head(m, vm, gfn + i, 1, order)
 
 
@@ -170,24 +124,24 @@ def stale_head(m: Mmu, head: int, pfn: int) -> bool:
 def is_tdp_set_spte(m: Mmu, t: int, gfn: int, spte: int, level: int, page: int) -> bool:
     """True if a set_spte line is of the TDP MMU: it repeats the change before it, or names a TDP table."""
     task = m.task[t]
-    if task[TASK_TDP_LEVEL] == level and task[TASK_TDP_GFN] == gfn and task[TASK_TDP_NEW] == spte:
+    if task.tdp_level == level and task.tdp_gfn == gfn and task.tdp_new == spte:
         return True
     bound = find_bound(m, page)
-    return bound >= 0 and m.sp[bound, SP_KEY] & TDP_KEY != 0
+    return bound >= 0 and m.sp[bound].key & TDP_KEY != 0
 
 
 @jit
 def fits(m: Mmu, sp: int, vm: int, gfn: int, level: int, index: int) -> bool:
     """True if SPTE ``index`` of ``sp`` can map ``gfn`` at ``level``."""
-    key = m.sp[sp, SP_KEY]
+    key = m.sp[sp].key
     if (
         key & TDP_KEY
         or key_vm(key) != vm
         or key_level(key) != level
-        or not m.sp32[sp, SP32_FLAGS] & FLAG_LIVE
+        or not m.sp[sp].page_flags & PageFlag.LIVE
     ):
         return False
-    return not key & DIRECT or sptep_gfn(m, sp, index) == gfn
+    return not key & Role.DIRECT or sptep_gfn(m, sp, index) == gfn
 
 
 @jit
@@ -207,13 +161,13 @@ def split_lazily(m: Mmu, t: int, vm: int, gfn: int, level: int, order: int) -> i
         or sptep_gfn(m, parent, index) != gfn
     ):
         return -1
-    key = child_key(m.sp[parent, SP_KEY], index, True, sptep_access(m, parent, index))
+    key = child_key(m.sp[parent].key, index, True, sptep_access(m, parent, index))
     sp = find_shadow_page(m, gfn, key)
     if sp < 0:
         sp = make_page(m, vm, gfn, key & ROLE_MASK, key_variant(key), 0, order)
-    count(m, C_NOT_SPLIT, 1)
+    count(m, Counter.PAGES_NOT_SPLIT, 1)
     link_in_fault(m, t, parent, sp, order)
-    m.task[t, TASK_CHAIN + level] = sp
+    m.task[t].chain[level] = sp
     return sp
 
 
@@ -224,25 +178,25 @@ def adopt_shadowing(m: Mmu, t: int, vm: int, level: int, index: int, order: int)
     The walk names the guest's table and its access, other pages of the VM the rest of the role.
     """
     task = m.task[t]
-    known = m.vm[vm, VM_INDIRECT_ROLE]
+    known = m.vm[vm].indirect_role
     if (
-        task[TASK_STATE] != STATE_REQUESTED
-        or not task[TASK_WALK_LEAF] <= level < task[TASK_WALK_TOP]
-        or (known and (known - 1) & HAS_4_BYTE_GPTE)
-        or task[TASK_WALK_TOP] == 2
+        task.fault_state != FaultState.REQUESTED
+        or not task.walk_leaf <= level < task.walk_top
+        or (known and (known - 1) & Role.HAS_4_BYTE_GPTE)
+        or task.walk_top == 2
         or walk_index(m, t, level) != index
         or knows_all(m, vm)
     ):
         return -1
-    gfn = pte_gfn(task[TASK_PTE + level + 1])
+    gfn = pte_gfn(task.pte[level + 1])
     role = max(known - 1, 0) | level | (walk_access(m, t, level + 1, vm) << ACCESS_SHIFT)
-    sp = find_shadow_page(m, gfn, make_key(role, task[TASK_VARIANT], vm))
+    sp = find_shadow_page(m, gfn, make_key(role, task.variant, vm))
     if sp >= 0:
-        return sp if m.sp[sp, SP_PAGE] == 0 else -1
-    note_older(m, vm, C_ADOPTED)
-    flags = FLAG_ADOPTED if known else FLAG_ADOPTED | FLAG_GUESSED
-    sp = make_page(m, vm, gfn, role, task[TASK_VARIANT], flags, order)
-    task[TASK_CHAIN + level] = sp
+        return sp if m.sp[sp].frame == 0 else -1
+    note_older(m, vm, Counter.ADOPTED_PAGES)
+    flags = PageFlag.ADOPTED if known else PageFlag.ADOPTED | PageFlag.GUESSED
+    sp = make_page(m, vm, gfn, role, task.variant, flags, order)
+    task.chain[level] = sp
     return sp
 
 
@@ -252,9 +206,9 @@ def locate_table(m: Mmu, t: int, vm: int, gfn: int, level: int, page: int, index
     sp = find_bound(m, page)
     if sp >= 0 and fits(m, sp, vm, gfn, level, index):
         return sp
-    if m.task[t, TASK_STATE] == STATE_REQUESTED:
+    if m.task[t].fault_state == FaultState.REQUESTED:
         sp = chain(m, t, vm, level)
-        if sp >= 0 and m.sp[sp, SP_PAGE] == 0 and fits(m, sp, vm, gfn, level, index):
+        if sp >= 0 and m.sp[sp].frame == 0 and fits(m, sp, vm, gfn, level, index):
             return sp
     sp = adopt_shadowing(m, t, vm, level, index, order)
     if sp >= 0:
@@ -265,29 +219,29 @@ def locate_table(m: Mmu, t: int, vm: int, gfn: int, level: int, page: int, index
     sp = split_lazily(m, t, vm, base, level, order)
     if sp >= 0:
         return sp
-    direct_fault = m.task[t, TASK_WALK_TOP] == 0
+    direct_fault = m.task[t].walk_top == 0
     key = template_key(m, t, vm, direct_fault)
     if key < 0:
         key = likely_key(m, vm, direct_fault)
     access = ACC_ALL
-    if not direct_fault and m.task[t, TASK_WALK_LEAF] <= 3 and not knows_all(m, vm):
+    if not direct_fault and m.task[t].walk_leaf <= 3 and not knows_all(m, vm):
         access = leaf_access(m, t, vm)
-    role = (key & 0xFFFFFFFF) | level | DIRECT | (access << ACCESS_SHIFT)
+    role = (key & 0xFFFFFFFF) | level | Role.DIRECT | (access << ACCESS_SHIFT)
     sp = find_shadow_page(m, base, make_key(role, key_variant(key), vm))
-    if sp >= 0 and m.sp[sp, SP_PAGE] == 0:
+    if sp >= 0 and m.sp[sp].frame == 0:
         return sp
-    if sp >= 0 and not m.sp32[sp, SP32_FLAGS] & FLAG_GUESSED:
+    if sp >= 0 and not m.sp[sp].page_flags & PageFlag.GUESSED:
         forget_page(m, sp, order)
-    note_older(m, vm, C_ADOPTED)
-    return make_page(m, vm, base, role, key_variant(key), FLAG_ADOPTED | FLAG_GUESSED, order)
+    note_older(m, vm, Counter.ADOPTED_PAGES)
+    return make_page(m, vm, base, role, key_variant(key), PageFlag.ADOPTED | PageFlag.GUESSED, order)
 
 
 @jit
 def likely_key(m: Mmu, vm: int, direct_fault: bool) -> int:
     """As :func:`walk.template_key` where no root is known: the role of other pages, if a line showed it."""
-    if direct_fault and not m.vm[vm, VM_HAS_TDP]:  # with the TDP MMU all roots of the shadow MMU are indirect
+    if direct_fault and not m.vm[vm].has_tdp:  # with the TDP MMU all roots of the shadow MMU are indirect
         return make_key(0, DIRECT_FAMILY, vm)
-    return make_key(max(m.vm[vm, VM_INDIRECT_ROLE] - 1, 0), 0, vm)
+    return make_key(max(m.vm[vm].indirect_role - 1, 0), 0, vm)
 
 
 @jit
@@ -297,9 +251,9 @@ def fault_allowed(m: Mmu, t: int, vm: int, old: int, new: int) -> bool:
     Where the trace does not tell the access, it is a write if ``new`` allows one and ``old`` does not.
     """
     task = m.task[t]
-    if m.vm[vm, VM_HAS_FAULTS] or task[TASK_WALK_TOP]:
-        code = task[TASK_FAULT_CODE] if m.vm[vm, VM_HAS_FAULTS] else task[TASK_WALK_CODE]
-        return allows(old, code & PFERR_WRITE != 0, code & PFERR_FETCH != 0, m.vm[vm, VM_LAYOUT])
+    if m.vm[vm].has_faults or task.walk_top:
+        code = task.fault_code if m.vm[vm].has_faults else task.walk_code
+        return allows(old, code & PFERR_WRITE != 0, code & PFERR_FETCH != 0, m.vm[vm].layout)
     return not new & ~old & PT_WRITABLE_MASK
 
 
@@ -310,20 +264,24 @@ def note_fault(m: Mmu, t: int, vm: int, sp: int, index: int, new: int, own: bool
     If it is the fault's ``own`` SPTE, not one of those fetched with it, and could be reached, then the fault
     is one that the split avoids, or one for write protection, or one for an SPTE left non-present.
     """
-    marks = m.sp32[sp, SP32_TRANSLATION]  # a direct page has no translations to keep there
+    marks = m.sp[sp].shadowed_translation  # a direct page has no translations to keep there
     if marks < 0:
         marks = alloc_table(m)
-        m.sp32[sp, SP32_TRANSLATION] = marks
+        m.sp[sp].shadowed_translation = marks
     if m.spt[marks, index]:
         return
     m.spt[marks, index] = 1
-    if not own or m.task[t, TASK_LINKED]:
+    if not own or m.task[t].linked:
         return
     old = get_spte(m, sp, index)
     if old == LEFT_NONPRESENT:
-        count(m, C_FAULTS_NONPRESENT, 1)
+        count(m, Counter.FAULTS_NONPRESENT, 1)
     elif is_shadow_present_pte(old):
-        count(m, C_FAULTS_AVOIDED if fault_allowed(m, t, vm, old, new) else C_FAULTS_PROTECTED, 1)
+        count(
+            m,
+            Counter.FAULTS_AVOIDED if fault_allowed(m, t, vm, old, new) else Counter.FAULTS_WRITE_PROTECTED,
+            1,
+        )
 
 
 @jit
@@ -332,24 +290,24 @@ def apply_set_spte(m: Mmu, t: int, vm: int, gfn: int, spte: int, level: int, at:
     page = spte_pfn(at)
     index = (at & 0xFFF) >> 3
     if level < 1 or level > 3 or gfn & ((1 << (9 * (level - 1))) - 1):
-        count(m, C_UNPLACED, 1)
+        count(m, Counter.UNPLACED_SPTES, 1)
         return
     sp = locate_table(m, t, vm, gfn, level, page, index, order)
     if sp < 0:
-        count(m, C_UNPLACED, 1)
+        count(m, Counter.UNPLACED_SPTES, 1)
         return
     walked(m, t)
     bind_page(m, sp, page)
     g = note_host_level(m, vm, gfn, level)
     spte |= SPTE_MMU_PRESENT_MASK | (PT_PAGE_SIZE_MASK if level > 1 else 0)
-    requested = (m.task[t, TASK_REQ_GFN] ^ gfn) >> (9 * (level - 1)) == 0
-    own = m.task[t, TASK_STATE] == STATE_REQUESTED and requested
-    if m.sp32[sp, SP32_FLAGS] & FLAG_SPLIT:
+    requested = (m.task[t].req_gfn ^ gfn) >> (9 * (level - 1)) == 0
+    own = m.task[t].fault_state == FaultState.REQUESTED and requested
+    if m.sp[sp].page_flags & PageFlag.SPLIT:
         note_fault(m, t, vm, sp, index, spte, own)
     if own:
-        spte = hardware_access(spte, m.task[t, TASK_FAULT_CODE] & PFERR_WRITE != 0, m.vm[vm, VM_LAYOUT])
+        spte = hardware_access(spte, m.task[t].fault_code & PFERR_WRITE != 0, m.vm[vm].layout)
     access = ACC_ALL
-    if m.task[t, TASK_WALK_TOP] and m.task[t, TASK_WALK_LEAF] <= 3:
+    if m.task[t].walk_top and m.task[t].walk_leaf <= 3:
         access = leaf_access(m, t, vm)
     note_nx_huge_page(m, vm, spte, level, access)
     zap_moved(m, vm, g, gfn, level, spte, order)
@@ -358,11 +316,11 @@ def apply_set_spte(m: Mmu, t: int, vm: int, gfn: int, spte: int, level: int, at:
         if is_last_spte(old, level) and sptep_gfn(m, sp, index) == gfn and spte_pfn(old) == spte_pfn(spte):
             set_spte(m, sp, index, spte)
             set_translation(m, sp, index, gfn, access)
-            m.task[t, TASK_STATE] = STATE_DONE
+            m.task[t].fault_state = FaultState.DONE
             return
         drop_spte(m, sp, index, order)
     install_leaf(m, sp, index, gfn, spte, access, order)
-    m.task[t, TASK_STATE] = STATE_DONE
+    m.task[t].fault_state = FaultState.DONE
 
 
 @jit
@@ -372,7 +330,7 @@ def fast_page_fault(m: Mmu, vm: int, gfn: int, old: int, new: int) -> None:
         head = rmap_head(m, vm, gfn, level)
         for i in range(pte_list_count(m, head)):
             sptep = pte_list_get(m, head, i)
-            if sptes_agree(get_spte(m, sptep // 512, sptep % 512), old, m.vm[vm, VM_LAYOUT]):
+            if sptes_agree(get_spte(m, sptep // 512, sptep % 512), old, m.vm[vm].layout):
                 kept = SPTE_MMU_PRESENT_MASK | PT_PAGE_SIZE_MASK | PFN_MASK
                 set_spte(m, sptep // 512, sptep % 512, (new & ~kept) | (old & kept))
                 return
@@ -382,7 +340,7 @@ def fast_page_fault(m: Mmu, vm: int, gfn: int, old: int, new: int) -> None:
 def unmap_gfn_range(m: Mmu, vm: int, start: int, end: int, order: int) -> bool:
     """kvm_unmap_gfn_range(): every SPTE that maps a gfn of [start, end); False if rows run out."""
     gfn = start
-    end = min(end, m.vm[vm, VM_END])
+    end = min(end, m.vm[vm].end)
     while gfn < end:
         r = find_region(m, vm, gfn, False)
         if r < 0:
@@ -393,9 +351,9 @@ def unmap_gfn_range(m: Mmu, vm: int, start: int, end: int, order: int) -> bool:
         zap_head(m, vm, gfn, 3, order)
         zap_head(m, vm, gfn, 2, order)
         following = min(((gfn >> 9) + 1) << 9, end)
-        if m.region[r, REGION_BLOCK] == UNIFORM and following - gfn == 512:
-            zap_children(m, m.region[r, REGION_SP], order)
-        elif m.region[r, REGION_BLOCK] != NO_TABLE:
+        if m.region[r].block == UNIFORM and following - gfn == 512:
+            zap_children(m, m.region[r].sp, order)
+        elif m.region[r].block != NO_TABLE:
             for at in range(gfn, following):
                 zap_head(m, vm, at, 1, order)
         gfn = following

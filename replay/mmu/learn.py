@@ -9,34 +9,16 @@ from __future__ import annotations
 
 from replay.jit import jit
 from replay.mmu.apply import forget_page, make_page
+from replay.mmu.counters import Counter
 from replay.mmu.guessed import OF_A_PAGE, name_page, set_role
 from replay.mmu.host_pages import note_host_level
-from replay.mmu.layout import (
-    FLAG_ADOPTED,
-    FLAG_GUESSED,
-    FLAG_LIVE,
-    SP32_FLAGS,
-    SP32_NEXT,
-    SP_GFN,
-    SP_KEY,
-    SP_PARENTS,
-    TDP_KEY,
-    VM_HAS_TDP,
-    VM_INDIRECT_ROLE,
-    VM_LAYOUT,
-    VM_MAX,
-    VM_USED,
-)
 from replay.mmu.mmu_pages import available_pages, learn_older_page
+from replay.mmu.records import TDP_KEY, PageFlag
 from replay.mmu.rmap import pte_list_count, pte_list_get, rmap_head
 from replay.mmu.role import (
     ACC_ALL,
-    ACCESS,
     ACCESS_SHIFT,
-    DIRECT,
     DIRECT_FAMILY,
-    LEVEL,
-    QUADRANT,
     ROLE_MASK,
     UNPRINTED,
     child_key,
@@ -59,91 +41,77 @@ from replay.mmu.shadow_page import (
 from replay.mmu.slot_rmap_walk import END_OF_HEAD
 from replay.mmu.spte import is_last_spte, is_shadow_present_pte, make_huge_page_split_spte, spte_pfn
 from replay.mmu.state import Mmu, page_bucket
-from replay.mmu.window import (
-    C_ADOPTED,
-    OUT16_LEVEL,
-    OUT_GFN,
-    WIN_CHILD,
-    WIN_GFN,
-    WIN_LEVEL,
-    WIN_POSITION,
-    WIN_RESTARTED,
-    WIN_VM,
-    knows_all,
-    note_older,
-)
+from replay.mmu.window import knows_all, note_older
 from replay.policy import KnobCodes, OccupiedRmap
-from replay.schema import EAGAIN, ENOSPC, EOPNOTSUPP
-
-RMAP_LEAVE = int(OccupiedRmap.LEAVE_NONPRESENT)
+from replay.schema import EAGAIN, ENOSPC, EOPNOTSUPP, Role
 
 
 @jit
 def learn_role(m: Mmu, w: int, gfn: int, role: int) -> None:
     """kvm_mmu_get_page of a split prints the role of its child, and so that of the huge SPTE's page."""
-    child = m.window[w, WIN_CHILD]
-    vm = m.window[w, WIN_VM]
-    if child < 0 or not m.sp32[child, SP32_FLAGS] & FLAG_LIVE or knows_all(m, vm):
+    child = m.window[w].child
+    vm = m.window[w].vm
+    if child < 0 or not m.sp[child].page_flags & PageFlag.LIVE or knows_all(m, vm):
         return
-    key = m.sp[child, SP_KEY]
+    key = m.sp[child].key
     differs = (key ^ role) & ROLE_MASK & ~UNPRINTED
-    sptep = pte_list_get(m, m.sp[child, SP_PARENTS], 0)
-    if sptep < 0 or m.sp[child, SP_GFN] != gfn or differs & (LEVEL | DIRECT):
+    sptep = pte_list_get(m, m.sp[child].parent_ptes, 0)
+    if sptep < 0 or m.sp[child].gfn != gfn or differs & (Role.LEVEL | Role.DIRECT):
         return
     parent = sptep // 512
-    if m.sp32[parent, SP32_FLAGS] & FLAG_GUESSED:
+    if m.sp[parent].page_flags & PageFlag.GUESSED:
         if differs:
             set_role(m, child, role)
-        own = m.sp[parent, SP_KEY]
-        kept = LEVEL | QUADRANT | DIRECT
-        if not own & DIRECT:
-            kept |= ACCESS  # that of a guest's table, where the child's is that of its entry
+        own = m.sp[parent].key
+        kept = Role.LEVEL | Role.QUADRANT | Role.DIRECT
+        if not own & Role.DIRECT:
+            kept |= Role.ACCESS  # that of a guest's table, where the child's is that of its entry
         name_page(m, parent, (role & ~kept) | (own & kept))
 
 
 @jit
 def child_of_attempt(m: Mmu, w: int, o: int) -> int:
     """The page that the simulated split ``o`` linked, or -1."""
-    child = m.window[w, WIN_CHILD]
-    if child < 0 or not m.sp32[child, SP32_FLAGS] & FLAG_LIVE or m.sp[child, SP_GFN] != m.out[o, OUT_GFN]:
+    child = m.window[w].child
+    if child < 0 or not m.sp[child].page_flags & PageFlag.LIVE or m.sp[child].gfn != m.attempt[o].gfn:
         return -1
-    return child if key_level(m.sp[child, SP_KEY]) == m.out16[o, OUT16_LEVEL] - 1 else -1
+    return child if key_level(m.sp[child].key) == m.attempt[o].level - 1 else -1
 
 
 @jit
 def undo_split(m: Mmu, w: int, o: int, spte: int, errno: int, k: KnobCodes) -> None:
     """The kernel refused the split ``o``: the huge SPTE stays, and the child is there only if that is why."""
-    vm = m.window[w, WIN_VM]
+    vm = m.window[w].vm
     child = child_of_attempt(m, w, o)
     if child < 0 or errno == -EAGAIN:
         return
     win = m.window[w]
-    sptep = pte_list_get(m, m.sp[child, SP_PARENTS], 0)
-    others = pte_list_count(m, rmap_head(m, vm, win[WIN_GFN], win[WIN_LEVEL]))
-    if sptep < 0 or pte_list_count(m, m.sp[child, SP_PARENTS]) != 1 or (others and errno != -ENOSPC):
+    sptep = pte_list_get(m, m.sp[child].parent_ptes, 0)
+    others = pte_list_count(m, rmap_head(m, vm, win.gfn, win.level))
+    if sptep < 0 or pte_list_count(m, m.sp[child].parent_ptes) != 1 or (others and errno != -ENOSPC):
         return  # the walk would have to go on in the middle of the list
     parent, index = sptep // 512, sptep % 512
     drop_spte(m, parent, index, k.rmap_order)
     zap_children(m, child, k.rmap_order)
-    gfn, access = sptep_gfn(m, parent, index), key_access(m.sp[child, SP_KEY])
+    gfn, access = sptep_gfn(m, parent, index), key_access(m.sp[child].key)
     if gfn >= 0:
         install_leaf(m, parent, index, gfn, spte, access, k.rmap_order)
     if errno == -EOPNOTSUPP:
-        m.sp32[child, SP32_FLAGS] |= FLAG_ADOPTED
+        m.sp[child].page_flags |= PageFlag.ADOPTED
         learn_older_page(m, vm)
     else:
         forget_page(m, child, k.rmap_order)
     if errno == -ENOSPC:
         learn_limit(m, vm, k)
-    win[WIN_RESTARTED] = 0
-    win[WIN_POSITION] = END_OF_HEAD
+    win.restarted = 0
+    win.position = END_OF_HEAD
 
 
 @jit
 def learn_limit(m: Mmu, vm: int, k: KnobCodes) -> None:
     """-ENOSPC: no more pages are available than the split leaves; fewer may be."""
     if available_pages(m, vm) > k.min_free_pages:
-        m.vm[vm, VM_MAX] = m.vm[vm, VM_USED] + k.min_free_pages
+        m.vm[vm].n_max_mmu_pages = m.vm[vm].n_used_mmu_pages + k.min_free_pages
 
 
 @jit
@@ -157,16 +125,16 @@ def adopted_with(m: Mmu, vm: int, gfn: int, level: int, spte: int) -> int:
     empty = -1
     sp = int(m.hash[page_bucket(base, make_key(level, 0, vm), m.hash.shape[0])])
     while sp:
-        key = m.sp[sp, SP_KEY]
-        flags = FLAG_LIVE | FLAG_ADOPTED
-        direct = key & DIRECT and key_vm(key) == vm and key_level(key) == level and not key & TDP_KEY
-        if direct and m.sp[sp, SP_GFN] == base and m.sp32[sp, SP32_FLAGS] & flags == flags:
+        key = m.sp[sp].key
+        flags = PageFlag.LIVE | PageFlag.ADOPTED
+        direct = key & Role.DIRECT and key_vm(key) == vm and key_level(key) == level and not key & TDP_KEY
+        if direct and m.sp[sp].gfn == base and m.sp[sp].page_flags & flags == flags:
             held = get_spte(m, sp, index)
             if not is_shadow_present_pte(held):
                 empty = sp * 512 + index
             elif is_last_spte(held, level) and spte_pfn(held) == spte_pfn(spte):
                 return sp * 512 + index
-        sp = m.sp32[sp, SP32_NEXT]
+        sp = m.sp[sp].next
     return empty
 
 
@@ -176,23 +144,23 @@ def adopt_huge(m: Mmu, w: int, gfn: int, spte: int, level: int, errno: int, role
 
     ``role`` is that of the child where its line was recorded, else -1.
     """
-    vm = m.window[w, WIN_VM]
+    vm = m.window[w].vm
     note_host_level(m, vm, gfn, level)
     sptep = adopted_with(m, vm, gfn, level, spte)
     if sptep < 0:
         sptep = 512 * adopt_parent(m, vm, gfn, level, role, k) + ((gfn >> (9 * (level - 1))) & 511)
     parent, index = sptep // 512, sptep % 512
-    access = key_access(m.sp[parent, SP_KEY])
+    access = key_access(m.sp[parent].key)
     if not is_shadow_present_pte(get_spte(m, parent, index)):
         install_leaf(m, parent, index, gfn, spte, access, k.rmap_order)
     if errno == -ENOSPC:
         learn_limit(m, vm, k)
     if errno != 0 and errno != -EOPNOTSUPP:
         return
-    key = child_key(m.sp[parent, SP_KEY], index, True, access)
+    key = child_key(m.sp[parent].key, index, True, access)
     child = find_shadow_page(m, gfn, key)
     if child < 0:
-        child = make_page(m, vm, gfn, key & ROLE_MASK, key_variant(key), FLAG_ADOPTED, k.rmap_order)
+        child = make_page(m, vm, gfn, key & ROLE_MASK, key_variant(key), PageFlag.ADOPTED, k.rmap_order)
     if errno == 0:
         fill_adopted(m, child, spte, k)
         link_shadow_page(m, parent, index, child, k.rmap_order)
@@ -201,14 +169,14 @@ def adopt_huge(m: Mmu, w: int, gfn: int, spte: int, level: int, errno: int, role
 @jit
 def adopt_parent(m: Mmu, vm: int, gfn: int, level: int, role: int, k: KnobCodes) -> int:
     """A page that mapped ``gfn``; ``role`` of a child of it, or -1, is all else that is known of it."""
-    known = m.vm[vm, VM_INDIRECT_ROLE]
-    variant = 0 if m.vm[vm, VM_HAS_TDP] or known else DIRECT_FAMILY
+    known = m.vm[vm].indirect_role
+    variant = 0 if m.vm[vm].has_tdp or known else DIRECT_FAMILY
     bits = role & ~OF_A_PAGE if role >= 0 else max(known - 1, 0)
-    access = role & ACCESS if role >= 0 else ACC_ALL << ACCESS_SHIFT
-    flags = FLAG_ADOPTED if role >= 0 else FLAG_ADOPTED | FLAG_GUESSED
-    note_older(m, vm, C_ADOPTED)
+    access = role & Role.ACCESS if role >= 0 else ACC_ALL << ACCESS_SHIFT
+    flags = PageFlag.ADOPTED if role >= 0 else PageFlag.ADOPTED | PageFlag.GUESSED
+    note_older(m, vm, Counter.ADOPTED_PAGES)
     base = gfn >> (9 * level) << (9 * level)
-    return make_page(m, vm, base, bits | level | DIRECT | access, variant, flags, k.rmap_order)
+    return make_page(m, vm, base, bits | level | Role.DIRECT | access, variant, flags, k.rmap_order)
 
 
 @jit
@@ -216,11 +184,11 @@ def fill_adopted(m: Mmu, child: int, huge_spte: int, k: KnobCodes) -> None:
     """What the recorded split left in ``child``, as far as its SPTEs are not known."""
     if fill_uniform(m, child, huge_spte):
         return
-    key = m.sp[child, SP_KEY]
+    key = m.sp[child].key
     vm, level, access = key_vm(key), key_level(key), key_access(key)
     for index in range(512):
-        gfn = m.sp[child, SP_GFN] + (index << (9 * (level - 1)))
-        occupied = k.occupied_rmap == RMAP_LEAVE and rmap_head(m, vm, gfn, level)
+        gfn = m.sp[child].gfn + (index << (9 * (level - 1)))
+        occupied = k.occupied_rmap == OccupiedRmap.LEAVE_NONPRESENT and rmap_head(m, vm, gfn, level)
         if not occupied and not is_shadow_present_pte(get_spte(m, child, index)):
-            spte = make_huge_page_split_spte(huge_spte, index, level, access, m.vm[vm, VM_LAYOUT])
+            spte = make_huge_page_split_spte(huge_spte, index, level, access, m.vm[vm].layout)
             install_leaf(m, child, index, gfn, spte, access, k.rmap_order)

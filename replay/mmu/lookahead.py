@@ -5,12 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from replay.jit import jit
-from replay.mmu.kinds import CREATED, LAST_KVMMMU, SPLIT_HUGE_PAGE, TDP_CHANGED
-from replay.mmu.layout import TASK_TDP_GFN, TASK_TDP_LEVEL, TASK_TDP_OLD, VM_BY_RECORD
-from replay.mmu.role import DIRECT, LEVEL
 from replay.mmu.spte import is_last_spte, is_shadow_present_pte
 from replay.mmu.state import Mmu
-from replay.schema import Columns
+from replay.schema import LAST_KVMMMU, Columns, Flag, Kind, Role
 
 LOOKAHEAD = 4096
 """Rows behind an event that may be needed to tell what it belongs to."""
@@ -32,35 +29,35 @@ def is_tdp_get_page(c: Columns, i: int, pid: int, has_tdp: bool) -> bool:
     Followed by a change is not enough: an indirect page first write-protects its gfn in the TDP MMU.
     """
     role = np.int64(c.role[i])
-    if not has_tdp or not role & DIRECT:
+    if not has_tdp or not role & Role.DIRECT:
         return False
-    level = role & LEVEL
-    if level >= 4 and c.gfn[i] == 0 and c.flags[i] & CREATED:
+    level = role & Role.LEVEL
+    if level >= 4 and c.gfn[i] == 0 and c.flags[i] & Flag.CREATED:
         return True
     j = next_of_task(c, i, pid)
     if j < 0 or np.int64(c.level[j]) != level + 1 or c.gfn[j] != c.gfn[i]:
         return False
-    if c.kind[j] == TDP_CHANGED:
+    if c.kind[j] == Kind.TDP_MMU_SPTE_CHANGED:
         spte = np.int64(c.spte[j])
         return is_shadow_present_pte(spte) and not is_last_spte(spte, level + 1)
-    return c.kind[j] == SPLIT_HUGE_PAGE and c.num[j] == -16
+    return c.kind[j] == Kind.SPLIT_HUGE_PAGE and c.num[j] == -16
 
 
 @jit
 def is_tdp_zap(m: Mmu, t: int, c: Columns, i: int, pid: int, has_tdp: bool) -> bool:
     """A table of the TDP MMU is zapped: its parent's change is the event before (up to 6.12) or after it."""
     role = np.int64(c.role[i])
-    if not has_tdp or not role & DIRECT:
+    if not has_tdp or not role & Role.DIRECT:
         return False
-    level = role & LEVEL
+    level = role & Role.LEVEL
     gfn = np.int64(c.gfn[i])
     task = m.task[t]
-    if task[TASK_TDP_LEVEL] == level + 1 and task[TASK_TDP_GFN] == gfn:
-        old = task[TASK_TDP_OLD]
+    if task.tdp_level == level + 1 and task.tdp_gfn == gfn:
+        old = task.tdp_old
         if is_shadow_present_pte(old) and not is_last_spte(old, level + 1):
             return True
     j = next_of_task(c, i, pid)
-    if j < 0 or c.kind[j] != TDP_CHANGED:
+    if j < 0 or c.kind[j] != Kind.TDP_MMU_SPTE_CHANGED:
         return False
     if np.int64(c.level[j]) == level + 1 and c.gfn[j] == c.gfn[i]:
         return True
@@ -70,7 +67,7 @@ def is_tdp_zap(m: Mmu, t: int, c: Columns, i: int, pid: int, has_tdp: bool) -> b
 @jit
 def begins_recorded_window(m: Mmu, c: Columns, i: int, vm: int, pid: int) -> bool:
     """A get_page line that belongs to a recorded split which no probe and no marker announced."""
-    if not m.vm[vm, VM_BY_RECORD] or not np.int64(c.role[i]) & DIRECT:
+    if not m.vm[vm].by_record or not np.int64(c.role[i]) & Role.DIRECT:
         return False
     j = next_of_task(c, i, pid)
-    return j >= 0 and c.kind[j] == SPLIT_HUGE_PAGE and c.gfn[j] == c.gfn[i]
+    return j >= 0 and c.kind[j] == Kind.SPLIT_HUGE_PAGE and c.gfn[j] == c.gfn[i]

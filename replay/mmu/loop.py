@@ -6,64 +6,18 @@ import numpy as np
 
 from replay.jit import by_reference, jit, kernel
 from replay.mmu import control, tdp
+from replay.mmu.counters import Counter
 from replay.mmu.dirty_log import next_word
 from replay.mmu.judge import tdp_pending_is_unexpected
-from replay.mmu.kinds import (
-    COMMIT_REGION,
-    FLUSH_MEMSLOT,
-    FLUSH_REMOTE_TLBS,
-    GET_PAGE,
-    LAST_KVMMMU,
-    PAGE_FAULT,
-    PREPARE_ZAP,
-    RECOVER_HUGE,
-    SLOT_TRY_SPLIT,
-    SPLIT_HUGE_PAGE,
-    SYNC_PAGE,
-    TDP_CHANGED,
-    TDP_TRY_SPLIT,
-    TOPUP_CACHE,
-    TRY_SPLIT,
-    TRY_SPLIT_RET,
-    UNMAP_HVA_RANGE,
-    V2_FIRST,
-    V2_LAST,
-    V2_TRY_SPLIT_BEGIN,
-    ZAP_COLLAPSIBLE,
-)
-from replay.mmu.layout import (
-    CTL_LINE,
-    CTL_ROW,
-    CTL_RUN,
-    CTL_SPLIT_TIME,
-    CTL_TS,
-    VM_BY_CONTROL,
-    VM_GOAL_TASK,
-    VM_HAS_TDP,
-    VM_SPLIT_DUE,
-    VM_WINDOW,
-)
 from replay.mmu.mmu_pages import settle_limit
 from replay.mmu.probes import marker_event, probe_event, v2_event
 from replay.mmu.room import NO_ROOM, OK, has_room, has_room_for_next
 from replay.mmu.split import STOP_DONE, STOP_NO_ROOM, advance
 from replay.mmu.state import Mmu, find_task
 from replay.mmu.tracepoints import kvmmmu_event, page_fault, unmap_hva_range
-from replay.mmu.window import (
-    C_CUT_SHORT,
-    C_TDP_HUGE,
-    WIN_ALIGNED,
-    WIN_BY_PROBE,
-    WIN_CUT,
-    WIN_OPEN_ENDED,
-    WIN_TASK,
-    WIN_VM,
-    WIN_WORDS,
-    count,
-    note_begun_before,
-)
+from replay.mmu.window import count, note_begun_before
 from replay.policy import KnobCodes
-from replay.schema import Columns
+from replay.schema import LAST_KVMMMU, Columns, Kind, WindowCause
 
 # what replay_rows returns
 ROWS_DONE = 0
@@ -75,15 +29,15 @@ AGAIN = 3  # of replay_row: a window was opened before the event
 def belongs_to_window(kind: int) -> bool:
     """Events that the window's own task leaves while it splits."""
     return (
-        kind == GET_PAGE
-        or kind == SPLIT_HUGE_PAGE
-        or kind == TDP_CHANGED
-        or kind == PREPARE_ZAP
-        or kind == SYNC_PAGE
-        or kind == TOPUP_CACHE
-        or (FLUSH_REMOTE_TLBS <= kind <= FLUSH_MEMSLOT)
-        or (SLOT_TRY_SPLIT <= kind <= TDP_TRY_SPLIT)
-        or (V2_FIRST <= kind <= V2_LAST)
+        kind == Kind.GET_PAGE
+        or kind == Kind.SPLIT_HUGE_PAGE
+        or kind == Kind.TDP_MMU_SPTE_CHANGED
+        or kind == Kind.PREPARE_ZAP_PAGE
+        or kind == Kind.SYNC_PAGE
+        or kind == Kind.TOPUP_CACHE
+        or (Kind.FLUSH_REMOTE_TLBS <= kind <= Kind.FLUSH_REMOTE_TLBS_MEMSLOT)
+        or (Kind.SLOT_TRY_SPLIT <= kind <= Kind.TDP_TRY_SPLIT)
+        or (Kind.V2_LOCK_DROPPED <= kind <= Kind.V2_RESTART)
     )
 
 
@@ -94,41 +48,41 @@ def holds_slots_lock(kind: int) -> bool:
     set_region is none: some kernels take the lock in the function that has the probe.
     """
     return (
-        kind == COMMIT_REGION
-        or kind == ZAP_COLLAPSIBLE
-        or kind == RECOVER_HUGE
-        or kind == SLOT_TRY_SPLIT
-        or (TRY_SPLIT <= kind <= TDP_TRY_SPLIT and kind != TRY_SPLIT_RET)
-        or kind == V2_TRY_SPLIT_BEGIN
+        kind == Kind.COMMIT_REGION
+        or kind == Kind.ZAP_COLLAPSIBLE
+        or kind == Kind.RECOVER_HUGE
+        or kind == Kind.SLOT_TRY_SPLIT
+        or (Kind.TRY_SPLIT <= kind <= Kind.TDP_TRY_SPLIT and kind != Kind.TRY_SPLIT_RET)
+        or kind == Kind.V2_TRY_SPLIT_BEGIN
     )
 
 
 @jit
 def run_through(m: Mmu, k: KnobCodes, resched: tuple[int, int]) -> bool:
     """Walk a window that has nothing to be compared with to its end; False if rows run out first."""
-    w = m.ctl[CTL_RUN] - 1
-    vm = m.window[w, WIN_VM]
+    w = m.ctl.run - 1
+    vm = m.window[w].vm
     while True:
         stop = advance(m, w, k, resched, False)
         if stop == STOP_NO_ROOM:
             return False
         if stop != STOP_DONE:
             continue
-        if k.enabled and m.vm[vm, VM_HAS_TDP] and not tdp.split_all(m, w):
+        if k.enabled and m.vm[vm].has_tdp and not tdp.split_all(m, w):
             return False
-        if not m.window[w, WIN_WORDS] or not next_word(m, w, k):
+        if not m.window[w].words or not next_word(m, w, k):
             break
-    closed_later = m.window[w, WIN_BY_PROBE] or m.window[w, WIN_OPEN_ENDED]
+    closed_later = m.window[w].by_probe or m.window[w].open_ended
     if not closed_later and control.close_window(m, w, k) == NO_ROOM:
         return False
-    m.ctl[CTL_RUN] = 0
+    m.ctl.run = 0
     return True
 
 
 @jit
 def split_all_memory(m: Mmu, vm: int, pid: int, cause: int, k: KnobCodes) -> None:
     """What if dirty logging had been switched on now, for all memory?"""
-    m.vm[vm, VM_SPLIT_DUE] = 0
+    m.vm[vm].split_due = 0
     control.begin_window(m, vm, pid, cause, -1, 0, 1 << 40, 1, False, k)
 
 
@@ -136,23 +90,23 @@ def split_all_memory(m: Mmu, vm: int, pid: int, cause: int, k: KnobCodes) -> Non
 def finish_trace(m: Mmu, k: KnobCodes, resched: tuple[int, int], cause: int) -> int:
     """Close what is open and split what is due: ROWS_DONE, or ROWS_GROW."""
     for vm in range(m.vm.shape[0]):
-        if m.ctl[CTL_RUN] and not run_through(m, k, resched):
+        if m.ctl.run and not run_through(m, k, resched):
             return ROWS_GROW
-        w = m.vm[vm, VM_WINDOW]
+        w = m.vm[vm].window
         if w >= 0:
-            if m.window[w, WIN_BY_PROBE]:
-                count(m, C_CUT_SHORT, 1)
-                m.window[w, WIN_BY_PROBE] = 0
-            m.window[w, WIN_CUT] = 1
+            if m.window[w].by_probe:
+                count(m, Counter.WINDOWS_CUT_SHORT, 1)
+                m.window[w].by_probe = 0
+            m.window[w].cut = 1
             if control.close_window(m, w, k) == NO_ROOM:
                 return ROWS_GROW
-        if m.vm[vm, VM_SPLIT_DUE]:
+        if m.vm[vm].split_due:
             if not has_room(m):
                 return ROWS_GROW
             split_all_memory(m, vm, -1, cause, k)
-    if m.ctl[CTL_RUN] and not run_through(m, k, resched):
+    if m.ctl.run and not run_through(m, k, resched):
         return ROWS_GROW
-    count(m, C_TDP_HUGE, tdp.count_huge(m))
+    count(m, Counter.TDP_HUGE_SPTES, tdp.count_huge(m))
     return ROWS_DONE
 
 
@@ -163,43 +117,43 @@ def replay_row(m: Mmu, c: Columns, i: int, k: KnobCodes) -> int:
     if vm < 0:
         return OK
     kind = c.kind[i]
-    m.ctl[CTL_TS] = c.ts_ns[i]
-    m.ctl[CTL_LINE] = c.line[i]
+    m.ctl.ts = c.ts_ns[i]
+    m.ctl.line = c.line[i]
     pid = np.int64(c.pid[i])
     t = find_task(m, pid)
-    if m.vm[vm, VM_SPLIT_DUE] and c.ts_ns[i] >= m.ctl[CTL_SPLIT_TIME]:
-        split_all_memory(m, vm, pid, control.AT_TIME, k)
+    if m.vm[vm].split_due and c.ts_ns[i] >= m.ctl.split_time:
+        split_all_memory(m, vm, pid, WindowCause.TIME, k)
         return AGAIN
-    if m.vm[vm, VM_GOAL_TASK] == t + 1 and kind != PREPARE_ZAP and kind != SYNC_PAGE:
+    if m.vm[vm].goal_task == t + 1 and kind != Kind.PREPARE_ZAP_PAGE and kind != Kind.SYNC_PAGE:
         settle_limit(m, vm)
-    w = m.vm[vm, VM_WINDOW]
-    own = w >= 0 and m.window[w, WIN_TASK] == pid
+    w = m.vm[vm].window
+    own = w >= 0 and m.window[w].task == pid
     if (w >= 0 and not own and holds_slots_lock(kind)) or (
-        own and not m.window[w, WIN_BY_PROBE] and not belongs_to_window(kind)
+        own and not m.window[w].by_probe and not belongs_to_window(kind)
     ):
         if control.close_window(m, w, k) == NO_ROOM:
             return NO_ROOM
         w = -1
         own = False
-    if own and kind != SPLIT_HUGE_PAGE:
+    if own and kind != Kind.SPLIT_HUGE_PAGE:
         tdp_pending_is_unexpected(m, w)  # the line of a split follows its change at once
     if kind <= LAST_KVMMMU:
         return kvmmmu_event(m, c, i, t, vm, w, own, k)
-    if kind == PAGE_FAULT:
+    if kind == Kind.PAGE_FAULT:
         page_fault(m, t, vm, np.int64(c.addr[i]), np.int64(c.code[i]), k.rmap_order)
         return OK
-    if kind == UNMAP_HVA_RANGE:
+    if kind == Kind.UNMAP_HVA_RANGE:
         return unmap_hva_range(m, vm, np.int64(c.addr[i]), np.int64(c.end[i]), k.rmap_order)
-    if kind < V2_FIRST:
+    if kind < Kind.V2_LOCK_DROPPED:
         return probe_event(m, c, i, t, vm, w, own, k)
-    if kind <= V2_LAST:
-        if kind == V2_TRY_SPLIT_BEGIN and w < 0 and m.vm[vm, VM_BY_CONTROL]:
+    if kind <= Kind.V2_RESTART:
+        if kind == Kind.V2_TRY_SPLIT_BEGIN and w < 0 and m.vm[vm].by_control:
             level = min(max(np.int64(c.level[i]), 1), 3)
             w = control.begin_range_window(m, vm, pid, np.int64(c.gfn[i]), np.int64(c.end[i]), level, k)
             own = True
         if not own:
             note_begun_before(m, vm)  # the window that it is of began before the trace
-        if not own or not m.window[w, WIN_ALIGNED]:
+        if not own or not m.window[w].aligned:
             return OK
         return v2_event(m, c, i, w, k)
     return marker_event(m, c, i, t, vm, k)
@@ -207,7 +161,7 @@ def replay_row(m: Mmu, c: Columns, i: int, k: KnobCodes) -> int:
 
 @kernel
 def replay_rows(m: Mmu, c: Columns, stop: int, k: KnobCodes, resched: tuple[int, int], end_cause: int) -> int:
-    """Events from ``m.ctl[CTL_ROW]`` to ``stop``: ROWS_DONE, or ROWS_GROW: call again with more room.
+    """Events from ``m.ctl.row`` to ``stop``: ROWS_DONE, or ROWS_GROW: call again with more room.
 
     ``end_cause`` is -1 while events follow; else the trace ends behind ``stop``, and what is still to be
     split then is split for that schema.WindowCause.
@@ -223,18 +177,18 @@ def replay_rows(m: Mmu, c: Columns, stop: int, k: KnobCodes, resched: tuple[int,
 @jit
 def replay_rows_of(m: Mmu, c: Columns, stop: int, k: KnobCodes, resched: tuple[int, int]) -> int:
     """The loop of :func:`replay_rows`."""
-    while m.ctl[CTL_ROW] < stop:
+    while m.ctl.row < stop:
         if not has_room_for_next(m):
             return ROWS_GROW
-        if m.ctl[CTL_RUN]:
+        if m.ctl.run:
             if not run_through(m, k, resched):
                 return ROWS_GROW
             continue
-        result = replay_row(m, c, m.ctl[CTL_ROW], k)
+        result = replay_row(m, c, m.ctl.row, k)
         if result == NO_ROOM:
             return ROWS_GROW
         if result == OK:
-            m.ctl[CTL_ROW] += 1
-    if m.ctl[CTL_RUN] and not run_through(m, k, resched):
+            m.ctl.row += 1
+    if m.ctl.run and not run_through(m, k, resched):
         return ROWS_GROW
     return ROWS_DONE

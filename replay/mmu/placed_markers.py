@@ -8,24 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from replay.jit import kernel
-from replay.mmu.kinds import (
-    GET_PAGE,
-    LAST_KVMMMU,
-    MARK_CLEAR_DIRTY_LOG,
-    MARK_MEMSLOT,
-    PREPARE_ZAP,
-    SPLIT_HUGE_PAGE,
-    SYNC_PAGE,
-    TDP_CHANGED,
-    VMM,
-)
-from replay.mmu.role import DIRECT
-from replay.schema import Columns, Kind
+from replay.jit import by_reference, clear, kernel
+from replay.schema import LAST_KVMMMU, Columns, Flag, Kind, Role
 
 if TYPE_CHECKING:
     from replay.trace.trace import Trace
@@ -33,42 +21,59 @@ if TYPE_CHECKING:
 MARKER_COLUMNS = ("kind", "vm", "pid", "role", "level", "flags", "line", "gfn", "end", "num", "code", "addr")
 """What is read of an event to place markers."""
 _TASKS = 1024
-# of a task: pid, then the run of lines of splits it is in, as in a row of ``runs``, and how many splits
-TASK_PID, TASK_RUN, TASK_SPLITS, TASK_COLUMNS = 0, 1, 6, 7
-# of a run: its first line, the gfn and level of its first split, the VMM's marker right before it, and after
-FIRST, GFN, LEVEL, BEFORE, AFTER, RUN_COLUMNS = 0, 1, 2, 3, 4, 5
 PAGE_BYTES = 4096
+RUN = np.dtype(
+    [
+        ("pid", np.int64),  # + 1, 0 none
+        ("first", np.int64),  # its first line
+        ("gfn", np.int64),  # of its first split, and the level
+        ("level", np.int64),
+        ("before", np.int64),  # line of the VMM's marker right before it, 0 none
+        ("after", np.int64),
+        ("splits", np.int64),
+    ]
+)
+"""A run of lines of splits by one task."""
+
+
+class Search(NamedTuple):
+    """Runs: those that tasks are in, by pid, and those that have ended, in order."""
+
+    tasks: np.ndarray  # [_TASKS] RUN
+    runs: np.ndarray  # [as many as can end] RUN
 
 
 @kernel
-def find_runs(c: Columns, tasks: np.ndarray, runs: np.ndarray) -> int:
-    """Fill ``runs`` [n, RUN_COLUMNS] with those that end in ``c``; how many.  ``tasks`` [_TASKS, columns]."""
+def find_runs(c: Columns, search: Search) -> int:
+    """Append to ``search.runs`` those that end in ``c``; how many."""
+    s = by_reference(search)
     found = 0
     for i in range(len(c.kind)):
         kind = c.kind[i]
-        task = tasks[c.pid[i] & (_TASKS - 1)]
-        if task[TASK_PID] != c.pid[i] + 1:
-            task[:] = 0
-            task[TASK_PID] = c.pid[i] + 1
-        starts = kind == SPLIT_HUGE_PAGE or kind == TDP_CHANGED
-        starts |= kind == GET_PAGE and np.int64(c.role[i]) & DIRECT != 0
-        if starts or kind == PREPARE_ZAP or kind == SYNC_PAGE:
-            if starts and task[TASK_RUN + FIRST] == 0:
-                task[TASK_RUN + FIRST] = c.line[i]
-            if kind == SPLIT_HUGE_PAGE and task[TASK_SPLITS] == 0:
-                task[TASK_RUN + GFN], task[TASK_RUN + LEVEL] = np.int64(c.gfn[i]), np.int64(c.level[i])
-            task[TASK_SPLITS] += kind == SPLIT_HUGE_PAGE
+        run = s.tasks[c.pid[i] & (_TASKS - 1)]
+        if run.pid != c.pid[i] + 1:
+            clear(run)
+            run.pid = c.pid[i] + 1
+        starts = kind == Kind.SPLIT_HUGE_PAGE or kind == Kind.TDP_MMU_SPTE_CHANGED
+        starts |= kind == Kind.GET_PAGE and np.int64(c.role[i]) & Role.DIRECT != 0
+        if starts or kind == Kind.PREPARE_ZAP_PAGE or kind == Kind.SYNC_PAGE:
+            if starts and run.first == 0:
+                run.first = c.line[i]
+            if kind == Kind.SPLIT_HUGE_PAGE and run.splits == 0:
+                run.gfn, run.level = np.int64(c.gfn[i]), np.int64(c.level[i])
+            run.splits += kind == Kind.SPLIT_HUGE_PAGE
             continue
-        marker = (kind == MARK_MEMSLOT or kind == MARK_CLEAR_DIRTY_LOG) and c.flags[i] & VMM != 0
-        if kind > LAST_KVMMMU and kind < MARK_MEMSLOT and kind != Kind.PAGE_FAULT:
+        marker = kind == Kind.MARK_MEMSLOT or kind == Kind.MARK_CLEAR_DIRTY_LOG
+        marker &= c.flags[i] & Flag.VMM != 0
+        if kind > LAST_KVMMMU and kind < Kind.MARK_MEMSLOT and kind != Kind.PAGE_FAULT:
             continue  # probes, such as those of flushes, stand among the lines
-        if task[TASK_SPLITS]:
-            task[TASK_RUN + AFTER] = c.line[i] if marker else 0
-            for column in range(RUN_COLUMNS):
-                runs[found, column] = task[TASK_RUN + column]
+        if run.splits:
+            run.after = c.line[i] if marker else 0
+            s.runs[found] = run
             found += 1
-        task[TASK_RUN:] = 0
-        task[TASK_RUN + BEFORE] = c.line[i] if marker else 0
+        clear(run)
+        run.pid = c.pid[i] + 1
+        run.before = c.line[i] if marker else 0
     return found
 
 
@@ -82,39 +87,41 @@ class Placed:
 
 def place_markers(trace: Trace) -> Placed:
     """Find the VMM's markers that stand after the lines of their ioctl."""
-    tasks = np.zeros((_TASKS, TASK_COLUMNS), np.int64)
-    runs, markers = [], []
+    search = Search(np.zeros(_TASKS, RUN), np.zeros(0, RUN))
+    found, markers = [], []
     for batch in trace.batches(MARKER_COLUMNS):
-        room = np.zeros((np.count_nonzero(batch.kind == SPLIT_HUGE_PAGE) + _TASKS, RUN_COLUMNS), np.int64)
-        runs.append(room[: find_runs(batch, tasks, room)])
-        own = np.flatnonzero(batch.flags & VMM)
+        room = np.count_nonzero(batch.kind == Kind.SPLIT_HUGE_PAGE) + _TASKS
+        search = search._replace(runs=np.zeros(room, RUN))
+        found.append(search.runs[: find_runs(batch, search)])
+        own = np.flatnonzero(batch.flags & Flag.VMM)
         markers.append(Columns(*(column[own] for column in batch)))
-    all_runs = np.concatenate([*runs, np.zeros((0, RUN_COLUMNS), np.int64)])
-    if not markers or not len(all_runs):
+    runs = np.concatenate([*found, np.zeros(0, RUN)])
+    if not markers or not len(runs):
         return Placed(np.zeros(0, np.int64))
     rows = Columns(*map(np.concatenate, zip(*markers, strict=True)))
-    return _moved(all_runs[all_runs[:, AFTER] > 0], rows, _usual(all_runs))
+    return _moved(runs[runs["after"] > 0], rows, _usual(runs))
 
 
 def _usual(runs: np.ndarray) -> bool:
     """True if markers stand after the lines as far as lines with one neighbour tell; QEMU's do."""
-    before, after = runs[:, BEFORE] > 0, runs[:, AFTER] > 0
+    before, after = runs["before"] > 0, runs["after"] > 0
     return np.count_nonzero(after & ~before) >= np.count_nonzero(before & ~after)
 
 
-def _moved(runs: np.ndarray, markers: Columns, after: bool) -> Placed:
+def _moved(runs: np.ndarray, markers: Columns, usually_after: bool) -> Placed:
     number = {line: row for row, line in enumerate(markers.line.tolist())}
     spans = _spans(markers)
-    first, rows = [], []
-    for run in runs[np.argsort(runs[:, FIRST])].tolist():
-        row = number[run[AFTER]]
-        if run[BEFORE]:
-            fits = [_meets(spans[number[run[place]]], run[GFN], run[LEVEL]) for place in (BEFORE, AFTER)]
-            if fits == [True, False] or (fits[0] == fits[1] and not after):
+    moved, rows = [], []
+    for run in runs[np.argsort(runs["first"])]:
+        first, gfn, level, before, after = run[["first", "gfn", "level", "before", "after"]].tolist()
+        row = number[after]
+        if before:
+            fits = [_meets(spans[number[line]], gfn, level) for line in (before, after)]
+            if fits == [True, False] or (fits[0] == fits[1] and not usually_after):
                 continue
-        first.append(run[FIRST])
+        moved.append(first)
         rows.append(row)
-    return Placed(np.array(first, np.int64), Columns(*(column[rows] for column in markers)))
+    return Placed(np.array(moved, np.int64), Columns(*(column[rows] for column in markers)))
 
 
 def _spans(markers: Columns) -> list[tuple[int, int]]:
@@ -123,7 +130,7 @@ def _spans(markers: Columns) -> list[tuple[int, int]]:
     spans = []
     names = ("kind", "vm", "num", "gfn", "end")
     for kind, vm, slot, first, last in zip(*(getattr(markers, name).tolist() for name in names), strict=True):
-        if kind == MARK_MEMSLOT:
+        if kind == Kind.MARK_MEMSLOT:
             slots[vm, slot] = first, last
             spans.append((first, last))
             continue

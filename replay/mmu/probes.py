@@ -10,81 +10,16 @@ import numpy as np
 
 from replay.jit import jit
 from replay.mmu import align, control, guest_tables, memslots, slot_passes, spaces
-from replay.mmu.kinds import (
-    CHANGE_MMU_PAGES,
-    COMMIT_REGION,
-    FLUSH_RANGE,
-    FLUSH_REMOTE_TLBS,
-    MARK_CLEAR_DIRTY_LOG,
-    MARK_MANUAL_PROTECT,
-    MARK_MEMSLOT,
-    MARK_NR_MMU_PAGES,
-    MARK_RESCHED,
-    NOWAIT_FAILED,
-    RECOVER_HUGE,
-    SET_REGION,
-    SHADOW_TRY_SPLIT,
-    SLOT_LEAF_CLEAR_DIRTY,
-    SLOT_REMOVE_WRITE_ACCESS,
-    SLOT_TRY_SPLIT,
-    SLOT_TRY_SPLIT_RET,
-    TDP_TRY_SPLIT,
-    TRY_SPLIT,
-    TRY_SPLIT_RET,
-    V2_ALIAS_SP,
-    V2_ALLOC_FAILED,
-    V2_DROP_FLUSH,
-    V2_FINAL_FLUSH,
-    V2_LOCK_DROPPED,
-    V2_RANGE_YIELD,
-    V2_RESTART,
-    V2_SPLIT_NONPRESENT,
-    V2_TRY_SPLIT_BEGIN,
-    V2_TRY_SPLIT_END,
-    VMM,
-    ZAP_COLLAPSIBLE,
-)
-from replay.mmu.layout import (
-    INITIALLY_SET,
-    MAX_GIVEN,
-    MAX_REQUESTED,
-    PROBES_CLEAR_DIRTY,
-    PROBES_LIMIT,
-    PROBES_REGION,
-    PROBES_SPLIT,
-    SLOT_BASE,
-    SLOT_DIRTY_LOG,
-    SLOT_FLAGS,
-    SLOT_NPAGES,
-    TASK_SLOT,
-    VM_BY_CONTROL,
-    VM_MANUAL,
-    VM_MAX_KNOWN,
-    VM_PROBES,
-    VM_RESCHED,
-    VM_VMM_BYTES,
-)
+from replay.mmu.counters import Counter
 from replay.mmu.mmu_pages import change_mmu_pages
+from replay.mmu.records import LimitFrom, ManualProtect, MemFlag, Phase, ProbeSet
 from replay.mmu.role import role_of_word
 from replay.mmu.room import NO_ROOM, OK
 from replay.mmu.state import Mmu
 from replay.mmu.truth import compare_lines, recorded_flush, recorded_line
-from replay.mmu.window import (
-    C_ENV_ALLOC,
-    C_UNPLACED,
-    PHASE_SHADOW,
-    PHASE_SHADOW_DONE,
-    PHASE_TDP,
-    WIN_ENV_FAIL_KERNEL,
-    WIN_ENV_FAIL_NOWAIT,
-    WIN_HAS_V2_PROBES,
-    WIN_OPEN_ENDED,
-    WIN_PHASE,
-    count,
-    note_begun_before,
-)
-from replay.policy import KnobCodes
-from replay.schema import Columns
+from replay.mmu.window import count, note_begun_before
+from replay.policy import KnobCodes, Pml
+from replay.schema import NOWAIT_FAILED, Columns, Flag, Kind, WindowCause
 
 
 @jit
@@ -94,62 +29,62 @@ def probe_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool, 
     pid = np.int64(c.pid[i])
     gfn, end, level = np.int64(c.gfn[i]), np.int64(c.end[i]), min(max(np.int64(c.level[i]), 1), 3)
     if gfn >> 40 or end >> 40:
-        count(m, C_UNPLACED, 1)
+        count(m, Counter.UNPLACED_SPTES, 1)
         return OK
-    by_control = m.vm[vm, VM_BY_CONTROL] != 0
-    if kind == FLUSH_REMOTE_TLBS:
+    by_control = m.vm[vm].by_control != 0
+    if kind == Kind.FLUSH_REMOTE_TLBS:
         if own:
             recorded_flush(m, w)
-    elif kind == FLUSH_RANGE:
+    elif kind == Kind.FLUSH_REMOTE_TLBS_RANGE:
         if not own and end == gfn + 1:
             guest_tables.one_page_flushed(m, t, vm, gfn, k.rmap_order)
         elif not own and end == gfn + 512:
             guest_tables.huge_page_flushed(m, t, vm, gfn, k.rmap_order)
-    elif kind == SET_REGION:
+    elif kind == Kind.SET_REGION:
         npages = end - gfn
         memslots.set_region(m, t, c.num[i], gfn, npages, np.int64(c.code[i]), np.int64(c.addr[i]))
-    elif kind == COMMIT_REGION:
+    elif kind == Kind.COMMIT_REGION:
         result = memslots.commit_region(m, t, vm, c.num[i], k.rmap_order)
-        if result == memslots.LOG_ON and by_control and not m.vm[vm, VM_PROBES] & PROBES_SPLIT:
-            if not m.vm[vm, VM_MANUAL] & INITIALLY_SET:
-                s = m.task[t, TASK_SLOT] - 1
-                control.begin_slot_window(m, vm, pid, control.MEMSLOT_FLAGS, s, 1, False, k)
+        if result == memslots.LOG_ON and by_control and not m.vm[vm].probes & ProbeSet.SPLIT:
+            if not m.vm[vm].manual & ManualProtect.INITIALLY_SET:
+                s = m.task[t].slot - 1
+                control.begin_slot_window(m, vm, pid, WindowCause.MEMSLOT_FLAGS, s, 1, False, k)
         elif result == NO_ROOM:
             return NO_ROOM
-    elif kind == CHANGE_MMU_PAGES:
-        if not m.vm[vm, VM_MAX_KNOWN]:
+    elif kind == Kind.CHANGE_MMU_PAGES:
+        if not m.vm[vm].max_known:
             change_mmu_pages(m, vm, t, c.num[i])
-    elif SLOT_TRY_SPLIT <= kind <= TDP_TRY_SPLIT and not by_control:
+    elif Kind.SLOT_TRY_SPLIT <= kind <= Kind.TDP_TRY_SPLIT and not by_control:
         return OK
-    elif kind == SLOT_TRY_SPLIT:
-        s = m.task[t, TASK_SLOT] - 1
-        control.begin_slot_window(m, vm, pid, control.MEMSLOT_FLAGS, s, level, True, k)
-    elif kind == TRY_SPLIT:
+    elif kind == Kind.SLOT_TRY_SPLIT:
+        s = m.task[t].slot - 1
+        control.begin_slot_window(m, vm, pid, WindowCause.MEMSLOT_FLAGS, s, level, True, k)
+    elif kind == Kind.TRY_SPLIT:
         s = spaces.any_slot_of_range(m, vm, gfn, end)
-        w = control.begin_window(m, vm, pid, control.CLEAR_DIRTY_LOG, s, gfn, end, level, True, k)
+        w = control.begin_window(m, vm, pid, WindowCause.CLEAR_DIRTY_LOG, s, gfn, end, level, True, k)
         spaces.leave_undecided(m, w)
-    elif kind == SHADOW_TRY_SPLIT or kind == TDP_TRY_SPLIT:
+    elif kind == Kind.SHADOW_TRY_SPLIT or kind == Kind.TDP_TRY_SPLIT:
         # where the callers are inlined, ranges of one KVM_CLEAR_DIRTY_LOG follow each other directly
-        begun = PHASE_SHADOW if kind == SHADOW_TRY_SPLIT else PHASE_TDP
-        if own and m.window[w, WIN_OPEN_ENDED] and m.window[w, WIN_PHASE] >= begun:
+        begun = Phase.SHADOW if kind == Kind.SHADOW_TRY_SPLIT else Phase.TDP
+        if own and m.window[w].open_ended and m.window[w].phase >= begun:
             if control.close_window(m, w, k) == NO_ROOM:
                 return NO_ROOM
             w = -1
         if w < 0:
             w = control.begin_range_window(m, vm, pid, gfn, end, level, k)
-        if kind == TDP_TRY_SPLIT:
+        if kind == Kind.TDP_TRY_SPLIT:
             return control.tdp_part_begins(m, w, True, k)
         control.shadow_part_begins(m, w, gfn, end)
         align.peek_next(m, w, k)
-    elif kind == SLOT_TRY_SPLIT_RET or kind == TRY_SPLIT_RET:
+    elif kind == Kind.SLOT_TRY_SPLIT_RET or kind == Kind.TRY_SPLIT_RET:
         if own:
             return control.close_window(m, w, k)
         note_begun_before(m, vm)  # what ends here began before the trace
-    elif kind == SLOT_LEAF_CLEAR_DIRTY or kind == SLOT_REMOVE_WRITE_ACCESS:
-        if m.task[t, TASK_SLOT]:
-            return slot_pass_line(m, vm, m.task[t, TASK_SLOT] - 1, kind, level, k)
-    elif (kind == ZAP_COLLAPSIBLE or kind == RECOVER_HUGE) and m.task[t, TASK_SLOT]:
-        return slot_passes.zap_collapsible(m, vm, m.task[t, TASK_SLOT] - 1, k.rmap_order)
+    elif kind == Kind.SLOT_LEAF_CLEAR_DIRTY or kind == Kind.SLOT_REMOVE_WRITE_ACCESS:
+        if m.task[t].slot:
+            return slot_pass_line(m, vm, m.task[t].slot - 1, kind, level, k)
+    elif (kind == Kind.ZAP_COLLAPSIBLE or kind == Kind.RECOVER_HUGE) and m.task[t].slot:
+        return slot_passes.zap_collapsible(m, vm, m.task[t].slot - 1, k.rmap_order)
     return OK
 
 
@@ -159,11 +94,11 @@ def slot_pass_line(m: Mmu, vm: int, s: int, kind: int, level: int, k: KnobCodes)
 
     A knob that asks for PML, or for none, replaces the kernel's choice.
     """
-    if kind == SLOT_LEAF_CLEAR_DIRTY:
+    if kind == Kind.SLOT_LEAF_CLEAR_DIRTY:
         return slot_passes.clear_dirty_slot(m, vm, s) if slot_passes.uses_pml(m, vm, k) else OK
-    if k.pml != slot_passes.PML_AUTO:
+    if k.pml != Pml.AUTO:
         return slot_passes.protect_slot(m, vm, s, slot_passes.uses_pml(m, vm, k))
-    if level > 1 and not m.vm[vm, VM_PROBES] & PROBES_CLEAR_DIRTY:
+    if level > 1 and not m.vm[vm].probes & ProbeSet.CLEAR_DIRTY:
         # 4K SPTEs are left out, so that the other pass has been over them
         return slot_passes.protect_slot(m, vm, s, True)
     return slot_passes.write_protect_slot(m, vm, s, level)
@@ -175,34 +110,37 @@ def v2_event(m: Mmu, c: Columns, i: int, w: int, k: KnobCodes) -> int:
     kind = c.kind[i]
     gfn, level = np.int64(c.gfn[i]), np.int64(c.level[i])
     win = m.window[w]
-    if kind == V2_LOCK_DROPPED:
+    if kind == Kind.V2_LOCK_DROPPED:
         if np.int64(c.code[i]) == NOWAIT_FAILED:
-            win[WIN_ENV_FAIL_NOWAIT] = 1  # the line of the failure came before, if it was recorded
+            win.env_fail_nowait = 1  # the line of the failure came before, if it was recorded
         return align.lock_dropped(m, w, k, gfn, level, c.num[i])
-    if kind == V2_RANGE_YIELD:
+    if kind == Kind.V2_RANGE_YIELD:
         return align.range_yield(m, w, k, gfn, level, c.num[i])
     end, num, code = np.int64(c.end[i]), c.num[i], np.int64(c.code[i])
-    if kind == V2_TRY_SPLIT_BEGIN:
+    if kind == Kind.V2_TRY_SPLIT_BEGIN:
         recorded_line(m, w, kind, gfn, level, end, 0)
         control.shadow_part_begins(m, w, gfn, end)
-        win[WIN_HAS_V2_PROBES] = 1
-    elif kind == V2_TRY_SPLIT_END:
+        win.has_v2_probes = 1
+    elif kind == Kind.V2_TRY_SPLIT_END:
         if align.finish_shadow(m, w, k) == NO_ROOM:
             return NO_ROOM
         recorded_line(m, w, kind, gfn, 0, end, num)
         compare_lines(m, w, True)
-        win[WIN_PHASE] = PHASE_SHADOW_DONE
-    elif kind == V2_ALLOC_FAILED:
-        count(m, C_ENV_ALLOC, 1)
-        win[WIN_ENV_FAIL_NOWAIT if num else WIN_ENV_FAIL_KERNEL] = 1
+        win.phase = Phase.SHADOW_DONE
+    elif kind == Kind.V2_ALLOC_FAILED:
+        count(m, Counter.ENV_ALLOC_FAILURES, 1)
+        if num:
+            win.env_fail_nowait = 1
+        else:
+            win.env_fail_kernel = 1
         recorded_line(m, w, kind, gfn, 0, num, 0)
-    elif kind == V2_SPLIT_NONPRESENT:
+    elif kind == Kind.V2_SPLIT_NONPRESENT:
         recorded_line(m, w, kind, gfn, level, np.int64(c.addr[i]), 0)
-    elif kind == V2_ALIAS_SP:
+    elif kind == Kind.V2_ALIAS_SP:
         recorded_line(m, w, kind, gfn, level, role_of_word(code), np.int64(c.sptep[i]))
-    elif kind == V2_DROP_FLUSH or kind == V2_FINAL_FLUSH:
+    elif kind == Kind.V2_DROP_FLUSH or kind == Kind.V2_FINAL_FLUSH:
         recorded_line(m, w, kind, gfn, 0, end, 0)
-    elif kind == V2_RESTART:
+    elif kind == Kind.V2_RESTART:
         recorded_line(m, w, kind, gfn, level, code, 0)
     else:  # split_done, sp_leaked, sp_freed_unused, prepare, level_begin
         recorded_line(m, w, kind, gfn, level, num, code)
@@ -215,35 +153,35 @@ def in_bytes(m: Mmu, vm: int, s: int, first: int, last: int) -> bool:
 
     A range that does not fit into slot ``s`` as pages shows it.
     """
-    if last > m.slot[s, SLOT_NPAGES] and not (first | last) & 0xFFF:
-        m.vm[vm, VM_VMM_BYTES] = 1
-    return m.vm[vm, VM_VMM_BYTES] != 0
+    if last > m.slot[s].npages and not (first | last) & 0xFFF:
+        m.vm[vm].vmm_bytes = 1
+    return m.vm[vm].vmm_bytes != 0
 
 
 @jit
 def marker_event(m: Mmu, c: Columns, i: int, t: int, vm: int, k: KnobCodes) -> int:
     """Marker lines; those that repeat what probes of this VM tell are not needed."""
     kind = c.kind[i]
-    by_marker = m.vm[vm, VM_BY_CONTROL] != 0 and not m.vm[vm, VM_PROBES] & PROBES_SPLIT
-    if kind == MARK_MANUAL_PROTECT:
-        m.vm[vm, VM_MANUAL] = c.num[i]
-    elif kind == MARK_RESCHED:
-        m.vm[vm, VM_RESCHED] = 1
-    elif kind == MARK_NR_MMU_PAGES:
-        if not m.vm[vm, VM_PROBES] & PROBES_LIMIT and m.vm[vm, VM_MAX_KNOWN] != MAX_GIVEN:
-            m.vm[vm, VM_MAX_KNOWN] = MAX_REQUESTED
+    by_marker = m.vm[vm].by_control != 0 and not m.vm[vm].probes & ProbeSet.SPLIT
+    if kind == Kind.MARK_MANUAL_PROTECT:
+        m.vm[vm].manual = c.num[i]
+    elif kind == Kind.MARK_RESCHED:
+        m.vm[vm].resched = 1
+    elif kind == Kind.MARK_NR_MMU_PAGES:
+        if not m.vm[vm].probes & ProbeSet.LIMIT and m.vm[vm].max_known != LimitFrom.CALLER:
+            m.vm[vm].max_known = LimitFrom.VMM
             change_mmu_pages(m, vm, t, c.num[i])
-    elif kind == MARK_MEMSLOT and not m.vm[vm, VM_PROBES] & PROBES_REGION:
+    elif kind == Kind.MARK_MEMSLOT and not m.vm[vm].probes & ProbeSet.REGION:
         base, flags = np.int64(c.gfn[i]), np.int64(c.code[i])
         npages = np.int64(c.end[i]) - base
         if base >> 40 or npages < 0 or npages >> 40:
             return OK
         s = memslots.find_slot(m, vm, c.num[i])
-        in_place = s >= 0 and m.slot[s, SLOT_BASE] == base and m.slot[s, SLOT_NPAGES] == npages
-        old = m.slot[s, SLOT_FLAGS] if s >= 0 else 0
+        in_place = s >= 0 and m.slot[s].base_gfn == base and m.slot[s].npages == npages
+        old = m.slot[s].mem_flags if s >= 0 else 0
         if (
             in_place
-            and old & ~flags & SLOT_DIRTY_LOG
+            and old & ~flags & MemFlag.LOG_DIRTY_PAGES
             and slot_passes.zap_collapsible(m, vm, s, k.rmap_order) == NO_ROOM
         ):
             return NO_ROOM
@@ -252,14 +190,14 @@ def marker_event(m: Mmu, c: Columns, i: int, t: int, vm: int, k: KnobCodes) -> i
             return NO_ROOM
         s = memslots.set_slot(m, vm, t, c.num[i], base, npages, flags, hva)
         switched_on = in_place and memslots.log_switched_on(old, flags)
-        if switched_on and by_marker and not m.vm[vm, VM_MANUAL] & INITIALLY_SET:
+        if switched_on and by_marker and not m.vm[vm].manual & ManualProtect.INITIALLY_SET:
             pid = np.int64(c.pid[i])
-            control.begin_slot_window(m, vm, pid, control.MEMSLOT_FLAGS, s, 1, False, k)
-    elif kind == MARK_CLEAR_DIRTY_LOG and by_marker and m.vm[vm, VM_MANUAL] & INITIALLY_SET:
+            control.begin_slot_window(m, vm, pid, WindowCause.MEMSLOT_FLAGS, s, 1, False, k)
+    elif kind == Kind.MARK_CLEAR_DIRTY_LOG and by_marker and m.vm[vm].manual & ManualProtect.INITIALLY_SET:
         s = memslots.find_slot(m, vm, c.num[i])
-        if s >= 0 and m.slot[s, SLOT_FLAGS] & SLOT_DIRTY_LOG:
+        if s >= 0 and m.slot[s].mem_flags & MemFlag.LOG_DIRTY_PAGES:
             first, last, mask = np.int64(c.gfn[i]), np.int64(c.end[i]), np.int64(c.code[i])
-            if c.flags[i] & VMM and in_bytes(m, vm, s, first, last):
+            if c.flags[i] & Flag.VMM and in_bytes(m, vm, s, first, last):
                 first, last = first >> 12, last >> 12
             return control.begin_clear_window(m, vm, np.int64(c.pid[i]), s, first, last, mask, k)
     return OK

@@ -8,21 +8,7 @@ begins at row ``d``.  Two orders exist: up to 6.3 a full chain grows at its tail
 from __future__ import annotations
 
 from replay.jit import jit
-from replay.mmu.layout import (
-    CTL_DESC_FREE,
-    CTL_DESC_TOP,
-    CTL_DESC_USED,
-    DESC_COUNT,
-    DESC_MORE,
-    GIB_HEAD,
-    GIB_REGION,
-    NO_TABLE,
-    PTE_LIST_EXT,
-    REGION_BLOCK,
-    REGION_HEAD,
-    REGION_SP,
-    UNIFORM,
-)
+from replay.mmu.records import NO_TABLE, PTE_LIST_EXT, UNIFORM
 from replay.mmu.state import Mmu, alloc_block, find_gib, free_block
 
 ORDER_APPEND = 0
@@ -31,50 +17,50 @@ ORDER_HEAD = 1
 
 @jit
 def _alloc_desc(m: Mmu) -> int:
-    d = m.ctl[CTL_DESC_FREE]
+    d = m.ctl.desc_free
     if d >= 0:
-        m.ctl[CTL_DESC_FREE] = m.desc[d, DESC_MORE]
+        m.ctl.desc_free = m.desc[d].more
     else:
-        d = m.ctl[CTL_DESC_TOP]
-        m.ctl[CTL_DESC_TOP] += 1
-    m.desc[d, DESC_COUNT] = 0
-    m.desc[d, DESC_MORE] = -1
-    m.ctl[CTL_DESC_USED] += 1
+        d = m.ctl.desc_top
+        m.ctl.desc_top += 1
+    m.desc[d].spte_count = 0
+    m.desc[d].more = -1
+    m.ctl.desc_used += 1
     return d
 
 
 @jit
 def _free_desc(m: Mmu, d: int) -> None:
-    m.desc[d, DESC_MORE] = m.ctl[CTL_DESC_FREE]
-    m.ctl[CTL_DESC_FREE] = d
-    m.ctl[CTL_DESC_USED] -= 1
+    m.desc[d].more = m.ctl.desc_free
+    m.ctl.desc_free = d
+    m.ctl.desc_used -= 1
 
 
 @jit
 def pte_list_add(m: Mmu, head: int, sptep: int, order: int) -> int:
-    """The head after ``sptep`` was added; each new descriptor is counted in CTL_DESC_USED."""
+    """The head after ``sptep`` was added; each new descriptor is counted in ``desc_used``."""
     if head == 0:
         return sptep + 1
     if head > 0:
         d = _alloc_desc(m)
-        m.desc[d, 0] = head - 1
-        m.desc[d, 1] = sptep
-        m.desc[d, DESC_COUNT] = 2
+        m.desc[d].sptes[0] = head - 1
+        m.desc[d].sptes[1] = sptep
+        m.desc[d].spte_count = 2
         return -1 - d
     d = -1 - head
     if order == ORDER_HEAD:
-        if m.desc[d, DESC_COUNT] == PTE_LIST_EXT:
+        if m.desc[d].spte_count == PTE_LIST_EXT:
             new = _alloc_desc(m)
-            m.desc[new, DESC_MORE] = d
+            m.desc[new].more = d
             d = new
             head = -1 - new
     else:
-        while m.desc[d, DESC_COUNT] == PTE_LIST_EXT:
-            if m.desc[d, DESC_MORE] < 0:
-                m.desc[d, DESC_MORE] = _alloc_desc(m)
-            d = m.desc[d, DESC_MORE]
-    m.desc[d, m.desc[d, DESC_COUNT]] = sptep
-    m.desc[d, DESC_COUNT] += 1
+        while m.desc[d].spte_count == PTE_LIST_EXT:
+            if m.desc[d].more < 0:
+                m.desc[d].more = _alloc_desc(m)
+            d = m.desc[d].more
+    m.desc[d].sptes[m.desc[d].spte_count] = sptep
+    m.desc[d].spte_count += 1
     return head
 
 
@@ -89,23 +75,23 @@ def pte_list_remove(m: Mmu, head: int, sptep: int, order: int) -> int:
     d = first
     previous = -1
     while d >= 0:
-        for i in range(m.desc[d, DESC_COUNT]):
-            if m.desc[d, i] != sptep:
+        for i in range(m.desc[d].spte_count):
+            if m.desc[d].sptes[i] != sptep:
                 continue
             # the hole is filled by the last entry of this descriptor, since 6.4 of the head descriptor
             donor = first if order == ORDER_HEAD else d
-            m.desc[donor, DESC_COUNT] -= 1
-            m.desc[d, i] = m.desc[donor, m.desc[donor, DESC_COUNT]]
-            if m.desc[donor, DESC_COUNT]:
+            m.desc[donor].spte_count -= 1
+            m.desc[d].sptes[i] = m.desc[donor].sptes[m.desc[donor].spte_count]
+            if m.desc[donor].spte_count:
                 return head
-            more = m.desc[donor, DESC_MORE]
+            more = m.desc[donor].more
             _free_desc(m, donor)
             if order == ORDER_HEAD or previous < 0:
                 return -1 - more  # 0, an empty list, where more is -1
-            m.desc[previous, DESC_MORE] = more
+            m.desc[previous].more = more
             return head
         previous = d
-        d = m.desc[d, DESC_MORE]
+        d = m.desc[d].more
     return head
 
 
@@ -118,10 +104,10 @@ def pte_list_get(m: Mmu, head: int, position: int) -> int:
         return head - 1 if position == 0 else -1
     d = -1 - head
     while d >= 0:
-        if position < m.desc[d, DESC_COUNT]:
-            return m.desc[d, position]
-        position -= m.desc[d, DESC_COUNT]
-        d = m.desc[d, DESC_MORE]
+        if position < m.desc[d].spte_count:
+            return m.desc[d].sptes[position]
+        position -= m.desc[d].spte_count
+        d = m.desc[d].more
     return -1
 
 
@@ -132,8 +118,8 @@ def pte_list_count(m: Mmu, head: int) -> int:
     d = -1 - head
     n = 0
     while d >= 0:
-        n += m.desc[d, DESC_COUNT]
-        d = m.desc[d, DESC_MORE]
+        n += m.desc[d].spte_count
+        d = m.desc[d].more
     return n
 
 
@@ -143,33 +129,33 @@ def pte_list_count(m: Mmu, head: int) -> int:
 @jit
 def region_of(m: Mmu, g: int, gfn: int) -> int:
     """Row of ``m.region`` for the 2 MiB around ``gfn`` in GiB ``g``."""
-    return m.gib[g, GIB_REGION] + ((gfn >> 9) & 511)
+    return m.gib[g].region + ((gfn >> 9) & 511)
 
 
 @jit
 def head_in_gib(m: Mmu, g: int, gfn: int, level: int) -> int:
     """The head for ``gfn`` at ``level`` (1 4K, 2 2M, 3 1G); ``g`` is the row of its GiB."""
     if level == 3:
-        return m.gib[g, GIB_HEAD]
+        return m.gib[g].head
     r = region_of(m, g, gfn)
     if level == 2:
-        return m.region[r, REGION_HEAD]
-    b = m.region[r, REGION_BLOCK]
+        return m.region[r].head
+    b = m.region[r].block
     if b >= 0:
         return m.block[b, gfn & 511]
     if b == NO_TABLE:
         return 0
-    return m.region[r, REGION_SP] * 512 + (gfn & 511) + 1
+    return m.region[r].sp * 512 + (gfn & 511) + 1
 
 
 @jit
 def set_head_in_gib(m: Mmu, g: int, gfn: int, level: int, head: int) -> None:
     if level == 3:
-        m.gib[g, GIB_HEAD] = head
+        m.gib[g].head = head
         return
     r = region_of(m, g, gfn)
     if level == 2:
-        m.region[r, REGION_HEAD] = head
+        m.region[r].head = head
     else:
         m.block[materialize_block(m, r), gfn & 511] = head
 
@@ -184,15 +170,15 @@ def rmap_head(m: Mmu, vm: int, gfn: int, level: int) -> int:
 @jit
 def materialize_block(m: Mmu, r: int) -> int:
     """Row of ``m.block`` for region ``r``, made from the compact form if it has none."""
-    b = m.region[r, REGION_BLOCK]
+    b = m.region[r].block
     if b >= 0:
         return b
     new = alloc_block(m)
     if b == UNIFORM:
-        first = m.region[r, REGION_SP] * 512 + 1
+        first = m.region[r].sp * 512 + 1
         for i in range(512):
             m.block[new, i] = first + i
-    m.region[r, REGION_BLOCK] = new
+    m.region[r].block = new
     return new
 
 
@@ -217,15 +203,15 @@ def rmap_remove(m: Mmu, vm: int, gfn: int, level: int, sptep: int, order: int) -
 @jit
 def rmap_region_set_uniform(m: Mmu, r: int, sp: int) -> None:
     """Region ``r``, whose 512 heads are all empty, is from now on mapped by the 512 SPTEs of ``sp``."""
-    if m.region[r, REGION_BLOCK] >= 0:
-        free_block(m, m.region[r, REGION_BLOCK])
-    m.region[r, REGION_BLOCK] = UNIFORM
-    m.region[r, REGION_SP] = sp
+    if m.region[r].block >= 0:
+        free_block(m, m.region[r].block)
+    m.region[r].block = UNIFORM
+    m.region[r].sp = sp
 
 
 @jit
 def rmap_region_is_empty(m: Mmu, r: int) -> bool:
-    b = m.region[r, REGION_BLOCK]
+    b = m.region[r].block
     if b == NO_TABLE:
         return True
     if b == UNIFORM:

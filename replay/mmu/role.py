@@ -7,20 +7,9 @@ property of a root that its children inherit, as the bits it stands for are.
 from __future__ import annotations
 
 from replay.jit import jit
-from replay.mmu.layout import KEY_VARIANT_SHIFT, KEY_VM_SHIFT
+from replay.mmu.records import KEY_VARIANT_SHIFT, KEY_VM_SHIFT
 from replay.schema import ROLE_ACCESS_SHIFT, ROLE_QUADRANT_SHIFT, Role
 
-LEVEL = int(Role.LEVEL)
-DIRECT = int(Role.DIRECT)
-HAS_4_BYTE_GPTE = int(Role.HAS_4_BYTE_GPTE)
-QUADRANT = int(Role.QUADRANT)
-ACCESS = int(Role.ACCESS)
-INVALID = int(Role.INVALID)
-GUEST_MODE = int(Role.GUEST_MODE)
-PASSTHROUGH = int(Role.PASSTHROUGH)
-GEN = int(Role.GEN)
-EFER_NX = int(Role.EFER_NX)
-AD_DISABLED = int(Role.AD_DISABLED)
 ACCESS_SHIFT = ROLE_ACCESS_SHIFT
 QUADRANT_SHIFT = ROLE_QUADRANT_SHIFT
 ACC_READ = int(Role.ACC_READ) >> ROLE_ACCESS_SHIFT
@@ -46,17 +35,17 @@ DIRECT_FAMILY = 0x80
 
 @jit
 def make_key(role: int, variant: int, vm: int) -> int:
-    return (role & ~INVALID) | (variant << KEY_VARIANT_SHIFT) | (vm << KEY_VM_SHIFT)
+    return (role & ~Role.INVALID) | (variant << KEY_VARIANT_SHIFT) | (vm << KEY_VM_SHIFT)
 
 
 @jit
 def key_level(key: int) -> int:
-    return key & LEVEL
+    return key & Role.LEVEL
 
 
 @jit
 def key_access(key: int) -> int:
-    return (key & ACCESS) >> ACCESS_SHIFT
+    return (key & Role.ACCESS) >> ACCESS_SHIFT
 
 
 @jit
@@ -72,11 +61,11 @@ def key_vm(key: int) -> int:
 @jit
 def child_key(parent_key: int, index: int, direct: bool, access: int) -> int:
     """kvm_mmu_child_role(): the key of the page below SPTE ``index`` of a page with ``parent_key``."""
-    key = parent_key & ~(LEVEL | QUADRANT | DIRECT | ACCESS | PASSTHROUGH)
-    key |= ((parent_key & LEVEL) - 1) | (access << ACCESS_SHIFT)
+    key = parent_key & ~(Role.LEVEL | Role.QUADRANT | Role.DIRECT | Role.ACCESS | Role.PASSTHROUGH)
+    key |= ((parent_key & Role.LEVEL) - 1) | (access << ACCESS_SHIFT)
     if direct:
-        key |= DIRECT
-    if key & HAS_4_BYTE_GPTE:
+        key |= Role.DIRECT
+    if key & Role.HAS_4_BYTE_GPTE:
         key |= (index & 1) << QUADRANT_SHIFT
     return key
 
@@ -84,10 +73,10 @@ def child_key(parent_key: int, index: int, direct: bool, access: int) -> int:
 @jit
 def role_of_word(word: int) -> int:
     """The printed bits of a role word of the v2 kernel, 5.18 to 7.1: three access bits from bit 8 on."""
-    role = word & (LEVEL | HAS_4_BYTE_GPTE | QUADRANT | DIRECT | AD_DISABLED)
+    role = word & (Role.LEVEL | Role.HAS_4_BYTE_GPTE | Role.QUADRANT | Role.DIRECT | Role.AD_DISABLED)
     role |= ACC_READ << ACCESS_SHIFT
     role |= ACC_EXEC << ACCESS_SHIFT if word & 0x100 else 0
     role |= ACC_WRITE << ACCESS_SHIFT if word & 0x200 else 0
     role |= ACC_USER << ACCESS_SHIFT if word & 0x400 else 0
-    role |= INVALID if word & 0x800 else 0
-    return role | (EFER_NX if word & 0x1000 else 0)
+    role |= Role.INVALID if word & 0x800 else 0
+    return role | (Role.EFER_NX if word & 0x1000 else 0)

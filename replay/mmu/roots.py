@@ -7,18 +7,7 @@ A guest that loads CR3 leaves no line if the root of the new tables is one of th
 from __future__ import annotations
 
 from replay.jit import jit
-from replay.mmu.layout import (
-    FLAG_LIVE,
-    FLAG_ROOT,
-    PREV_ROOTS,
-    SP32_FLAGS,
-    SP_GFN,
-    SP_KEY,
-    SP_PARENTS,
-    TASK_PREV_ROOTS,
-    TASK_ROOT,
-    TASK_VARIANT,
-)
+from replay.mmu.records import PREV_ROOTS, PageFlag
 from replay.mmu.rmap import pte_list_count, pte_list_get
 from replay.mmu.role import key_level, key_variant, key_vm, make_key
 from replay.mmu.shadow_page import find_shadow_page, get_spte
@@ -32,7 +21,7 @@ NOT_CACHED = -1
 def linked_child(m: Mmu, parent: int, index: int) -> int:
     """The page that SPTE ``index`` of ``parent`` points to, or -1."""
     spte = get_spte(m, parent, index)
-    if not is_shadow_present_pte(spte) or is_last_spte(spte, key_level(m.sp[parent, SP_KEY])):
+    if not is_shadow_present_pte(spte) or is_last_spte(spte, key_level(m.sp[parent].key)):
         return -1
     return spte_child(spte)
 
@@ -40,14 +29,14 @@ def linked_child(m: Mmu, parent: int, index: int) -> int:
 @jit
 def is_root(m: Mmu, sp: int, vm: int) -> bool:
     """True for a page that is there and that a vCPU of ``vm`` may have loaded."""
-    flags = FLAG_LIVE | FLAG_ROOT
-    return sp >= 0 and m.sp32[sp, SP32_FLAGS] & flags == flags and key_vm(m.sp[sp, SP_KEY]) == vm
+    flags = PageFlag.LIVE | PageFlag.ROOT
+    return sp >= 0 and m.sp[sp].page_flags & flags == flags and key_vm(m.sp[sp].key) == vm
 
 
 @jit
 def cached_root(m: Mmu, t: int, vm: int, place: int) -> int:
     """The root at ``place`` of the task's cache, the one in use at 0; -1 where there is none (any more)."""
-    root = m.task[t, TASK_ROOT] if place == 0 else m.task[t, TASK_PREV_ROOTS + place - 1] - 1
+    root = m.task[t].root if place == 0 else m.task[t].prev_roots[place - 1] - 1
     return root if is_root(m, root, vm) else -1
 
 
@@ -55,12 +44,12 @@ def cached_root(m: Mmu, t: int, vm: int, place: int) -> int:
 def use_root(m: Mmu, t: int, place: int) -> int:
     """cached_root_find_and_keep_current(): the root at ``place`` > 0 comes into use; returns it."""
     task = m.task[t]
-    root = task[TASK_PREV_ROOTS + place - 1] - 1
+    root = task.prev_roots[place - 1] - 1
     for i in range(place - 1, 0, -1):
-        task[TASK_PREV_ROOTS + i] = task[TASK_PREV_ROOTS + i - 1]
-    task[TASK_PREV_ROOTS] = task[TASK_ROOT] + 1
-    task[TASK_ROOT] = root
-    task[TASK_VARIANT] = key_variant(m.sp[root, SP_KEY])
+        task.prev_roots[i] = task.prev_roots[i - 1]
+    task.prev_roots[0] = task.root + 1
+    task.root = root
+    task.variant = key_variant(m.sp[root].key)
     return root
 
 
@@ -72,13 +61,13 @@ def load_root(m: Mmu, t: int, vm: int, root: int) -> None:
     """
     task = m.task[t]
     old = cached_root(m, t, vm, 0)
-    dropped = old < 0 or (m.sp[old, SP_KEY] ^ m.sp[root, SP_KEY]) != 0
+    dropped = old < 0 or (m.sp[old].key ^ m.sp[root].key) != 0
     for place in range(PREV_ROOTS + 1):
         dropped |= cached_root(m, t, vm, place) == root
     for i in range(PREV_ROOTS - 1, 0, -1):
-        task[TASK_PREV_ROOTS + i] = 0 if dropped else task[TASK_PREV_ROOTS + i - 1]
-    task[TASK_PREV_ROOTS] = 0 if dropped else old + 1
-    task[TASK_ROOT] = root
+        task.prev_roots[i] = 0 if dropped else task.prev_roots[i - 1]
+    task.prev_roots[0] = 0 if dropped else old + 1
+    task.root = root
 
 
 @jit
@@ -86,9 +75,9 @@ def root_that_leads_to(m: Mmu, t: int, vm: int, top: int, index: int, gfn: int) 
     """The place in the cache of the root whose SPTE ``index`` leads to the table of ``gfn``."""
     for place in range(PREV_ROOTS + 1):
         root = cached_root(m, t, vm, place)
-        if root >= 0 and key_level(m.sp[root, SP_KEY]) == top:
+        if root >= 0 and key_level(m.sp[root].key) == top:
             child = linked_child(m, root, index)
-            if child >= 0 and m.sp[child, SP_GFN] == gfn:
+            if child >= 0 and m.sp[child].gfn == gfn:
                 return place
     return NOT_CACHED
 
@@ -103,9 +92,9 @@ def root_that_lacks(m: Mmu, t: int, vm: int, top: int, index: int, gfn: int, rol
     empty = NOT_CACHED
     for place in range(PREV_ROOTS + 1):
         root = cached_root(m, t, vm, place)
-        if root < 0 or key_level(m.sp[root, SP_KEY]) != top or linked_child(m, root, index) >= 0:
+        if root < 0 or key_level(m.sp[root].key) != top or linked_child(m, root, index) >= 0:
             continue
-        variant = key_variant(m.sp[root, SP_KEY])
+        variant = key_variant(m.sp[root].key)
         if (find_shadow_page(m, gfn, make_key(role, variant, vm)) < 0) == created:
             return place
         if empty == NOT_CACHED:
@@ -117,10 +106,10 @@ def root_that_lacks(m: Mmu, t: int, vm: int, top: int, index: int, gfn: int, rol
 def note_root_of_walk(m: Mmu, t: int, vm: int, top: int, index: int, gfn: int) -> None:
     """A walk read the table of ``gfn``: if the root in use leads elsewhere, another one is in use."""
     root = cached_root(m, t, vm, 0)
-    if root < 0 or key_level(m.sp[root, SP_KEY]) != top:
+    if root < 0 or key_level(m.sp[root].key) != top:
         return
     child = linked_child(m, root, index)
-    if child >= 0 and m.sp[child, SP_GFN] != gfn:
+    if child >= 0 and m.sp[child].gfn != gfn:
         place = root_that_leads_to(m, t, vm, top, index, gfn)
         if place > 0:
             use_root(m, t, place)
@@ -135,17 +124,17 @@ def reaches(m: Mmu, root: int, sp: int) -> bool:
 @jit
 def parent_reaches(m: Mmu, root: int, sp: int) -> bool:
     """:func:`reaches` for the pages above ``sp``, up to three levels of them."""
-    parents = m.sp[sp, SP_PARENTS]
+    parents = m.sp[sp].parent_ptes
     for i in range(pte_list_count(m, parents)):
         first = pte_list_get(m, parents, i) // 512
         if first == root:
             return True
-        above = m.sp[first, SP_PARENTS]
+        above = m.sp[first].parent_ptes
         for j in range(pte_list_count(m, above)):
             second = pte_list_get(m, above, j) // 512
             if second == root:
                 return True
-            tops = m.sp[second, SP_PARENTS]
+            tops = m.sp[second].parent_ptes
             for n in range(pte_list_count(m, tops)):
                 if pte_list_get(m, tops, n) // 512 == root:
                     return True

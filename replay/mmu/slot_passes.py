@@ -9,46 +9,24 @@ from __future__ import annotations
 from replay.jit import jit
 from replay.mmu.apply import CLEAR_DIRTY, protect_head, protect_region
 from replay.mmu.host_pages import host_level, share_host_levels
-from replay.mmu.layout import (
-    GIB_HEAD,
-    GIB_HOST,
-    GIB_REGION,
-    GIB_TABLES,
-    NO_TABLE,
-    REGION_BLOCK,
-    REGION_HEAD,
-    REGION_SP,
-    REGION_TABLES,
-    SLOT_BASE,
-    SLOT_HVA,
-    SLOT_ID,
-    SLOT_NPAGES,
-    SP_KEY,
-    UNIFORM,
-    VM_END,
-    VM_LAYOUT,
-    VM_NX_HUGE,
-    VM_PML,
-)
+from replay.mmu.records import NO_TABLE, UNIFORM
 from replay.mmu.rmap import head_in_gib, pte_list_get, rmap_head, rmap_remove
-from replay.mmu.role import DIRECT, key_level
+from replay.mmu.role import key_level
 from replay.mmu.room import NO_ROOM, OK, has_room_for_next
 from replay.mmu.shadow_page import drop_spte, get_spte, zap_children
 from replay.mmu.spte import LEGACY, WRITE_PROTECTED, spte_pfn
 from replay.mmu.state import Mmu, find_gib
 from replay.mmu.tdp_simulated import forget_range, protect_range
 from replay.policy import KnobCodes, Pml
-
-PML_AUTO = int(Pml.AUTO)
-PML_ON = int(Pml.ON)
+from replay.schema import Role
 
 
 @jit
 def uses_pml(m: Mmu, vm: int, k: KnobCodes) -> bool:
     """Whether the CPU logs writes of ``vm``: as the trace shows, unless the policy says otherwise."""
-    if m.vm[vm, VM_LAYOUT] == LEGACY:
+    if m.vm[vm].layout == LEGACY:
         return False
-    return m.vm[vm, VM_PML] != 0 if k.pml == PML_AUTO else k.pml == PML_ON
+    return m.vm[vm].pml != 0 if k.pml == Pml.AUTO else k.pml == Pml.ON
 
 
 @jit
@@ -64,8 +42,8 @@ def protect_slot(m: Mmu, vm: int, s: int, pml: bool) -> int:
 @jit
 def protect_simulated(m: Mmu, vm: int, s: int, kept: int, huge: bool) -> None:
     """The pass over what the simulated TDP MMU has of its own; recorded lines tell it of the rest."""
-    base = m.slot[s, SLOT_BASE]
-    protect_range(m, vm, m.slot[s, SLOT_ID] >> 16, base, base + m.slot[s, SLOT_NPAGES], kept, huge)
+    base = m.slot[s].base_gfn
+    protect_range(m, vm, m.slot[s].id >> 16, base, base + m.slot[s].npages, kept, huge)
 
 
 @jit
@@ -75,23 +53,23 @@ def protect_pass(m: Mmu, vm: int, s: int, kept: int, huge: bool) -> int:
     ``kept`` says what 4K SPTEs keep: WRITE_PROTECTED, CLEAR_DIRTY, or -1 to leave them as they are.
     """
     protect_simulated(m, vm, s, kept, huge)
-    if m.slot[s, SLOT_ID] >> 16:
+    if m.slot[s].id >> 16:
         return OK  # the rmaps of SMM's slots are empty
-    layout = m.vm[vm, VM_LAYOUT]
-    gfn = m.slot[s, SLOT_BASE]
-    end = min(gfn + m.slot[s, SLOT_NPAGES], m.vm[vm, VM_END])
+    layout = m.vm[vm].layout
+    gfn = m.slot[s].base_gfn
+    end = min(gfn + m.slot[s].npages, m.vm[vm].end)
     while gfn < end:
         g = find_gib(m, vm, gfn, False)
         following = min(((gfn >> 18) + 1) << 18, end)
         if g >= 0:
             if huge:
-                protect_head(m, m.gib[g, GIB_HEAD], WRITE_PROTECTED, layout)
+                protect_head(m, m.gib[g].head, WRITE_PROTECTED, layout)
             for i in range((gfn >> 9) & 511, ((following - 1) >> 9 & 511) + 1):
                 if not has_room_for_next(m):
                     return NO_ROOM
-                r = m.gib[g, GIB_REGION] + i
+                r = m.gib[g].region + i
                 if huge:
-                    protect_head(m, m.region[r, REGION_HEAD], WRITE_PROTECTED, layout)
+                    protect_head(m, m.region[r].head, WRITE_PROTECTED, layout)
                 if kept != -1:
                     protect_region(m, r, kept, layout)
         gfn = following
@@ -118,10 +96,10 @@ def can_be_huge(m: Mmu, s: int, gfn: int, level: int) -> bool:
     """
     pages = 1 << (9 * (level - 1))
     start = gfn & -pages
-    if start < m.slot[s, SLOT_BASE] or start + pages > m.slot[s, SLOT_BASE] + m.slot[s, SLOT_NPAGES]:
+    if start < m.slot[s].base_gfn or start + pages > m.slot[s].base_gfn + m.slot[s].npages:
         return False
-    hva = m.slot[s, SLOT_HVA]
-    return hva == 0 or (m.slot[s, SLOT_BASE] - (hva >> 12)) & (pages - 1) == 0
+    hva = m.slot[s].hva
+    return hva == 0 or (m.slot[s].base_gfn - (hva >> 12)) & (pages - 1) == 0
 
 
 @jit
@@ -131,13 +109,13 @@ def max_mapping_level(m: Mmu, vm: int, s: int, g: int, gfn: int) -> int:
     With nx_huge_pages every executable mapping is of 4K, whatever the host has: there the page frame that
     ``gfn`` has been given tells, by being in step with it.
     """
-    r = m.gib[g, GIB_REGION] + ((gfn >> 9) & 511)
+    r = m.gib[g].region + ((gfn >> 9) & 511)
     host = host_level(m, g, r)
-    if host >= 3 and m.gib[g, GIB_TABLES] == 0 and can_be_huge(m, s, gfn, 3):
+    if host >= 3 and m.gib[g].tables == 0 and can_be_huge(m, s, gfn, 3):
         return 3
-    if host < 2 and m.vm[vm, VM_NX_HUGE] and frames_in_step(m, g, gfn):
+    if host < 2 and m.vm[vm].nx_huge and frames_in_step(m, g, gfn):
         host = 2
-    return 2 if host >= 2 and m.region[r, REGION_TABLES] == 0 and can_be_huge(m, s, gfn, 2) else 1
+    return 2 if host >= 2 and m.region[r].tables == 0 and can_be_huge(m, s, gfn, 2) else 1
 
 
 @jit
@@ -159,8 +137,8 @@ def zap_collapsible_head(m: Mmu, vm: int, gfn: int, level: int, max_level: int, 
         sptep = pte_list_get(m, rmap_head(m, vm, gfn, level), position)
         if sptep < 0:
             return
-        key = m.sp[sptep // 512, SP_KEY]
-        if key & DIRECT and key_level(key) < max_level:
+        key = m.sp[sptep // 512].key
+        if key & Role.DIRECT and key_level(key) < max_level:
             drop_spte(m, sptep // 512, sptep % 512, order)
             rmap_remove(m, vm, gfn, level, sptep, order)  # done already, unless the trace is damaged
             position = 0
@@ -173,28 +151,28 @@ def zap_collapsible(m: Mmu, vm: int, s: int, order: int) -> int:
     """kvm_mmu_zap_collapsible_sptes(), kvm_mmu_recover_huge_pages(): logging went off for slot ``s``."""
     if share_host_levels(m, vm, s) == NO_ROOM:
         return NO_ROOM
-    base = m.slot[s, SLOT_BASE]
-    forget_range(m, vm, m.slot[s, SLOT_ID] >> 16, base, base + m.slot[s, SLOT_NPAGES])
-    if m.slot[s, SLOT_ID] >> 16:
+    base = m.slot[s].base_gfn
+    forget_range(m, vm, m.slot[s].id >> 16, base, base + m.slot[s].npages)
+    if m.slot[s].id >> 16:
         return OK
-    end = min(base + m.slot[s, SLOT_NPAGES], m.vm[vm, VM_END])
+    end = min(base + m.slot[s].npages, m.vm[vm].end)
     gfn = base
     while gfn < end:
         g = find_gib(m, vm, gfn, False)
         if g < 0:
             gfn = ((gfn >> 18) + 1) << 18
             continue
-        r = m.gib[g, GIB_REGION] + ((gfn >> 9) & 511)
+        r = m.gib[g].region + ((gfn >> 9) & 511)
         following = min(((gfn >> 9) + 1) << 9, end)
-        if m.region[r, REGION_BLOCK] == NO_TABLE and m.gib[g, GIB_HOST] < 3:
+        if m.region[r].block == NO_TABLE and m.gib[g].host < 3:
             gfn = following
             continue
         max_level = max_mapping_level(m, vm, s, g, gfn)
         if not has_room_for_next(m):
             return NO_ROOM
-        if max_level > 1 and m.region[r, REGION_BLOCK] == UNIFORM and following - gfn == 512:
-            zap_children(m, m.region[r, REGION_SP], order)  # one direct page maps it all
-        elif max_level > 1 and m.region[r, REGION_BLOCK] != NO_TABLE:
+        if max_level > 1 and m.region[r].block == UNIFORM and following - gfn == 512:
+            zap_children(m, m.region[r].sp, order)  # one direct page maps it all
+        elif max_level > 1 and m.region[r].block != NO_TABLE:
             for at in range(gfn, following):
                 if head_in_gib(m, g, at, 1):
                     zap_collapsible_head(m, vm, at, 1, max_level, order)

@@ -8,35 +8,11 @@ of: all that hold the range are candidates, and what follows decides.
 from __future__ import annotations
 
 from replay.jit import jit
-from replay.mmu.layout import (
-    CTL_SLOT_TOP,
-    SLOT_BASE,
-    SLOT_ID,
-    SLOT_LIVE,
-    SLOT_NPAGES,
-    SLOT_VM,
-    VM_HAS_TDP,
-    VM_SMM_RANGE,
-)
 from replay.mmu.room import NO_ROOM, OK
 from replay.mmu.split import STOP_NO_ROOM, STOP_PEEKED, advance
 from replay.mmu.state import Mmu
 from replay.mmu.tdp import next_huge
 from replay.mmu.truth import drop_simulated
-from replay.mmu.window import (
-    WIN_ALIGNED,
-    WIN_END,
-    WIN_PENDING,
-    WIN_SKIPPED,
-    WIN_SLOT,
-    WIN_SPACE,
-    WIN_START,
-    WIN_TARGET,
-    WIN_TDP_GFN,
-    WIN_VM,
-    WIN_WALK_DONE,
-    WIN_WORDS,
-)
 from replay.policy import KnobCodes
 from replay.schema import SKIP_WORDS
 
@@ -50,14 +26,14 @@ SKIPS = len(SKIP_WORDS)
 @jit
 def slot_of_range(m: Mmu, vm: int, space: int, start: int, end: int) -> int:
     """The row of the slot of ``space`` that holds gfns [start, end), at least ``start``; or -1."""
-    for s in range(m.ctl[CTL_SLOT_TOP]):
-        first = m.slot[s, SLOT_BASE]
+    for s in range(m.ctl.slot_top):
+        first = m.slot[s].base_gfn
         if (
-            m.slot[s, SLOT_LIVE]
-            and m.slot[s, SLOT_VM] == vm
-            and m.slot[s, SLOT_ID] >> 16 == space
-            and first <= start < first + m.slot[s, SLOT_NPAGES]
-            and end <= first + m.slot[s, SLOT_NPAGES]
+            m.slot[s].is_live
+            and m.slot[s].vm == vm
+            and m.slot[s].id >> 16 == space
+            and first <= start < first + m.slot[s].npages
+            and end <= first + m.slot[s].npages
         ):
             return s
     return -1
@@ -76,26 +52,26 @@ def any_slot_of_range(m: Mmu, vm: int, start: int, end: int) -> int:
 def leave_undecided(m: Mmu, w: int) -> None:
     """Window ``w`` was opened for a range: its space is open if slots of both hold it."""
     win = m.window[w]
-    start, end = win[WIN_START], win[WIN_END]
-    both = win[WIN_SPACE] == NORMAL and slot_of_range(m, win[WIN_VM], SMM, start, end) >= 0
-    if both and win[WIN_SLOT] >= 0 and win[WIN_ALIGNED]:
-        win[WIN_SPACE] = UNDECIDED
+    start, end = win.start, win.end
+    both = win.space == NORMAL and slot_of_range(m, win.vm, SMM, start, end) >= 0
+    if both and win.slot >= 0 and win.aligned:
+        win.space = UNDECIDED
 
 
 @jit
 def decide(m: Mmu, w: int, space: int) -> None:
     """A line of window ``w`` tells its address space, where the slot did not."""
     win = m.window[w]
-    if win[WIN_SPACE] == space or (win[WIN_SPACE] != UNDECIDED and win[WIN_SLOT] >= 0):
+    if win.space == space or (win.space != UNDECIDED and win.slot >= 0):
         return
-    win[WIN_SPACE] = space
-    if win[WIN_SLOT] >= 0 and not win[WIN_WORDS]:
-        win[WIN_SLOT] = slot_of_range(m, win[WIN_VM], space, win[WIN_START], win[WIN_END])
+    win.space = space
+    if win.slot >= 0 and not win.words:
+        win.slot = slot_of_range(m, win.vm, space, win.start, win.end)
     if space == SMM:
-        win[WIN_WALK_DONE] = 1
+        win.walk_done = 1
         drop_simulated(m, w)
         for i in range(SKIPS):
-            win[WIN_SKIPPED + i] = 0
+            win.skipped[i] = 0
 
 
 @jit
@@ -105,9 +81,9 @@ def shadow_part_ends(m: Mmu, w: int, k: KnobCodes) -> int:
     But not twice for one range: then the normal space's own window is among them, and lacks its lines.
     """
     win = m.window[w]
-    if win[WIN_SPACE] != UNDECIDED or m.vm[win[WIN_VM], VM_SMM_RANGE] == win[WIN_START] + 1:
+    if win.space != UNDECIDED or m.vm[win.vm].smm_range == win.start + 1:
         return OK
-    if win[WIN_PENDING]:
+    if win.pending:
         decide(m, w, NORMAL)
         return OK
     stop = advance(m, w, k, NO_RESCHED, True)
@@ -122,17 +98,17 @@ def shadow_part_ends(m: Mmu, w: int, k: KnobCodes) -> int:
 def window_ends(m: Mmu, w: int, k: KnobCodes) -> int:
     """As :func:`shadow_part_ends`, at the end of the window: the TDP part has left no line either."""
     win = m.window[w]
-    vm = win[WIN_VM]
-    if win[WIN_SPACE] != UNDECIDED:
+    vm = win.vm
+    if win.space != UNDECIDED:
         return OK
     if shadow_part_ends(m, w, k) == NO_ROOM:
         return NO_ROOM
-    if win[WIN_SPACE] != UNDECIDED:
+    if win.space != UNDECIDED:
         return OK
     level = 0
-    if k.enabled and m.vm[vm, VM_HAS_TDP] and m.vm[vm, VM_SMM_RANGE] != win[WIN_START] + 1:
-        first = max(win[WIN_TDP_GFN], win[WIN_START] >> 9 << 9)
-        level = next_huge(m, vm, NORMAL, first, win[WIN_END], win[WIN_TARGET])[1]
+    if k.enabled and m.vm[vm].has_tdp and m.vm[vm].smm_range != win.start + 1:
+        first = max(win.tdp_gfn, win.start >> 9 << 9)
+        level = next_huge(m, vm, NORMAL, first, win.end, win.target)[1]
     if level:
         take_for_smm(m, w)
     else:
@@ -142,5 +118,5 @@ def window_ends(m: Mmu, w: int, k: KnobCodes) -> int:
 
 @jit
 def take_for_smm(m: Mmu, w: int) -> None:
-    m.vm[m.window[w, WIN_VM], VM_SMM_RANGE] = m.window[w, WIN_START] + 1
+    m.vm[m.window[w].vm].smm_range = m.window[w].start + 1
     decide(m, w, SMM)

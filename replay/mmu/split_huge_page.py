@@ -9,25 +9,11 @@ import numpy as np
 
 from replay.jit import jit
 from replay.mmu.census import census_descriptors
-from replay.mmu.kinds import CREATED, GET_PAGE, V2_ALIAS_SP, V2_SPLIT_DONE, V2_SPLIT_NONPRESENT
-from replay.mmu.layout import (
-    CTL_DESC_USED,
-    FLAG_LIVE,
-    FLAG_SPLIT,
-    FLAG_UNSYNC,
-    SP32_FLAGS,
-    SP32_NEXT,
-    SP_GFN,
-    SP_KEY,
-    SP_PAGE,
-    VM_DESC,
-    VM_HEADERS,
-    VM_LAYOUT,
-    VM_PAGES,
-)
+from replay.mmu.counters import Counter
 from replay.mmu.mmu_pages import add_used_page, drop_used_page
+from replay.mmu.records import AttemptFlag, PageFlag
 from replay.mmu.rmap import rmap_head
-from replay.mmu.role import GEN, ROLE_MASK, UNPRINTED, child_key, key_access, key_level, key_vm
+from replay.mmu.role import ROLE_MASK, UNPRINTED, child_key, key_access, key_level, key_vm
 from replay.mmu.shadow_page import (
     alloc_shadow_page,
     drop_spte,
@@ -45,39 +31,9 @@ from replay.mmu.shadow_page import (
 from replay.mmu.spte import LEFT_NONPRESENT, is_last_spte, is_shadow_present_pte, make_huge_page_split_spte
 from replay.mmu.state import Mmu, page_bucket
 from replay.mmu.truth import simulated_flush, simulated_line
-from replay.mmu.window import (
-    ATTEMPT_CREATED,
-    ATTEMPT_FLUSHED,
-    C_INSTALLED,
-    C_NONPRESENT,
-    C_PAGES_CREATED,
-    C_PAGES_REUSED,
-    C_PARTIAL,
-    C_REUSED,
-    CAUSE_LINK,
-    CAUSE_ZAP,
-    OUT16_FLAGS,
-    OUT16_INSTALLED,
-    OUT16_NONPRESENT,
-    OUT16_REUSED,
-    OUT_GFN,
-    WIN_CHILD,
-    WIN_END,
-    WIN_HEAD_FLUSH,
-    WIN_LEVEL,
-    WIN_SPARE,
-    WIN_START,
-    WIN_VM,
-    WIN_ZAPPED,
-    count,
-)
+from replay.mmu.window import count
 from replay.policy import ExistingChild, Flush, KnobCodes, OccupiedRmap, SplitCaches
-
-CHILD_SKIP = int(ExistingChild.SKIP)
-RMAP_LEAVE = int(OccupiedRmap.LEAVE_NONPRESENT)
-FLUSH_DEFERRED = int(Flush.DEFERRED_IF_PARTIAL)
-FLUSH_ALWAYS = int(Flush.ON_LINK_ALWAYS)
-CACHES_MERGED = int(SplitCaches.MERGED)
+from replay.schema import Flag, FlushCause, Kind, Role
 
 
 @jit
@@ -87,60 +43,62 @@ def zap_unsync_of_gfn(m: Mmu, w: int, gfn: int, key: int, order: int) -> None:
     zapped = False
     i = int(m.hash[page_bucket(gfn, key, m.hash.shape[0])])
     while i:
-        following = m.sp32[i, SP32_NEXT]
-        if m.sp[i, SP_GFN] == gfn and m.sp[i, SP_KEY] == key and m.sp32[i, SP32_FLAGS] & FLAG_LIVE:
+        following = m.sp[i].next
+        if m.sp[i].gfn == gfn and m.sp[i].key == key and m.sp[i].page_flags & PageFlag.LIVE:
             break  # the page that is looked for; those behind it are not looked at
         if (
-            m.sp[i, SP_GFN] == gfn
-            and m.sp32[i, SP32_FLAGS] & (FLAG_LIVE | FLAG_UNSYNC) == FLAG_LIVE | FLAG_UNSYNC
-            and not (m.sp[i, SP_KEY] ^ key) & GEN
+            m.sp[i].gfn == gfn
+            and m.sp[i].page_flags & (PageFlag.LIVE | PageFlag.UNSYNC) == PageFlag.LIVE | PageFlag.UNSYNC
+            and not (m.sp[i].key ^ key) & Role.GEN
         ):
             unlink_shadow_page(m, i, order)
-            drop_used_page(m, win[WIN_VM], i)
+            drop_used_page(m, win.vm, i)
             free_shadow_page(m, i)
-            win[WIN_ZAPPED] += 1
+            win.zapped += 1
             zapped = True
         i = following
     if zapped:
-        simulated_flush(m, w, CAUSE_ZAP, win[WIN_START], win[WIN_END])
+        simulated_flush(m, w, FlushCause.ZAP, win.start, win.end)
 
 
 @jit
 def simulated_alias(m: Mmu, w: int, gfn: int, key: int, sptep: int) -> None:
     """v2_alias_sp: the child with ``key`` exists, and the huge SPTE ``sptep`` stays."""
-    page = m.sp[sptep // 512, SP_PAGE]
+    page = m.sp[sptep // 512].frame
     offset = 8 * (sptep % 512)
     address = (page << 12) + offset if page else -1 - offset
-    simulated_line(m, w, V2_ALIAS_SP, gfn, key_level(key), key & ROLE_MASK & ~(GEN | UNPRINTED), address)
+    simulated_line(
+        m, w, Kind.V2_ALIAS_SP, gfn, key_level(key), key & ROLE_MASK & ~(Role.GEN | UNPRINTED), address
+    )
 
 
 @jit
 def fill_child(m: Mmu, w: int, child: int, huge_spte: int, o: int, k: KnobCodes) -> bool:
     """Populate the 512 SPTEs of ``child`` from ``huge_spte``; True if a present non-leaf SPTE was met."""
-    key = m.sp[child, SP_KEY]
+    key = m.sp[child].key
     level = key_level(key)
     if fill_uniform(m, child, huge_spte):
-        m.out16[o, OUT16_INSTALLED] = 512
+        m.attempt[o].installed = 512
         return False
     vm = key_vm(key)
     access = key_access(key)
-    layout = m.vm[vm, VM_LAYOUT]
+    layout = m.vm[vm].layout
     nonleaf = False
     for index in range(512):
         spte = get_spte(m, child, index)
         if is_shadow_present_pte(spte):
             nonleaf |= not is_last_spte(spte, level)
-            m.out16[o, OUT16_REUSED] += 1
+            m.attempt[o].reused += 1
             continue
-        gfn = m.sp[child, SP_GFN] + (index << (9 * (level - 1)))
-        if k.occupied_rmap == RMAP_LEAVE and rmap_head(m, vm, gfn, level):
-            m.out16[o, OUT16_NONPRESENT] += 1
+        gfn = m.sp[child].gfn + (index << (9 * (level - 1)))
+        if k.occupied_rmap == OccupiedRmap.LEAVE_NONPRESENT and rmap_head(m, vm, gfn, level):
+            m.attempt[o].nonpresent += 1
             set_spte(m, child, index, LEFT_NONPRESENT)
-            simulated_line(m, w, V2_SPLIT_NONPRESENT, gfn, level, m.sp[child, SP_GFN], 0)
+            simulated_line(m, w, Kind.V2_SPLIT_NONPRESENT, gfn, level, m.sp[child].gfn, 0)
             continue
         spte = make_huge_page_split_spte(huge_spte, index, level, access, layout)
         install_leaf(m, child, index, gfn, spte, access, k.rmap_order)
-        m.out16[o, OUT16_INSTALLED] += 1
+        m.attempt[o].installed += 1
     return nonleaf
 
 
@@ -148,44 +106,44 @@ def fill_child(m: Mmu, w: int, child: int, huge_spte: int, o: int, k: KnobCodes)
 def split_huge_page(m: Mmu, w: int, sptep: int, o: int, k: KnobCodes) -> bool:
     """kvm_mmu_split_huge_page() / shadow_mmu_split_huge_page(); False if the child exists and is refused."""
     win = m.window[w]
-    vm = win[WIN_VM]
+    vm = win.vm
     sp = sptep // 512
     index = sptep % 512
     gfn = sptep_gfn(m, sp, index)
     huge_spte = get_spte(m, sp, index)
-    key = child_key(m.sp[sp, SP_KEY], index, True, sptep_access(m, sp, index))
+    key = child_key(m.sp[sp].key, index, True, sptep_access(m, sp, index))
     if key_level(key) > 1:
         zap_unsync_of_gfn(m, w, gfn, key, k.rmap_order)
     child = find_shadow_page(m, gfn, key)
-    if child >= 0 and k.existing_child == CHILD_SKIP:
+    if child >= 0 and k.existing_child == ExistingChild.SKIP:
         simulated_alias(m, w, gfn, key, sptep)
         return False
     if child < 0:
-        child = alloc_shadow_page(m, gfn, key, FLAG_SPLIT)
+        child = alloc_shadow_page(m, gfn, key, PageFlag.SPLIT)
         add_used_page(m, vm, False)
-        m.out16[o, OUT16_FLAGS] |= ATTEMPT_CREATED
-        count(m, C_PAGES_CREATED, 1)
-        win[WIN_SPARE] = 0
-        if k.split_caches == CACHES_MERGED:
-            m.vm[vm, VM_HEADERS] -= 1
-            m.vm[vm, VM_PAGES] -= 1
+        m.attempt[o].attempt_flags |= AttemptFlag.CREATED
+        count(m, Counter.SHADOW_PAGES_CREATED, 1)
+        win.spare = 0
+        if k.split_caches == SplitCaches.MERGED:
+            m.vm[vm].header_cache -= 1
+            m.vm[vm].page_cache -= 1
     else:
-        count(m, C_PAGES_REUSED, 1)
-    win[WIN_CHILD] = child
-    created = m.out16[o, OUT16_FLAGS] & ATTEMPT_CREATED
-    simulated_line(m, w, GET_PAGE, gfn, 0, key & ROLE_MASK, CREATED if created else 0)
-    descriptors = m.ctl[CTL_DESC_USED]
+        count(m, Counter.SHADOW_PAGES_REUSED, 1)
+    win.child = child
+    created = m.attempt[o].attempt_flags & AttemptFlag.CREATED
+    simulated_line(m, w, Kind.GET_PAGE, gfn, 0, key & ROLE_MASK, Flag.CREATED if created else 0)
+    descriptors = m.ctl.desc_used
     nonleaf = fill_child(m, w, child, huge_spte, o, k)
-    used = m.ctl[CTL_DESC_USED] - descriptors
-    installed, nonpresent = np.int64(m.out16[o, OUT16_INSTALLED]), np.int64(m.out16[o, OUT16_NONPRESENT])
-    simulated_line(m, w, V2_SPLIT_DONE, gfn, win[WIN_LEVEL], installed, nonpresent)
+    used = m.ctl.desc_used - descriptors
+    installed, nonpresent = np.int64(m.attempt[o].installed), np.int64(m.attempt[o].nonpresent)
+    simulated_line(m, w, Kind.V2_SPLIT_DONE, gfn, win.level, installed, nonpresent)
     drop_spte(m, sp, index, k.rmap_order)
-    descriptors = m.ctl[CTL_DESC_USED]
+    descriptors = m.ctl.desc_used
     link_shadow_page(m, sp, index, child, k.rmap_order)
-    used += m.ctl[CTL_DESC_USED] - descriptors
+    used += m.ctl.desc_used - descriptors
     census_descriptors(m, o, used)
-    if k.split_caches == CACHES_MERGED:
-        m.vm[vm, VM_DESC] -= used
+    if k.split_caches == SplitCaches.MERGED:
+        m.vm[vm].desc_cache -= used
     flush_after_split(m, w, o, nonleaf, k)
     return True
 
@@ -193,17 +151,17 @@ def split_huge_page(m: Mmu, w: int, sptep: int, o: int, k: KnobCodes) -> bool:
 @jit
 def flush_after_split(m: Mmu, w: int, o: int, nonleaf: bool, k: KnobCodes) -> None:
     win = m.window[w]
-    count(m, C_INSTALLED, np.int64(m.out16[o, OUT16_INSTALLED]))
-    count(m, C_NONPRESENT, np.int64(m.out16[o, OUT16_NONPRESENT]))
-    count(m, C_REUSED, np.int64(m.out16[o, OUT16_REUSED]))
-    partial = m.out16[o, OUT16_NONPRESENT] > 0
+    count(m, Counter.SPTES_INSTALLED, np.int64(m.attempt[o].installed))
+    count(m, Counter.SPTES_LEFT_NONPRESENT, np.int64(m.attempt[o].nonpresent))
+    count(m, Counter.SPTES_REUSED, np.int64(m.attempt[o].reused))
+    partial = m.attempt[o].nonpresent > 0
     if partial:
-        count(m, C_PARTIAL, 1)
-    if k.flush == FLUSH_DEFERRED:
+        count(m, Counter.PARTIAL, 1)
+    if k.flush == Flush.DEFERRED_IF_PARTIAL:
         if partial:
-            m.out16[o, OUT16_FLAGS] |= ATTEMPT_FLUSHED
-            win[WIN_HEAD_FLUSH] = 1
-    elif k.flush == FLUSH_ALWAYS or nonleaf or partial:
-        m.out16[o, OUT16_FLAGS] |= ATTEMPT_FLUSHED
-        gfn = m.out[o, OUT_GFN]
-        simulated_flush(m, w, CAUSE_LINK, gfn, gfn + (1 << (9 * (win[WIN_LEVEL] - 1))))
+            m.attempt[o].attempt_flags |= AttemptFlag.FLUSHED
+            win.head_flush = 1
+    elif k.flush == Flush.ON_LINK_ALWAYS or nonleaf or partial:
+        m.attempt[o].attempt_flags |= AttemptFlag.FLUSHED
+        gfn = m.attempt[o].gfn
+        simulated_flush(m, w, FlushCause.LINK, gfn, gfn + (1 << (9 * (win.level - 1))))

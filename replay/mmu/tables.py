@@ -9,7 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from replay.arrow import arrow_array, words_array
-from replay.mmu import layout, state, window
+from replay.mmu import state
+from replay.mmu.records import AttemptFlag
+from replay.mmu.truth import RECORDED
 from replay.schema import (
     SKIP_WORDS,
     FlushCause,
@@ -21,25 +23,40 @@ from replay.schema import (
     window_schema,
 )
 
-_OUT = {"gfn": window.OUT_GFN, "spte": window.OUT_SPTE, "sptep": window.OUT_SPTEP}
-_OUT32 = {"window": window.OUT32_WINDOW, "role": window.OUT32_ROLE, "retries": window.OUT32_RETRIES}
-_OUT16 = {
-    "level": window.OUT16_LEVEL,
-    "outcome": window.OUT16_OUTCOME,
-    "errno": window.OUT16_ERRNO,
-    "installed": window.OUT16_INSTALLED,
-    "nonpresent": window.OUT16_NONPRESENT,
-    "reused": window.OUT16_REUSED,
-    "match": window.OUT16_MATCH,
-}
+_ATTEMPT = (
+    "gfn", "spte", "sptep", "window", "role", "retries",
+    "level", "outcome", "errno", "installed", "nonpresent", "reused", "match",
+)  # fmt: skip
 _SOURCE = {
-    "recorded": window.SOURCE_RECORDED,
-    "ts_ns": window.SOURCE_TS,
-    "line": window.SOURCE_LINE,
-    "recorded_gfn": window.SOURCE_GFN,
-    "recorded_spte": window.SOURCE_SPTE,
-    "recorded_level": window.SOURCE_LEVEL,
-    "recorded_errno": window.SOURCE_ERRNO,
+    "recorded": "recorded",
+    "ts_ns": "ts",
+    "line": "line",
+    "recorded_gfn": "gfn",
+    "recorded_spte": "spte",
+    "recorded_level": "level",
+    "recorded_errno": "errno",
+}
+_FLUSH = {
+    "window": "window",
+    "vm": "vm",
+    "ts_ns": "ts",
+    "line": "line",
+    "start_gfn": "start",
+    "end_gfn": "end",
+}
+_WINDOW = {
+    "vm": "vm",
+    "start_gfn": "start",
+    "end_gfn": "end",
+    "target_level": "target",
+    "begin_ts_ns": "ts",
+    "begin_line": "line",
+    "attempts": "attempts",
+    "split": "split",
+    "retries": "retried",
+    "flushes_lost": "flushes_lost",
+    "tdp_attempts": "tdp_attempts",
+    "tdp_split": "tdp_split",
 }
 _PLACE = ("window", "vm", "ts_ns", "line", "match")
 
@@ -49,20 +66,14 @@ def attempts(m: state.Mmu) -> dict[str, np.ndarray]:
 
     Without an attempt, only a recorded line, ``outcome`` is negative; without such a line, ``recorded`` is 0.
     """
-    top = m.ctl[layout.CTL_OUT_TOP]
-    columns = {
-        name: table[:top, column]
-        for table, names in ((m.out, _OUT), (m.out32, _OUT32), (m.out16, _OUT16))
-        for name, column in names.items()
-    }
-    flags = m.out16[:top, window.OUT16_FLAGS]
-    columns["mmu"] = flags & window.ATTEMPT_TDP
-    columns["child_created"] = flags & window.ATTEMPT_CREATED != 0
-    columns["flush"] = flags & window.ATTEMPT_FLUSHED != 0
-    sources = m.source[: m.ctl[layout.CTL_SOURCE_TOP]]
-    rows = m.out32[:top, window.OUT32_SOURCE]
-    columns |= {name: _taken(sources[:, column], rows) for name, column in _SOURCE.items()}
-    columns["vm"] = _taken(m.window[:, window.WIN_VM], columns["window"])
+    rows = m.attempt[: m.ctl.attempt_top]
+    columns = {name: rows[name] for name in _ATTEMPT}
+    columns["mmu"] = rows.attempt_flags & AttemptFlag.TDP
+    columns["child_created"] = rows.attempt_flags & AttemptFlag.CREATED != 0
+    columns["flush"] = rows.attempt_flags & AttemptFlag.FLUSHED != 0
+    sources = m.source[: m.ctl.source_top]
+    columns |= {name: _taken(sources[field], rows.source) for name, field in _SOURCE.items()}
+    columns["vm"] = _taken(m.window.vm, rows.window)
     return columns
 
 
@@ -130,52 +141,29 @@ def outcomes(m: state.Mmu) -> pa.Table:
 
 def flushes(m: state.Mmu) -> pa.Table:
     """The table of ``flush_schema()``."""
-    rows = m.flush[: m.ctl[layout.CTL_FLUSH_TOP]]
-    arrays: dict[str, Any] = {
-        name: (rows[:, column], None)
-        for name, column in {
-            "window": window.FLUSH_WINDOW,
-            "vm": window.FLUSH_VM,
-            "ts_ns": window.FLUSH_TS,
-            "line": window.FLUSH_LINE,
-            "start_gfn": window.FLUSH_START,
-            "end_gfn": window.FLUSH_END,
-        }.items()
-    }
-    arrays["cause"] = _words(rows[:, window.FLUSH_CAUSE], FlushCause)
+    rows = m.flush[: m.ctl.flush_top]
+    arrays: dict[str, Any] = {name: (rows[field], None) for name, field in _FLUSH.items()}
+    arrays["cause"] = _words(rows.cause, FlushCause)
     return _as_table(flush_schema(), arrays, len(rows))
 
 
 def windows(m: state.Mmu, flush_probes: bool) -> pa.Table:
     """The table of ``window_schema()``; ``flush_probes``: the trace tells which flushes were recorded."""
-    rows = m.window[: m.ctl[layout.CTL_WINDOW_TOP]]
-    slot_rows = rows[:, window.WIN_SLOT]
-    slot_ids = np.where(slot_rows >= 0, m.slot[np.maximum(slot_rows, 0), layout.SLOT_ID], 0)
-    columns = {
-        "vm": window.WIN_VM,
-        "start_gfn": window.WIN_START,
-        "end_gfn": window.WIN_END,
-        "target_level": window.WIN_TARGET,
-        "begin_ts_ns": window.WIN_TS,
-        "begin_line": window.WIN_LINE,
-        "attempts": window.WIN_ATTEMPTS,
-        "split": window.WIN_SPLIT,
-        "retries": window.WIN_RETRIED,
-        "flushes_lost": window.WIN_FLUSHES_LOST,
-        "tdp_attempts": window.WIN_TDP_ATTEMPTS,
-        "tdp_split": window.WIN_TDP_SPLIT,
-    }
-    columns |= {f"skipped_{word}": window.WIN_SKIPPED + i for i, word in enumerate(SKIP_WORDS)}
-    columns |= {f"flushes_{cause.name.lower()}": window.WIN_FLUSHES + cause for cause in FlushCause}
-    arrays: dict[str, Any] = {name: (rows[:, column], None) for name, column in columns.items()}
-    failed = rows[:, window.WIN_TDP_ATTEMPTS] - rows[:, window.WIN_TDP_SPLIT]
+    rows = m.window[: m.ctl.window_top]
+    slot_rows = rows.slot
+    slot_ids = np.where(slot_rows >= 0, m.slot.id[np.maximum(slot_rows, 0)], 0)
+    columns = {name: rows[field] for name, field in _WINDOW.items()}
+    columns |= {f"skipped_{word}": rows.skipped[:, i] for i, word in enumerate(SKIP_WORDS)}
+    columns |= {f"flushes_{cause.name.lower()}": rows.flushes[:, cause] for cause in FlushCause}
+    arrays: dict[str, Any] = {name: (column, None) for name, column in columns.items()}
+    failed = rows.tdp_attempts - rows.tdp_split
     arrays["tdp_failed"] = (failed, None)
     arrays["index"] = (np.arange(len(rows)), None)
     arrays["slot"] = (slot_ids, slot_rows < 0)
-    arrays["cause"] = _words(rows[:, window.WIN_CAUSE], WindowCause)
-    totals = rows[:, window.WIN_FLUSHES : window.WIN_FLUSHES + len(FlushCause)].sum(axis=1)
+    arrays["cause"] = _words(rows.cause, WindowCause)
+    totals = rows.flushes.sum(axis=1)
     arrays["flushes_total"] = (totals, None)
     unrecorded = None if flush_probes else np.ones(len(rows), bool)
-    arrays["doubted"] = (rows[:, window.WIN_DOUBTED] != 0, None)
-    arrays["flushes_recorded"] = (rows[:, window.WIN_FLUSH_LINES], unrecorded)
+    arrays["doubted"] = (rows.doubted != 0, None)
+    arrays["flushes_recorded"] = (rows.flush_lines[:, RECORDED], unrecorded)
     return _as_table(window_schema(), arrays, len(rows))

@@ -7,25 +7,9 @@ has TDP_KEY; it is found by address space, level and gfn, so a root in use needs
 from __future__ import annotations
 
 from replay.jit import jit
-from replay.mmu.kinds import CREATED
-from replay.mmu.layout import (
-    CTL_LAST_TDP,
-    CTL_SP_TOP,
-    CTL_TS,
-    FLAG_LIVE,
-    NO_TABLE,
-    SP32_FLAGS,
-    SP32_SPT,
-    SP_BASE,
-    SP_GFN,
-    SP_KEY,
-    TDP_KEY,
-    UNIFORM,
-    VM_END,
-    VM_LAYOUT,
-    VM_TDP_ROLE,
-)
-from replay.mmu.role import ACC_ALL, ACCESS_SHIFT, DIRECT, LEVEL, key_vm
+from replay.mmu.counters import Counter
+from replay.mmu.records import NO_TABLE, SWAPS, TDP_KEY, UNIFORM, AttemptFlag, PageFlag
+from replay.mmu.role import ACC_ALL, ACCESS_SHIFT, key_vm
 from replay.mmu.room import has_room
 from replay.mmu.shadow_page import (
     alloc_shadow_page,
@@ -47,43 +31,10 @@ from replay.mmu.spte import (
 from replay.mmu.state import Mmu, extend_memory, free_table
 from replay.mmu.tdp_simulated import KEY_AS_SHIFT, SIMULATED, find_simulated, is_split, note_split, table_key
 from replay.mmu.truth import ANY, TDP_GET_PAGE, simulated_line
-from replay.mmu.window import (
-    ATTEMPT_CREATED,
-    ATTEMPT_TDP,
-    C_ADOPTED_TDP,
-    C_SWAPPED,
-    C_TDP_ATTEMPTS,
-    C_TDP_FAILED,
-    C_TDP_SPLIT,
-    OUT16_ERRNO,
-    OUT16_FLAGS,
-    OUT16_INSTALLED,
-    OUT16_LEVEL,
-    OUT16_OUTCOME,
-    OUT32_ROLE,
-    OUT_GFN,
-    OUT_SPTE,
-    WIN_END,
-    WIN_SPACE,
-    WIN_START,
-    WIN_TARGET,
-    WIN_TDP_ATTEMPTS,
-    WIN_TDP_GFN,
-    WIN_TDP_SPLIT,
-    WIN_VM,
-    count,
-    knows_all,
-    new_outcome,
-    note_older,
-)
-from replay.schema import EBUSY, ENOMEM, Outcome
+from replay.mmu.window import count, knows_all, new_outcome, note_older
+from replay.schema import EBUSY, ENOMEM, Flag, Outcome, Role
 
-SPLIT = int(Outcome.SPLIT)
-BUSY = int(Outcome.BUSY)
-NO_MEMORY = int(Outcome.NO_MEMORY)
 SWAP_WINDOW_NS = 50_000_000
-SWAPS = 8
-CTL_SWAP = 96  # Mmu.ctl: SWAPS rows of (gfn, level, old, state before, ts), then the next row's number
 
 
 @jit
@@ -91,23 +42,23 @@ def find_table(m: Mmu, vm: int, as_id: int, level: int, gfn: int, create: bool) 
     """The table at ``level`` whose range holds ``gfn``, or -1."""
     key = table_key(vm, as_id, level)
     gfn = gfn >> (9 * level) << (9 * level)
-    last = m.ctl[CTL_LAST_TDP]
-    if last >= 0 and m.sp[last, SP_GFN] == gfn and m.sp[last, SP_KEY] == key:
+    last = m.ctl.last_tdp
+    if last >= 0 and m.sp[last].gfn == gfn and m.sp[last].key == key:
         return last
     sp = find_shadow_page(m, gfn, key)
     if sp < 0 and create:
-        sp = alloc_shadow_page(m, gfn, key, FLAG_LIVE)
+        sp = alloc_shadow_page(m, gfn, key, PageFlag.LIVE)
         if level <= 3:
             extend_memory(m, vm, gfn + (1 << (9 * level)))
-    m.ctl[CTL_LAST_TDP] = sp
+    m.ctl.last_tdp = sp
     return sp
 
 
 @jit
 def clear_table(m: Mmu, t: int) -> None:
-    if m.sp32[t, SP32_SPT] >= 0:
-        free_table(m, int(m.sp32[t, SP32_SPT]))
-    m.sp32[t, SP32_SPT] = NO_TABLE
+    if m.sp[t].spt >= 0:
+        free_table(m, int(m.sp[t].spt))
+    m.sp[t].spt = NO_TABLE
 
 
 @jit
@@ -115,8 +66,8 @@ def fill_from_huge(m: Mmu, t: int, level: int, huge_spte: int, layout: int) -> N
     """Make table ``t`` at ``level`` the split of ``huge_spte``."""
     clear_table(m, t)
     base = make_huge_page_split_spte(huge_spte, 0, level, ACC_ALL, layout)
-    m.sp[t, SP_BASE] = base
-    m.sp32[t, SP32_SPT] = UNIFORM
+    m.sp[t].first_spte = base
+    m.sp[t].spt = UNIFORM
 
 
 @jit
@@ -127,17 +78,16 @@ def was_swapped(m: Mmu, gfn: int, level: int, old: int, new: int, state: int) ->
     """
     if old == state:
         return False
-    now = m.ctl[CTL_TS]
     for i in range(SWAPS):
-        row = CTL_SWAP + 5 * i
+        swap = m.swap[i]
         if (
-            m.ctl[row] == gfn + 1
-            and m.ctl[row + 1] == level
-            and m.ctl[row + 2] == new
-            and m.ctl[row + 3] == old
-            and now - m.ctl[row + 4] <= SWAP_WINDOW_NS
+            swap.gfn == gfn + 1
+            and swap.level == level
+            and swap.old == new
+            and swap.before == old
+            and m.ctl.ts - swap.ts <= SWAP_WINDOW_NS
         ):
-            m.ctl[row] = 0
+            swap.gfn = 0
             return True
     return False
 
@@ -145,14 +95,13 @@ def was_swapped(m: Mmu, gfn: int, level: int, old: int, new: int, state: int) ->
 @jit
 def remember_odd_change(m: Mmu, gfn: int, level: int, old: int, state: int) -> None:
     """A change that does not start from the entry's value: its predecessor may still be printed."""
-    next_row = CTL_SWAP + 5 * SWAPS
-    row = CTL_SWAP + 5 * m.ctl[next_row]
-    m.ctl[next_row] = (m.ctl[next_row] + 1) % SWAPS
-    m.ctl[row] = gfn + 1
-    m.ctl[row + 1] = level
-    m.ctl[row + 2] = old
-    m.ctl[row + 3] = state
-    m.ctl[row + 4] = m.ctl[CTL_TS]
+    swap = m.swap[m.ctl.next_swap]
+    m.ctl.next_swap = (m.ctl.next_swap + 1) % SWAPS
+    swap.gfn = gfn + 1
+    swap.level = level
+    swap.old = old
+    swap.before = state
+    swap.ts = m.ctl.ts
 
 
 @jit
@@ -162,9 +111,9 @@ def spte_changed(m: Mmu, vm: int, as_id: int, gfn: int, level: int, old: int, ne
     if t < 0:
         t = find_table(m, vm, as_id, level, gfn, True)
         if level <= 3 and is_shadow_present_pte(new):
-            note_older(m, vm, C_ADOPTED_TDP)  # no line has linked it
+            note_older(m, vm, Counter.ADOPTED_TDP_TABLES)  # no line has linked it
     index = (gfn >> (9 * (level - 1))) & 511
-    layout = m.vm[vm, VM_LAYOUT]
+    layout = m.vm[vm].layout
     state = get_spte(m, t, index)
     if (
         state != old
@@ -172,7 +121,7 @@ def spte_changed(m: Mmu, vm: int, as_id: int, gfn: int, level: int, old: int, ne
         and with_accessed_dirty_of(state, old, layout) != old
     ):
         if was_swapped(m, gfn, level, old, new, state):
-            count(m, C_SWAPPED, 1)
+            count(m, Counter.SWAPPED_TDP_CHANGES, 1)
             return
         remember_odd_change(m, gfn, level, old, state)
     if level > 1:
@@ -208,7 +157,7 @@ def adopt_path(m: Mmu, vm: int, as_id: int, gfn: int, level: int) -> None:
 @jit
 def fast_fix(m: Mmu, vm: int, gfn: int, old: int, new: int) -> bool:
     """fast_page_fault() on the TDP MMU: the leaf that maps ``gfn`` and holds ``old`` becomes ``new``."""
-    layout = m.vm[vm, VM_LAYOUT]
+    layout = m.vm[vm].layout
     t, index = find_leaf(m, vm, 0, gfn)
     if t < 0 or not sptes_agree(get_spte(m, t, index), old, layout):
         smm, at = find_leaf(m, vm, 1, gfn)
@@ -241,7 +190,7 @@ def next_huge(m: Mmu, vm: int, space: int, gfn: int, end: int, target: int) -> t
 
     The level is 0 if there is none.
     """
-    end = min(end, m.vm[vm, VM_END])
+    end = min(end, m.vm[vm].end)
     while gfn < end:
         t = find_table(m, vm, space, 3, gfn, False)
         spte = get_spte(m, t, (gfn >> 18) & 511) if t >= 0 else 0
@@ -257,7 +206,7 @@ def next_huge(m: Mmu, vm: int, space: int, gfn: int, end: int, target: int) -> t
             elif target < 2:
                 t = find_table(m, vm, space, 2, gfn, False)
                 first = (gfn >> 9) & 511
-                if t >= 0 and m.sp32[t, SP32_SPT] != NO_TABLE:
+                if t >= 0 and m.sp[t].spt != NO_TABLE:
                     for i in range(first, 512):
                         at = (gfn >> 18 << 18) + (i << 9)
                         if at >= end:
@@ -288,9 +237,9 @@ def next_split(m: Mmu, w: int) -> tuple[int, int]:
     """(gfn, level) of the huge SPTE that the walk comes to next; level 0: to none."""
     win = m.window[w]
     # the iterator begins with the 2M entry around the first gfn, even if the range ends before its end
-    win[WIN_TDP_GFN] = max(win[WIN_TDP_GFN], win[WIN_START] >> 9 << 9)
-    space = max(win[WIN_SPACE], 0)
-    found = next_huge(m, win[WIN_VM], space, win[WIN_TDP_GFN], win[WIN_END], win[WIN_TARGET])
+    win.tdp_gfn = max(win.tdp_gfn, win.start >> 9 << 9)
+    space = max(win.space, 0)
+    found = next_huge(m, win.vm, space, win.tdp_gfn, win.end, win.target)
     return found[0], found[1]
 
 
@@ -301,30 +250,30 @@ def predict_split(m: Mmu, w: int, errno: int) -> int:
     gfn, level = next_split(m, w)
     if level == 0:
         return -1
-    space = max(win[WIN_SPACE], 0)
-    spte = next_huge(m, win[WIN_VM], space, gfn, win[WIN_END], win[WIN_TARGET])[2]
-    o = new_outcome(m, w, ATTEMPT_TDP)
-    m.out[o, OUT_GFN] = gfn
-    m.out16[o, OUT16_LEVEL] = level
-    m.out[o, OUT_SPTE] = spte
-    m.out32[o, OUT32_ROLE] = (level & LEVEL) | DIRECT | (ACC_ALL << ACCESS_SHIFT)
-    m.out16[o, OUT16_ERRNO] = -errno
-    win[WIN_TDP_ATTEMPTS] += 1
-    count(m, C_TDP_ATTEMPTS, 1)
+    space = max(win.space, 0)
+    spte = next_huge(m, win.vm, space, gfn, win.end, win.target)[2]
+    o = new_outcome(m, w, AttemptFlag.TDP)
+    m.attempt[o].gfn = gfn
+    m.attempt[o].level = level
+    m.attempt[o].spte = spte
+    m.attempt[o].role = (level & Role.LEVEL) | Role.DIRECT | (ACC_ALL << ACCESS_SHIFT)
+    m.attempt[o].errno = -errno
+    win.tdp_attempts += 1
+    count(m, Counter.TDP_ATTEMPTS, 1)
     if errno != ENOMEM:
-        role = m.vm[win[WIN_VM], VM_TDP_ROLE]
-        simulated_line(m, w, TDP_GET_PAGE, gfn, 0, role | (level - 1) if role else ANY, CREATED)
+        role = m.vm[win.vm].tdp_role
+        simulated_line(m, w, TDP_GET_PAGE, gfn, 0, role | (level - 1) if role else ANY, Flag.CREATED)
     if errno:
-        m.out16[o, OUT16_OUTCOME] = BUSY if errno == EBUSY else NO_MEMORY
-        count(m, C_TDP_FAILED, 1)
+        m.attempt[o].outcome = Outcome.BUSY if errno == EBUSY else Outcome.NO_MEMORY
+        count(m, Counter.TDP_FAILED, 1)
         return o
-    m.out16[o, OUT16_OUTCOME] = SPLIT
-    m.out16[o, OUT16_INSTALLED] = 512
-    m.out16[o, OUT16_FLAGS] |= ATTEMPT_CREATED
-    win[WIN_TDP_GFN] = gfn if level > win[WIN_TARGET] + 1 else gfn + 512
-    win[WIN_TDP_SPLIT] += 1
-    count(m, C_TDP_SPLIT, 1)
-    note_split(m, win[WIN_VM], space, gfn, level, spte)
+    m.attempt[o].outcome = Outcome.SPLIT
+    m.attempt[o].installed = 512
+    m.attempt[o].attempt_flags |= AttemptFlag.CREATED
+    win.tdp_gfn = gfn if level > win.target + 1 else gfn + 512
+    win.tdp_split += 1
+    count(m, Counter.TDP_SPLIT, 1)
+    note_split(m, win.vm, space, gfn, level, spte)
     return o
 
 
@@ -341,18 +290,18 @@ def split_all(m: Mmu, w: int) -> bool:
 def count_huge(m: Mmu) -> int:
     """Huge leaf SPTEs in all tables of the simulated TDP MMU, uniform 2M tables included."""
     n = 0
-    for t in range(1, m.ctl[CTL_SP_TOP]):
-        key = m.sp[t, SP_KEY]
-        level = key & LEVEL
-        if m.sp32[t, SP32_FLAGS] == 0 or not key & TDP_KEY or level > 3:
+    for t in range(1, m.ctl.sp_top):
+        key = m.sp[t].key
+        level = key & Role.LEVEL
+        if m.sp[t].page_flags == 0 or not key & TDP_KEY or level > 3:
             continue
         if key & SIMULATED:
             n += count_parted(m, t, level)
-        elif level > 1 and m.sp32[t, SP32_SPT] == UNIFORM:
+        elif level > 1 and m.sp[t].spt == UNIFORM:
             n += 512
-        elif level > 1 and m.sp32[t, SP32_SPT] >= 0:
+        elif level > 1 and m.sp[t].spt >= 0:
             for i in range(512):
-                spte = m.spt[m.sp32[t, SP32_SPT], i]
+                spte = m.spt[m.sp[t].spt, i]
                 n += is_shadow_present_pte(spte) and is_last_spte(spte, level)
     return n
 
@@ -368,11 +317,11 @@ def is_huge(m: Mmu, vm: int, space: int, level: int, gfn: int) -> bool:
 @jit
 def count_parted(m: Mmu, s: int, level: int) -> int:
     """Huge SPTEs that the simulation has at its table ``s`` beyond the recorded ones."""
-    key, gfn = m.sp[s, SP_KEY], m.sp[s, SP_GFN]
+    key, gfn = m.sp[s].key, m.sp[s].gfn
     vm, space = key_vm(key), (key >> KEY_AS_SHIFT) & 1
     recorded = is_huge(m, vm, space, level + 1, gfn)
     if level == 2:
-        here = 512 if m.sp32[s, SP32_SPT] == UNIFORM else 0
+        here = 512 if m.sp[s].spt == UNIFORM else 0
         if is_split(m, s):
             return here - 1 if recorded else 0
         return 0 if recorded else 1

@@ -7,19 +7,10 @@ fault: kvm_tdp_mmu_map() and fast_page_fault().
 from __future__ import annotations
 
 from replay.jit import jit
-from replay.mmu.layout import (
-    SLOT_DIRTY_LOG,
-    SLOT_FLAGS,
-    SP_BASE,
-    STATE_REQUESTED,
-    TASK_REQ_GFN,
-    TASK_STATE,
-    VM_FAULT_SPLIT,
-    VM_LAYOUT,
-    VM_WINDOW,
-)
+from replay.mmu.counters import Counter
 from replay.mmu.leaf import fault_allowed
 from replay.mmu.memslots import gfn_to_slot
+from replay.mmu.records import FaultState, MemFlag
 from replay.mmu.shadow_page import get_spte, set_spte
 from replay.mmu.spte import (
     LEFT_NONPRESENT,
@@ -37,37 +28,24 @@ from replay.mmu.tdp_simulated import (
     is_split,
     make_simulated,
 )
-from replay.mmu.window import (
-    C_TDP_FAULTS_AVOIDED,
-    C_TDP_FAULTS_NONPRESENT,
-    C_TDP_FAULTS_PROTECTED,
-    C_TDP_LAZY_SPLITS,
-    WIN_CAUSE,
-    WIN_END,
-    WIN_START,
-    count,
-)
+from replay.mmu.window import count
 from replay.policy import FaultSplit, KnobCodes
 from replay.schema import WindowCause
 
-AUTO = int(FaultSplit.AUTO)
-ZAP = int(FaultSplit.ZAP)
-SPLIT = int(FaultSplit.SPLIT)
-CLEAR_DIRTY_LOG = int(WindowCause.CLEAR_DIRTY_LOG)
 COUNTED = 1 << 61  # in the place of an SPTE whose first fault has been counted
 
 
 @jit
 def fault_zaps(m: Mmu, vm: int, k: KnobCodes) -> bool:
     """Whether a fault zaps a huge page that has to be split: as the policy says, else as the trace shows."""
-    return (m.vm[vm, VM_FAULT_SPLIT] if k.fault_split == AUTO else k.fault_split) == ZAP
+    return (m.vm[vm].fault_split if k.fault_split == FaultSplit.AUTO else k.fault_split) == FaultSplit.ZAP
 
 
 @jit
 def in_fault_on(m: Mmu, t: int, gfn: int, level: int) -> bool:
     """True while task ``t`` maps a page below the entry at ``level`` around ``gfn``."""
-    requested = (m.task[t, TASK_REQ_GFN] ^ gfn) >> (9 * (level - 1)) == 0
-    return m.task[t, TASK_STATE] == STATE_REQUESTED and requested
+    requested = (m.task[t].req_gfn ^ gfn) >> (9 * (level - 1)) == 0
+    return m.task[t].fault_state == FaultState.REQUESTED and requested
 
 
 @jit
@@ -94,7 +72,9 @@ def follow_change(
         return
     if was_huge and in_fault_on(m, t, gfn, level):
         if is_table or not present:
-            note_lazy_split(m, vm, space, gfn, level, old, ZAP if not present else SPLIT)
+            note_lazy_split(
+                m, vm, space, gfn, level, old, FaultSplit.ZAP if not present else FaultSplit.SPLIT
+            )
     elif is_table:
         if eager and not k.enabled and find_simulated(m, vm, space, level - 1, gfn) < 0:
             make_simulated(m, vm, space, level - 1, gfn, old)
@@ -115,17 +95,17 @@ def note_zap(m: Mmu, vm: int, space: int, gfn: int) -> None:
 @jit
 def note_lazy_split(m: Mmu, vm: int, space: int, gfn: int, level: int, old: int, how: int) -> None:
     """A recorded fault replaces a huge SPTE, which the simulation has split before, or splits in it, too."""
-    if m.vm[vm, VM_FAULT_SPLIT] == AUTO:
-        m.vm[vm, VM_FAULT_SPLIT] = how
+    if m.vm[vm].fault_split == FaultSplit.AUTO:
+        m.vm[vm].fault_split = how
     if find_simulated(m, vm, space, level - 1, gfn) >= 0:
         return
     s = gfn_to_slot(m, vm, gfn)
-    logged = s < 0 or m.slot[s, SLOT_FLAGS] & SLOT_DIRTY_LOG != 0
+    logged = s < 0 or m.slot[s].mem_flags & MemFlag.LOG_DIRTY_PAGES != 0
     if logged and not old & PT_WRITABLE_MASK:
         make_simulated(m, vm, space, level - 1, gfn, old)
     else:
         # for an executable page, or for a page table in it: what follows is no matter of dirty logging
-        count(m, C_TDP_LAZY_SPLITS, 1)
+        count(m, Counter.TDP_FAULTS_LAZY_SPLITS, 1)
 
 
 @jit
@@ -134,10 +114,10 @@ def is_being_cleared(m: Mmu, vm: int, gfn: int) -> bool:
 
     A fault that comes before the next line of that task comes after the pass over the SPTEs.
     """
-    w = m.vm[vm, VM_WINDOW]
-    if w < 0 or m.window[w, WIN_CAUSE] != CLEAR_DIRTY_LOG:
+    w = m.vm[vm].window
+    if w < 0 or m.window[w].cause != WindowCause.CLEAR_DIRTY_LOG:
         return False
-    return m.window[w, WIN_START] <= gfn <= m.window[w, WIN_END]
+    return m.window[w].start <= gfn <= m.window[w].end
 
 
 @jit
@@ -148,8 +128,8 @@ def note_fault(m: Mmu, t: int, vm: int, space: int, gfn: int, new: int, k: KnobC
         return
     kept = WRITE_PROTECTED if is_being_cleared(m, vm, gfn) else -1
     if not is_split(m, s):
-        if fault_allowed(m, t, vm, m.sp[s, SP_BASE] & kept, new):
-            count(m, C_TDP_FAULTS_AVOIDED, 1)
+        if fault_allowed(m, t, vm, m.sp[s].first_spte & kept, new):
+            count(m, Counter.TDP_FAULTS_AVOIDED, 1)
         else:
             split_in_fault(m, vm, space, gfn, s, k)
         return
@@ -158,29 +138,29 @@ def note_fault(m: Mmu, t: int, vm: int, space: int, gfn: int, new: int, k: KnobC
         return
     set_spte(m, s, gfn & 511, COUNTED)
     if old == LEFT_NONPRESENT:
-        count(m, C_TDP_FAULTS_NONPRESENT, 1)
+        count(m, Counter.TDP_FAULTS_NONPRESENT, 1)
     elif is_shadow_present_pte(old):
         allowed = fault_allowed(m, t, vm, old & kept, new)
-        count(m, C_TDP_FAULTS_AVOIDED if allowed else C_TDP_FAULTS_PROTECTED, 1)
+        count(m, Counter.TDP_FAULTS_AVOIDED if allowed else Counter.TDP_FAULTS_WRITE_PROTECTED, 1)
 
 
 @jit
 def split_in_fault(m: Mmu, vm: int, space: int, gfn: int, s: int, k: KnobCodes) -> None:
     """A write fault on a huge page under dirty logging: ``s`` is the row of the 2M region around ``gfn``."""
-    zaps, layout = fault_zaps(m, vm, k), m.vm[vm, VM_LAYOUT]
+    zaps, layout = fault_zaps(m, vm, k), m.vm[vm].layout
     upper = find_simulated(m, vm, space, 2, gfn)
     if is_split(m, upper) and get_spte(m, upper, (gfn >> 9) & 511) == LEFT_NONPRESENT:
-        count(m, C_TDP_FAULTS_NONPRESENT, 1)  # another fault has zapped the 1G page
+        count(m, Counter.TDP_FAULTS_NONPRESENT, 1)  # another fault has zapped the 1G page
     else:
         if upper >= 0 and not is_split(m, upper):
-            count(m, C_TDP_LAZY_SPLITS, 1)
+            count(m, Counter.TDP_FAULTS_LAZY_SPLITS, 1)
             if zaps:
                 fill_empty(m, upper, LEFT_NONPRESENT)
             else:
                 fill_split(m, upper, 2, layout)
-                count(m, C_TDP_LAZY_SPLITS, 1)
+                count(m, Counter.TDP_FAULTS_LAZY_SPLITS, 1)
         else:
-            count(m, C_TDP_LAZY_SPLITS, 1)
+            count(m, Counter.TDP_FAULTS_LAZY_SPLITS, 1)
     if zaps:
         fill_empty(m, s, LEFT_NONPRESENT)
     else:

@@ -2,7 +2,8 @@
 
 A recorded line changes the tables of tdp.py.  Where a split of the simulation, or a recorded one that it
 leaves out, makes the two part, the simulated table is a row of its own: its key is that of the recorded
-table with SIMULATED.  With FLAG_SPLIT it holds SPTEs; without, the huge SPTE (SP_BASE) is still in its place.
+table with SIMULATED.  With PageFlag.SPLIT it holds SPTEs; without, the huge SPTE (``first_spte``) is still
+in its place.
 Once dirty logging is off, both are taken to be one again.
 """
 
@@ -10,28 +11,10 @@ from __future__ import annotations
 
 from replay.jit import jit
 from replay.mmu.apply import CLEAR_DIRTY
-from replay.mmu.layout import (
-    FLAG_CLEARED,
-    FLAG_LIVE,
-    FLAG_SPLIT,
-    KEY_VM_SHIFT,
-    NO_TABLE,
-    SP32_FLAGS,
-    SP32_SPT,
-    SP_BASE,
-    TDP_KEY,
-    UNIFORM,
-    VM_END,
-    VM_LAYOUT,
-    VM_TDP_SIMULATED,
-)
+from replay.mmu.records import KEY_VM_SHIFT, NO_TABLE, TDP_KEY, UNIFORM, PageFlag
 from replay.mmu.role import ACC_ALL
 from replay.mmu.shadow_page import alloc_shadow_page, find_shadow_page, free_shadow_page, get_spte, set_spte
-from replay.mmu.spte import (
-    WRITE_PROTECTED,
-    make_huge_page_split_spte,
-    spte_clear_dirty,
-)
+from replay.mmu.spte import WRITE_PROTECTED, make_huge_page_split_spte, spte_clear_dirty
 from replay.mmu.state import Mmu, alloc_table, free_table
 
 KEY_AS_SHIFT = 32
@@ -47,7 +30,7 @@ def table_key(vm: int, space: int, level: int) -> int:
 @jit
 def find_simulated(m: Mmu, vm: int, space: int, level: int, gfn: int) -> int:
     """The simulated table at ``level`` whose range holds ``gfn``; -1 if it is as recorded."""
-    if m.vm[vm, VM_TDP_SIMULATED] == 0:
+    if m.vm[vm].tdp_simulated == 0:
         return -1
     return find_shadow_page(m, gfn >> (9 * level) << (9 * level), table_key(vm, space, level) | SIMULATED)
 
@@ -56,24 +39,24 @@ def find_simulated(m: Mmu, vm: int, space: int, level: int, gfn: int) -> int:
 def make_simulated(m: Mmu, vm: int, space: int, level: int, gfn: int, huge: int) -> int:
     """A simulated table for the range of the SPTE ``huge``, not split yet."""
     gfn = gfn >> (9 * level) << (9 * level)
-    s = alloc_shadow_page(m, gfn, table_key(vm, space, level) | SIMULATED, FLAG_LIVE)
-    m.sp[s, SP_BASE] = huge
-    m.vm[vm, VM_TDP_SIMULATED] += 1
+    s = alloc_shadow_page(m, gfn, table_key(vm, space, level) | SIMULATED, PageFlag.LIVE)
+    m.sp[s].first_spte = huge
+    m.vm[vm].tdp_simulated += 1
     return s
 
 
 @jit
 def is_split(m: Mmu, s: int) -> bool:
     """True if there is a table at row ``s`` (-1 none is)."""
-    return s >= 0 and m.sp32[s, SP32_FLAGS] & FLAG_SPLIT != 0
+    return s >= 0 and m.sp[s].page_flags & PageFlag.SPLIT != 0
 
 
 @jit
 def fill_split(m: Mmu, s: int, level: int, layout: int) -> None:
     """Split the huge SPTE of row ``s`` into 512 at ``level`` (tdp_mmu_split_huge_page())."""
-    m.sp[s, SP_BASE] = make_huge_page_split_spte(m.sp[s, SP_BASE], 0, level, ACC_ALL, layout)
-    m.sp32[s, SP32_SPT] = UNIFORM
-    m.sp32[s, SP32_FLAGS] |= FLAG_SPLIT
+    m.sp[s].first_spte = make_huge_page_split_spte(m.sp[s].first_spte, 0, level, ACC_ALL, layout)
+    m.sp[s].spt = UNIFORM
+    m.sp[s].page_flags |= PageFlag.SPLIT
 
 
 @jit
@@ -82,8 +65,8 @@ def fill_empty(m: Mmu, s: int, spte: int) -> None:
     t = alloc_table(m)
     for i in range(512):
         m.spt[t, i] = spte
-    m.sp32[s, SP32_SPT] = t
-    m.sp32[s, SP32_FLAGS] |= FLAG_SPLIT
+    m.sp[s].spt = t
+    m.sp[s].page_flags |= PageFlag.SPLIT
 
 
 @jit
@@ -91,13 +74,13 @@ def note_split(m: Mmu, vm: int, space: int, gfn: int, level: int, huge: int) -> 
     """An eager split of the simulation: ``huge`` at ``level`` becomes 512 SPTEs."""
     s = find_simulated(m, vm, space, level - 1, gfn)
     if s >= 0:
-        if m.sp32[s, SP32_SPT] >= 0:
-            free_table(m, m.sp32[s, SP32_SPT])
-        m.sp32[s, SP32_FLAGS] = FLAG_LIVE
-        m.sp[s, SP_BASE] = huge
+        if m.sp[s].spt >= 0:
+            free_table(m, m.sp[s].spt)
+        m.sp[s].page_flags = PageFlag.LIVE
+        m.sp[s].first_spte = huge
     else:
         s = make_simulated(m, vm, space, level - 1, gfn, huge)
-    fill_split(m, s, level - 1, m.vm[vm, VM_LAYOUT])
+    fill_split(m, s, level - 1, m.vm[vm].layout)
 
 
 @jit
@@ -105,18 +88,18 @@ def forget_table(m: Mmu, vm: int, space: int, level: int, gfn: int) -> None:
     """The table around ``gfn`` is as recorded from now on."""
     s = find_simulated(m, vm, space, level, gfn)
     if s >= 0:
-        if m.sp32[s, SP32_SPT] == UNIFORM:
-            m.sp32[s, SP32_SPT] = NO_TABLE
+        if m.sp[s].spt == UNIFORM:
+            m.sp[s].spt = NO_TABLE
         free_shadow_page(m, s)
-        m.vm[vm, VM_TDP_SIMULATED] -= 1
+        m.vm[vm].tdp_simulated -= 1
 
 
 @jit
 def forget_range(m: Mmu, vm: int, space: int, gfn: int, end: int) -> None:
     """All tables that overlap [gfn, end) are as recorded from now on."""
-    end = min(end, m.vm[vm, VM_END])
+    end = min(end, m.vm[vm].end)
     gfn = gfn >> 9 << 9
-    while gfn < end and m.vm[vm, VM_TDP_SIMULATED]:
+    while gfn < end and m.vm[vm].tdp_simulated:
         forget_table(m, vm, space, 1, gfn)
         if gfn + 512 >= end or (gfn + 512) & 0x3FFFF == 0:
             forget_table(m, vm, space, 2, gfn)
@@ -132,8 +115,8 @@ def passed(spte: int, kept: int, layout: int) -> int:
 @jit
 def protect_table(m: Mmu, s: int, kept: int, layout: int) -> None:
     """A pass over every SPTE of row ``s``."""
-    m.sp[s, SP_BASE] = passed(m.sp[s, SP_BASE], kept, layout)
-    t = m.sp32[s, SP32_SPT]
+    m.sp[s].first_spte = passed(m.sp[s].first_spte, kept, layout)
+    t = m.sp[s].spt
     if t >= 0:
         for i in range(512):
             m.spt[t, i] = passed(m.spt[t, i], kept, layout)
@@ -145,10 +128,10 @@ def protect_range(m: Mmu, vm: int, space: int, gfn: int, end: int, kept: int, hu
 
     With ``huge`` it write-protects the larger ones, too (kvm_tdp_mmu_wrprot_slot()).
     """
-    layout = m.vm[vm, VM_LAYOUT]
-    end = min(end, m.vm[vm, VM_END])
+    layout = m.vm[vm].layout
+    end = min(end, m.vm[vm].end)
     gfn = gfn >> 9 << 9
-    while gfn < end and m.vm[vm, VM_TDP_SIMULATED]:
+    while gfn < end and m.vm[vm].tdp_simulated:
         if huge:
             protect_huge(m, vm, space, gfn)
         s = find_simulated(m, vm, space, 1, gfn)
@@ -169,11 +152,11 @@ def protect_huge(m: Mmu, vm: int, space: int, gfn: int) -> None:
 @jit
 def protect_cleared_pages(m: Mmu, vm: int, space: int, gfn: int, bits: int, kept: int) -> None:
     """The 4K SPTEs of gfn + n for each bit n of a word that KVM_CLEAR_DIRTY_LOG clears."""
-    layout = m.vm[vm, VM_LAYOUT]
+    layout = m.vm[vm].layout
     s = find_simulated(m, vm, space, 1, gfn)
     whole = bits == -1 and gfn & 63 == 0 and kept == WRITE_PROTECTED
-    if whole and s >= 0 and m.sp32[s, SP32_SPT] == UNIFORM:
-        m.sp32[s, SP32_FLAGS] |= FLAG_CLEARED << ((gfn >> 6) & 7)
+    if whole and s >= 0 and m.sp[s].spt == UNIFORM:
+        m.sp[s].page_flags |= PageFlag.CLEARED << ((gfn >> 6) & 7)
         return
     for n in range(64):
         if n and (gfn + n) & 511 == 0:

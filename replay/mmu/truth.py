@@ -10,116 +10,91 @@ kvm_mmu_commit_zap_page().
 
 from __future__ import annotations
 
+import numpy as np
+
 from replay.jit import jit
-from replay.mmu.kinds import (
-    FLUSH_REMOTE_TLBS,
-    GET_PAGE,
-    V2_ALIAS_SP,
-    V2_FIRST,
-    V2_LOCK_DROPPED,
-    V2_PREPARE,
-    V2_RESTART,
-)
-from replay.mmu.layout import (
-    CTL_DIRECT_MAP,
-    CTL_TRUTH_FREE,
-    CTL_TRUTH_TOP,
-    TRUTH_A,
-    TRUTH_B,
-    TRUTH_GFN,
-    TRUTH_KIND,
-    TRUTH_LEVEL,
-    TRUTH_NEXT,
-    VM_TRUTHS,
-)
 from replay.mmu.mmu_pages import learn_available
+from replay.mmu.records import Phase
 from replay.mmu.state import Mmu
-from replay.mmu.window import (
-    PHASE_SHADOW,
-    WIN_ALIGNED,
-    WIN_FLUSH_LINES,
-    WIN_GET_PAGES,
-    WIN_PHASE,
-    WIN_PROBES,
-    WIN_RECORDED_LINES,
-    WIN_SIMULATED_LINES,
-    WIN_TDP_GET_PAGES,
-    WIN_VM,
-    note_difference,
-    record_flush,
-)
+from replay.mmu.window import note_difference, record_flush
+from replay.schema import Kind
 
 ANY = -(1 << 62)
 """A simulated field that cannot be known: agrees with every recorded one."""
 
-TDP_GET_PAGE = GET_PAGE + 128
+TDP_GET_PAGE = int(Kind.GET_PAGE) + 128
 """kvm_mmu_get_page of the TDP MMU, counted apart."""
 
 GET_PAGE_BIT = 1 << 62
-"""In ``VM_TRUTHS``: the trace has kvm_mmu_get_page lines; the other bits count from ``V2_FIRST``."""
+"""In ``truths``: the trace has kvm_mmu_get_page lines; the other bits count from ``V2_LOCK_DROPPED``."""
 
 FLUSH_BIT = 1 << 61
-"""In ``VM_TRUTHS``: the trace has lines of kvm_flush_remote_tlbs, and shows which are of the shadow part."""
+"""In ``truths``: the trace has lines of kvm_flush_remote_tlbs, and shows which are of the shadow part."""
 
 SHOW_LOCK_DROPS = (
-    1 << (V2_LOCK_DROPPED - V2_FIRST) | 1 << (V2_PREPARE - V2_FIRST) | 1 << (V2_RESTART - V2_FIRST)
+    1 << (Kind.V2_LOCK_DROPPED - Kind.V2_LOCK_DROPPED)
+    | 1 << (Kind.V2_PREPARE - Kind.V2_LOCK_DROPPED)
+    | 1 << (Kind.V2_RESTART - Kind.V2_LOCK_DROPPED)
 )
-"""In ``VM_TRUTHS``: kinds of which each has a line at every lock drop of the v2 series."""
+"""In ``truths``: kinds of which each has a line at every lock drop of the v2 series."""
 
-# a queue in a row of Mmu.window: first row + 1, last row + 1
+# a queue of a window: first row + 1, last row + 1
 _FIRST, _LAST = 0, 1
-# the counts of WIN_GET_PAGES, WIN_PROBES and WIN_FLUSH_LINES
+# the counts of ``get_pages``, ``probes`` and ``flush_lines``
 RECORDED, MATCHED, ABSENT, UNKNOWN = 0, 1, 2, 3
 
 
 @jit
 def truth_bit(kind: int) -> int:
-    """The bit of ``VM_TRUTHS`` for lines of ``kind``."""
-    if kind == FLUSH_REMOTE_TLBS:
+    """The bit of ``truths`` for lines of ``kind``."""
+    if kind == Kind.FLUSH_REMOTE_TLBS:
         return FLUSH_BIT
-    return GET_PAGE_BIT if kind == GET_PAGE or kind == TDP_GET_PAGE else 1 << (kind - V2_FIRST)
+    return (
+        GET_PAGE_BIT if kind == Kind.GET_PAGE or kind == TDP_GET_PAGE else 1 << (kind - Kind.V2_LOCK_DROPPED)
+    )
 
 
 @jit
-def append_line(m: Mmu, w: int, queue: int, kind: int, gfn: int, level: int, a: int, b: int) -> None:
-    """Add a line to the end of a queue of window ``w``; :func:`room.has_rows` has seen to its row."""
-    row = m.ctl[CTL_TRUTH_FREE] - 1
+def append_line(m: Mmu, queue: np.ndarray, kind: int, gfn: int, level: int, a: int, b: int) -> None:
+    """Add a line to the end of a queue of a window; :func:`room.has_rows` has seen to its row."""
+    row = m.ctl.truth_free - 1
     if row >= 0:
-        m.ctl[CTL_TRUTH_FREE] = m.truth[row, TRUTH_NEXT]
+        m.ctl.truth_free = m.truth[row].next
     else:
-        row = m.ctl[CTL_TRUTH_TOP]
-        m.ctl[CTL_TRUTH_TOP] += 1
+        row = m.ctl.truth_top
+        m.ctl.truth_top += 1
     line = m.truth[row]
-    line[TRUTH_NEXT] = 0
-    line[TRUTH_KIND] = kind
-    line[TRUTH_GFN] = gfn
-    line[TRUTH_LEVEL] = level
-    line[TRUTH_A] = a
-    line[TRUTH_B] = b
-    last = m.window[w, queue + _LAST] - 1
+    line.next = 0
+    line.kind = kind
+    line.gfn = gfn
+    line.level = level
+    line.a = a
+    line.b = b
+    last = queue[_LAST] - 1
     if last >= 0:
-        m.truth[last, TRUTH_NEXT] = row + 1
+        m.truth[last].next = row + 1
     else:
-        m.window[w, queue + _FIRST] = row + 1
-    m.window[w, queue + _LAST] = row + 1
+        queue[_FIRST] = row + 1
+    queue[_LAST] = row + 1
 
 
 @jit
-def drop_first(m: Mmu, w: int, queue: int) -> None:
+def drop_first(m: Mmu, queue: np.ndarray) -> None:
     """Take the first line off a queue that has one."""
-    row = m.window[w, queue + _FIRST] - 1
-    m.window[w, queue + _FIRST] = m.truth[row, TRUTH_NEXT]
-    if m.truth[row, TRUTH_NEXT] == 0:
-        m.window[w, queue + _LAST] = 0
-    m.truth[row, TRUTH_NEXT] = m.ctl[CTL_TRUTH_FREE]
-    m.ctl[CTL_TRUTH_FREE] = row + 1
+    row = queue[_FIRST] - 1
+    line = m.truth[row]
+    queue[_FIRST] = line.next
+    if line.next == 0:
+        queue[_LAST] = 0
+    line.next = m.ctl.truth_free
+    m.ctl.truth_free = row + 1
 
 
 @jit
 def drop_simulated(m: Mmu, w: int) -> None:
     """Forget the simulated lines of window ``w`` that are not compared yet."""
-    while m.window[w, WIN_SIMULATED_LINES]:
-        drop_first(m, w, WIN_SIMULATED_LINES)
+    while m.window[w].simulated_lines[0]:
+        drop_first(m, m.window[w].simulated_lines)
 
 
 @jit
@@ -128,16 +103,17 @@ def simulated_line(m: Mmu, w: int, kind: int, gfn: int, level: int, a: int, b: i
 
     It is compared if window ``w`` is, and if the recording has lines of that kind.
     """
-    if m.window[w, WIN_ALIGNED] and m.vm[m.window[w, WIN_VM], VM_TRUTHS] & truth_bit(kind):
-        append_line(m, w, WIN_SIMULATED_LINES, kind, gfn, level, a, b)
+    win = m.window[w]
+    if win.aligned and m.vm[win.vm].truths & truth_bit(kind):
+        append_line(m, win.simulated_lines, kind, gfn, level, a, b)
         compare_lines(m, w, False)
 
 
 @jit
 def recorded_line(m: Mmu, w: int, kind: int, gfn: int, level: int, a: int, b: int) -> None:
     """A recorded line of ``kind`` by the task of window ``w``."""
-    m.window[w, counts_of(kind) + RECORDED] += 1
-    append_line(m, w, WIN_RECORDED_LINES, kind, gfn, level, a, b)
+    counts_of(m, w, kind)[RECORDED] += 1
+    append_line(m, m.window[w].recorded_lines, kind, gfn, level, a, b)
     compare_lines(m, w, False)
 
 
@@ -145,29 +121,30 @@ def recorded_line(m: Mmu, w: int, kind: int, gfn: int, level: int, a: int, b: in
 def simulated_flush(m: Mmu, w: int, cause: int, start: int, end: int) -> None:
     """The walk flushes TLBs over gfns [start, end): kvm_flush_remote_tlbs()."""
     record_flush(m, w, cause, start, end)
-    if m.window[w, WIN_PHASE] == PHASE_SHADOW:
-        simulated_line(m, w, FLUSH_REMOTE_TLBS, 0, 0, 0, 0)
+    if m.window[w].phase == Phase.SHADOW:
+        simulated_line(m, w, Kind.FLUSH_REMOTE_TLBS, 0, 0, 0, 0)
 
 
 @jit
 def recorded_flush(m: Mmu, w: int) -> None:
     """The task of window ``w`` flushes TLBs; only flushes of the shadow part are compared."""
-    if m.window[w, WIN_PHASE] != PHASE_SHADOW:
+    if m.window[w].phase != Phase.SHADOW:
         return
-    if m.window[w, WIN_ALIGNED]:
-        recorded_line(m, w, FLUSH_REMOTE_TLBS, 0, 0, 0, 0)
+    if m.window[w].aligned:
+        recorded_line(m, w, Kind.FLUSH_REMOTE_TLBS, 0, 0, 0, 0)
     else:
-        m.window[w, WIN_FLUSH_LINES + RECORDED] += 1
+        m.window[w].flush_lines[RECORDED] += 1
 
 
 @jit
-def counts_of(kind: int) -> int:
-    """Column of the three counts of lines of ``kind`` in a row of ``Mmu.window``."""
+def counts_of(m: Mmu, w: int, kind: int) -> np.ndarray:
+    """The four counts of lines of ``kind`` in window ``w``, a reference."""
+    win = m.window[w]
     if kind == TDP_GET_PAGE:
-        return WIN_TDP_GET_PAGES
-    if kind == FLUSH_REMOTE_TLBS:
-        return WIN_FLUSH_LINES
-    return WIN_GET_PAGES if kind == GET_PAGE else WIN_PROBES
+        return win.tdp_get_pages
+    if kind == Kind.FLUSH_REMOTE_TLBS:
+        return win.flush_lines
+    return win.get_pages if kind == Kind.GET_PAGE else win.probes
 
 
 @jit
@@ -179,21 +156,23 @@ def same_sptep(m: Mmu, physical: int, pointer: int) -> bool:
     """
     if physical < 0:
         return pointer & 0xFFF == -1 - physical
-    if m.ctl[CTL_DIRECT_MAP] == 0 and (pointer - physical) & ((1 << 30) - 1) == 0:
-        m.ctl[CTL_DIRECT_MAP] = pointer - physical
-    return pointer - physical == m.ctl[CTL_DIRECT_MAP]
+    if m.ctl.direct_map == 0 and (pointer - physical) & ((1 << 30) - 1) == 0:
+        m.ctl.direct_map = pointer - physical
+    return pointer - physical == m.ctl.direct_map
 
 
 @jit
 def equal_lines(m: Mmu, simulated: int, recorded: int) -> bool:
     """Whether two rows of ``m.truth`` say the same."""
-    for column in range(TRUTH_KIND, TRUTH_A + 1):
-        value = m.truth[simulated, column]
-        if value != m.truth[recorded, column] and value != ANY:
-            return False
-    if m.truth[simulated, TRUTH_KIND] == V2_ALIAS_SP:
-        return same_sptep(m, m.truth[simulated, TRUTH_B], m.truth[recorded, TRUTH_B])
-    return m.truth[simulated, TRUTH_B] == m.truth[recorded, TRUTH_B]
+    ours, theirs = m.truth[simulated], m.truth[recorded]
+    if ours.kind != theirs.kind:
+        return False
+    same = ours.gfn == theirs.gfn or ours.gfn == ANY
+    same &= ours.level == theirs.level or ours.level == ANY
+    same &= ours.a == theirs.a or ours.a == ANY
+    if not same:
+        return False
+    return same_sptep(m, ours.b, theirs.b) if ours.kind == Kind.V2_ALIAS_SP else ours.b == theirs.b
 
 
 @jit
@@ -208,55 +187,55 @@ def lines_until_equal(m: Mmu, simulated: int, recorded: int, look_in_simulated: 
             return n
         n += 1
         if look_in_simulated:
-            simulated = m.truth[simulated, TRUTH_NEXT] - 1
+            simulated = m.truth[simulated].next - 1
         else:
-            recorded = m.truth[recorded, TRUTH_NEXT] - 1
+            recorded = m.truth[recorded].next - 1
     return -1
 
 
 @jit
 def recorded_role(m: Mmu, w: int, gfn: int) -> int:
     """The role of the last kvm_mmu_get_page line that waits to be compared, if it is at ``gfn``; else -1."""
-    row = m.window[w, WIN_RECORDED_LINES] - 1
+    row = m.window[w].recorded_lines[0] - 1
     role = -1
     while row >= 0:
-        if m.truth[row, TRUTH_KIND] == GET_PAGE:
-            role = m.truth[row, TRUTH_A] if m.truth[row, TRUTH_GFN] == gfn else -1
-        row = m.truth[row, TRUTH_NEXT] - 1
+        if m.truth[row].kind == Kind.GET_PAGE:
+            role = m.truth[row].a if m.truth[row].gfn == gfn else -1
+        row = m.truth[row].next - 1
     return role
 
 
 @jit
 def drop_different(m: Mmu, w: int) -> None:
     """The first recorded line is not among the simulated ones."""
-    row = m.window[w, WIN_RECORDED_LINES] - 1
+    row = m.window[w].recorded_lines[0] - 1
     if not note_difference(m, w):
-        m.window[w, counts_of(m.truth[row, TRUTH_KIND]) + UNKNOWN] += 1
+        counts_of(m, w, m.truth[row].kind)[UNKNOWN] += 1
         learn_from_line(m, w, row)
-    drop_first(m, w, WIN_RECORDED_LINES)
+    drop_first(m, m.window[w].recorded_lines)
 
 
 @jit
 def learn_from_line(m: Mmu, w: int, recorded: int) -> None:
     """A recorded line that rests on unknown state was compared: it shows some of that state."""
-    simulated = m.window[w, WIN_SIMULATED_LINES] - 1
+    simulated = m.window[w].simulated_lines[0] - 1
     if (
         simulated >= 0
-        and m.truth[recorded, TRUTH_KIND] == V2_PREPARE
-        and m.truth[simulated, TRUTH_KIND] == V2_PREPARE
-        and m.truth[simulated, TRUTH_GFN] == m.truth[recorded, TRUTH_GFN]
-        and m.truth[simulated, TRUTH_LEVEL] == m.truth[recorded, TRUTH_LEVEL]
+        and m.truth[recorded].kind == Kind.V2_PREPARE
+        and m.truth[simulated].kind == Kind.V2_PREPARE
+        and m.truth[simulated].gfn == m.truth[recorded].gfn
+        and m.truth[simulated].level == m.truth[recorded].level
     ):
-        learn_available(m, m.window[w, WIN_VM], m.truth[recorded, TRUTH_A] - m.truth[simulated, TRUTH_A])
+        learn_available(m, m.window[w].vm, m.truth[recorded].a - m.truth[simulated].a)
 
 
 @jit
 def drop_absent(m: Mmu, w: int) -> None:
     """The first simulated line has no counterpart in the recording."""
-    row = m.window[w, WIN_SIMULATED_LINES] - 1
+    row = m.window[w].simulated_lines[0] - 1
     if note_difference(m, w):
-        m.window[w, counts_of(m.truth[row, TRUTH_KIND]) + ABSENT] += 1
-    drop_first(m, w, WIN_SIMULATED_LINES)
+        counts_of(m, w, m.truth[row].kind)[ABSENT] += 1
+    drop_first(m, m.window[w].simulated_lines)
 
 
 @jit
@@ -268,8 +247,8 @@ def compare_lines(m: Mmu, w: int, complete: bool) -> None:
     makes no others differ.  What is left then has no counterpart.
     """
     win = m.window[w]
-    while win[WIN_SIMULATED_LINES] and win[WIN_RECORDED_LINES]:
-        simulated, recorded = win[WIN_SIMULATED_LINES] - 1, win[WIN_RECORDED_LINES] - 1
+    while win.simulated_lines[0] and win.recorded_lines[0]:
+        simulated, recorded = win.simulated_lines[0] - 1, win.recorded_lines[0] - 1
         if not equal_lines(m, simulated, recorded):
             if not complete:
                 return
@@ -278,18 +257,18 @@ def compare_lines(m: Mmu, w: int, complete: bool) -> None:
                 drop_absent(m, w)
             if absent < 0:
                 # one line with another field, rather than one too many and one that is absent
-                is_altered = m.truth[simulated, TRUTH_KIND] == m.truth[recorded, TRUTH_KIND]
+                is_altered = m.truth[simulated].kind == m.truth[recorded].kind
                 is_altered &= lines_until_equal(m, simulated, recorded, False) < 0
                 drop_different(m, w)
                 if is_altered:
-                    drop_first(m, w, WIN_SIMULATED_LINES)
+                    drop_first(m, win.simulated_lines)
             continue
-        win[counts_of(m.truth[recorded, TRUTH_KIND]) + MATCHED] += 1
-        drop_first(m, w, WIN_SIMULATED_LINES)
-        drop_first(m, w, WIN_RECORDED_LINES)
+        counts_of(m, w, m.truth[recorded].kind)[MATCHED] += 1
+        drop_first(m, win.simulated_lines)
+        drop_first(m, win.recorded_lines)
     if not complete:
         return
-    while win[WIN_SIMULATED_LINES]:
+    while win.simulated_lines[0]:
         drop_absent(m, w)
-    while win[WIN_RECORDED_LINES]:
+    while win.recorded_lines[0]:
         drop_different(m, w)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from replay.mmu.layout import UNLIMITED
+from replay.mmu.records import UNLIMITED
 from replay.mmu.spte import PT_WRITABLE_MASK
 from replay.review.answer import Answer, Cell, Table, many, percent, share
 from replay.review.flushes import DROP_RATES

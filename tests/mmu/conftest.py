@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from replay.mmu import room, state, window
+from replay.mmu import room, state
 
 if os.environ.get("NUMBA_DISABLE_JIT") != "1":
     collect_ignore_glob = ["test_*.py"]
@@ -26,13 +26,7 @@ def m() -> state.Mmu:
 
 
 def make_mmu() -> state.Mmu:
-    m = state.make(
-        2,
-        (window.OUT_COLUMNS, window.OUT32_COLUMNS, window.OUT16_COLUMNS),
-        window.SOURCE_COLUMNS,
-        window.FLUSH_COLUMNS,
-        window.WIN_COLUMNS,
-    )
+    m = state.make(2)
     while not room.has_room(m):
         m = room.grow(m)
     return m

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from replay.mmu import layout, rmap, shadow_page, split, state, tables, window
+from replay.mmu import rmap, shadow_page, split, state, tables, window
 from replay.mmu.role import ACC_ALL, ACCESS_SHIFT, make_key
 from replay.policy import KnobCodes, Policy
 from replay.schema import FlushCause
@@ -28,7 +28,7 @@ def huge_page(
 
 
 def opened(m: state.Mmu, npages: int = 1024, free: int = 1 << 20) -> int:
-    m.vm[0, layout.VM_MAX] = m.vm[0, layout.VM_USED] + free
+    m.vm[0].n_max_mmu_pages = m.vm[0].n_used_mmu_pages + free
     return int(window.open_window(m, 0, 1, 0, -1, GFN, GFN + npages, 1))
 
 
@@ -44,5 +44,5 @@ def run(m: state.Mmu, w: int, k: KnobCodes = V2) -> list[tuple[int, int, int]]:
 
 
 def flushes(m: state.Mmu, w: int) -> dict[str, int]:
-    counts = m.window[w, window.WIN_FLUSHES : window.WIN_FLUSHES + len(FlushCause)]
+    counts = m.window[w].flushes
     return {cause.name: int(n) for cause, n in zip(FlushCause, counts, strict=True) if n}

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from replay.mmu import layout, leaf, rmap, shadow_page, spte, state, walk, window
+from replay.mmu import leaf, records, rmap, shadow_page, spte, state, walk
+from replay.mmu.counters import Counter
+from replay.mmu.records import FaultState, PageFlag
 from replay.mmu.rmap import ORDER_APPEND
-from replay.mmu.role import ACC_ALL, ACC_WRITE, ACCESS_SHIFT, DIRECT, DIRECT_FAMILY, EFER_NX, make_key
+from replay.mmu.role import ACC_ALL, ACC_WRITE, ACCESS_SHIFT, DIRECT_FAMILY, make_key
+from replay.schema import Role
 from tests.mmu.test_rmap import entries
 
 GFN = 1 << 18
@@ -26,7 +29,7 @@ def t(m: state.Mmu) -> int:
 
 def table(m: state.Mmu, gfn: int, level: int = 1, frame: int = 0, variant: int = 0, vm: int = 0) -> int:
     """A direct page, bound to ``frame`` if there is one."""
-    sp = int(shadow_page.alloc_shadow_page(m, gfn, make_key(DIRECT | ALL | level, variant, vm), 0))
+    sp = int(shadow_page.alloc_shadow_page(m, gfn, make_key(Role.DIRECT | ALL | level, variant, vm), 0))
     if frame:
         shadow_page.bind_page(m, sp, frame)
     return sp
@@ -64,13 +67,13 @@ def value(m: state.Mmu, sptep: int) -> int:
 
 
 def counted(m: state.Mmu, counter: int) -> int:
-    return int(m.ctl[layout.CTL_COUNTERS + counter])
+    return int(m.counter[counter])
 
 
 def host_levels(m: state.Mmu, gfn: int) -> tuple[int, int]:
     """Host level of the 2 MiB around ``gfn``, and of the GiB."""
     region, gib = state.find_region(m, 0, gfn, False), state.find_gib(m, 0, gfn, False)
-    return int(m.region[region, layout.REGION_HOST]), int(m.gib[gib, layout.GIB_HOST])
+    return int(m.region[region].host), int(m.gib[gib].host)
 
 
 # -- mmu_set_spte ----------------------------------------------------------------------------------
@@ -81,9 +84,9 @@ def test_line_sets_an_spte_of_the_table_it_names(m: state.Mmu, t: int) -> None:
     set_spte(m, t, GFN + 5, pte(PFN + 5) & ~spte.SPTE_MMU_PRESENT_MASK, 5)
     assert value(m, sp * 512 + 5) == pte(PFN + 5)  # kernels before 5.13 print no MMU-present bit
     assert mapping(m, GFN + 5) == [sp * 512 + 5]
-    assert m.task[t, layout.TASK_STATE] == layout.STATE_DONE
+    assert m.task[t].fault_state == FaultState.DONE
     assert host_levels(m, GFN) == (1, 0)
-    assert [counted(m, c) for c in (window.C_ADOPTED, window.C_UNPLACED)] == [0, 0]
+    assert [counted(m, c) for c in (Counter.ADOPTED_PAGES, Counter.UNPLACED_SPTES)] == [0, 0]
 
 
 def test_line_of_a_huge_page_sets_a_huge_spte(m: state.Mmu, t: int) -> None:
@@ -104,14 +107,14 @@ def test_line_of_a_1g_page(m: state.Mmu, t: int) -> None:
 def test_huge_page_begins_at_a_multiple_of_its_size(m: state.Mmu, t: int, gfn: int, level: int) -> None:
     indirect(m, 0x201, level, FRAME)  # a guest's table takes any gfn
     set_spte(m, t, gfn, pte(PFN), 0, level)
-    assert (mapping(m, gfn, level), counted(m, window.C_UNPLACED)) == ([], 1)
+    assert (mapping(m, gfn, level), counted(m, Counter.UNPLACED_SPTES)) == ([], 1)
 
 
 @pytest.mark.parametrize(("gfn", "level"), [(0, 0), (0, 4), (0, 5), (GFN, 4)])
 def test_line_of_no_such_level_is_not_placed(m: state.Mmu, t: int, gfn: int, level: int) -> None:
     set_spte(m, t, gfn, pte(PFN), 0, level)
-    assert counted(m, window.C_UNPLACED) == 1
-    assert (m.ctl[layout.CTL_SP_TOP], m.ctl[layout.CTL_GIB_TOP]) == (1, 0)
+    assert counted(m, Counter.UNPLACED_SPTES) == 1
+    assert (m.ctl.sp_top, m.ctl.gib_top) == (1, 0)
 
 
 def three_aliases(m: state.Mmu, pfns: tuple[int, int, int]) -> list[int]:
@@ -126,7 +129,7 @@ def test_same_page_again_changes_the_value_only(m: state.Mmu, t: int) -> None:
     set_spte(m, t, GFN, pte(PFN, 0xE65), 0)
     assert value(m, spteps[1]) == pte(PFN, 0xE65)
     assert mapping(m, GFN) == spteps
-    assert m.task[t, layout.TASK_STATE] == layout.STATE_DONE
+    assert m.task[t].fault_state == FaultState.DONE
 
 
 def test_other_pfn_leaves_the_rmap_and_comes_back_last(m: state.Mmu, t: int) -> None:
@@ -134,7 +137,7 @@ def test_other_pfn_leaves_the_rmap_and_comes_back_last(m: state.Mmu, t: int) -> 
     set_spte(m, t, GFN, pte(PFN), 0)
     assert mapping(m, GFN) == [first, third, second]
     assert value(m, second) == pte(PFN)
-    assert counted(m, window.C_PFN_CHANGES) == 0
+    assert counted(m, Counter.PFN_CHANGES) == 0
 
 
 def test_entry_of_a_guest_table_moves_to_another_gfn(m: state.Mmu, t: int) -> None:
@@ -150,8 +153,8 @@ def test_huge_leaf_in_the_place_of_a_table_unlinks_it(m: state.Mmu, t: int, pfn:
     parent, child = table(m, GFN, 2, FRAME), table(m, GFN)
     shadow_page.link_shadow_page(m, parent, 0, child, ORDER_APPEND)
     set_spte(m, t, GFN, pte(child if pfn is None else pfn, HUGE), 0, level=2)
-    assert m.sp[child, layout.SP_PARENTS] == 0
-    assert shadow_page.find_shadow_page(m, GFN, m.sp[child, layout.SP_KEY]) == child
+    assert m.sp[child].parent_ptes == 0
+    assert shadow_page.find_shadow_page(m, GFN, m.sp[child].key) == child
     assert mapping(m, GFN, 2) == [parent * 512]
 
 
@@ -161,24 +164,24 @@ def test_huge_leaf_in_the_place_of_a_table_unlinks_it(m: state.Mmu, t: int, pfn:
 @pytest.mark.parametrize(
     ("vm", "gfn", "level", "index", "flags", "expected"),
     [
-        (0, GFN + 5, 1, 5, layout.FLAG_LIVE, True),
-        (1, GFN + 5, 1, 5, layout.FLAG_LIVE, False),
-        (0, GFN, 2, 0, layout.FLAG_LIVE, False),
-        (0, GFN + 5, 1, 6, layout.FLAG_LIVE, False),
-        (0, GFN + 5, 1, 5, layout.FLAG_INVALID, False),  # a zapped root takes no SPTE any more
+        (0, GFN + 5, 1, 5, PageFlag.LIVE, True),
+        (1, GFN + 5, 1, 5, PageFlag.LIVE, False),
+        (0, GFN, 2, 0, PageFlag.LIVE, False),
+        (0, GFN + 5, 1, 6, PageFlag.LIVE, False),
+        (0, GFN + 5, 1, 5, PageFlag.INVALID, False),  # a zapped root takes no SPTE any more
     ],
 )
 def test_table_fits_what_is_set(
     m: state.Mmu, vm: int, gfn: int, level: int, index: int, flags: int, expected: bool
 ) -> None:
     sp = table(m, GFN)
-    m.sp32[sp, layout.SP32_FLAGS] = flags
+    m.sp[sp].page_flags = flags
     assert leaf.fits(m, sp, vm, gfn, level, index) == expected
 
 
 def test_table_of_the_tdp_mmu_fits_nothing(m: state.Mmu) -> None:
     sp = table(m, GFN)
-    m.sp[sp, layout.SP_KEY] |= layout.TDP_KEY
+    m.sp[sp].key |= records.TDP_KEY
     assert not leaf.fits(m, sp, 0, GFN, 1, 0)
 
 
@@ -191,38 +194,38 @@ def test_guest_table_fits_any_gfn(m: state.Mmu) -> None:
 def test_table_that_was_never_named_is_adopted(m: state.Mmu, t: int) -> None:
     set_spte(m, t, GFN + 5, pte(PFN), 5)
     sp = shadow_page.find_bound(m, FRAME)
-    assert (m.sp[sp, layout.SP_GFN], m.sp32[sp, layout.SP32_FLAGS]) == (
+    assert (m.sp[sp].gfn, m.sp[sp].page_flags) == (
         GFN,
-        layout.FLAG_LIVE | layout.FLAG_ADOPTED | layout.FLAG_GUESSED,
+        PageFlag.LIVE | PageFlag.ADOPTED | PageFlag.GUESSED,
     )
-    assert m.sp[sp, layout.SP_KEY] == make_key(DIRECT | ALL | 1, DIRECT_FAMILY, 0)
-    assert (counted(m, window.C_ADOPTED), m.vm[0, layout.VM_USED]) == (1, 1)
+    assert m.sp[sp].key == make_key(Role.DIRECT | ALL | 1, DIRECT_FAMILY, 0)
+    assert (counted(m, Counter.ADOPTED_PAGES), m.vm[0].n_used_mmu_pages) == (1, 1)
     assert mapping(m, GFN + 5) == [sp * 512 + 5]
     set_spte(m, t, GFN + 6, pte(PFN), 6)
-    assert counted(m, window.C_ADOPTED) == 1
+    assert counted(m, Counter.ADOPTED_PAGES) == 1
 
 
 def test_adopted_table_of_huge_pages(m: state.Mmu, t: int) -> None:
     set_spte(m, t, GFN + 1024, pte(PFN), 2, level=2)
     sp = shadow_page.find_bound(m, FRAME)
-    assert (m.sp[sp, layout.SP_GFN], m.sp[sp, layout.SP_KEY]) == (
+    assert (m.sp[sp].gfn, m.sp[sp].key) == (
         GFN,
-        make_key(DIRECT | ALL | 2, DIRECT_FAMILY, 0),
+        make_key(Role.DIRECT | ALL | 2, DIRECT_FAMILY, 0),
     )
 
 
 def test_adopted_table_is_like_its_root(m: state.Mmu, t: int) -> None:
-    m.sp[rooted(m, t), layout.SP_KEY] |= EFER_NX
+    m.sp[rooted(m, t)].key |= Role.EFER_NX
     set_spte(m, t, GFN + 5, pte(PFN), 5)
     sp = shadow_page.find_bound(m, FRAME)
-    assert m.sp[sp, layout.SP_KEY] == make_key(DIRECT | ALL | 1 | EFER_NX, DIRECT_FAMILY, 0)
+    assert m.sp[sp].key == make_key(Role.DIRECT | ALL | 1 | Role.EFER_NX, DIRECT_FAMILY, 0)
 
 
 def test_frame_of_a_table_that_cannot_be_meant_has_become_anothers(m: state.Mmu, t: int) -> None:
     other = table(m, GFN, 2, FRAME)
     set_spte(m, t, GFN + 5, pte(PFN), 5)
     sp = shadow_page.find_bound(m, FRAME)
-    assert (m.sp[sp, layout.SP_GFN], m.sp[other, layout.SP_PAGE]) == (GFN, 0)
+    assert (m.sp[sp].gfn, m.sp[other].frame) == (GFN, 0)
     assert mapping(m, GFN + 5) == [sp * 512 + 5]
 
 
@@ -235,23 +238,23 @@ def test_entry_that_is_of_a_guest_table_is_not_placed(
 ) -> None:
     """A direct page begins at a multiple of what it maps."""
     set_spte(m, t, gfn, pte(PFN), index, level)
-    assert [counted(m, c) for c in (window.C_ADOPTED, window.C_UNPLACED)] == [0, 1]
+    assert [counted(m, c) for c in (Counter.ADOPTED_PAGES, Counter.UNPLACED_SPTES)] == [0, 1]
 
 
 def test_page_that_is_in_no_frame_yet_is_taken(m: state.Mmu, t: int) -> None:
     sp = table(m, GFN, variant=DIRECT_FAMILY)
     set_spte(m, t, GFN + 5, pte(PFN), 5)
     assert shadow_page.find_bound(m, FRAME) == sp
-    assert counted(m, window.C_ADOPTED) == 0
+    assert counted(m, Counter.ADOPTED_PAGES) == 0
 
 
 def test_page_in_another_frame_was_zapped_unseen(m: state.Mmu, t: int) -> None:
     table(m, GFN, frame=FRAME + 1, variant=DIRECT_FAMILY)
-    m.vm[0, layout.VM_USED] = 1
+    m.vm[0].n_used_mmu_pages = 1
     set_spte(m, t, GFN + 5, pte(PFN), 5)
     assert shadow_page.find_bound(m, FRAME + 1) == -1
-    assert m.sp[shadow_page.find_bound(m, FRAME), layout.SP_GFN] == GFN
-    assert (counted(m, window.C_ADOPTED), m.vm[0, layout.VM_USED]) == (1, 1)
+    assert m.sp[shadow_page.find_bound(m, FRAME)].gfn == GFN
+    assert (counted(m, Counter.ADOPTED_PAGES), m.vm[0].n_used_mmu_pages) == (1, 1)
 
 
 def fault(m: state.Mmu, t: int, gfn: int) -> None:
@@ -262,7 +265,7 @@ def fault(m: state.Mmu, t: int, gfn: int) -> None:
 
 def rooted(m: state.Mmu, t: int, level: int = 2, gfn: int = GFN) -> int:
     root = table(m, gfn, level, variant=DIRECT_FAMILY)
-    m.task[t, layout.TASK_DIRECT_ROOT] = root
+    m.task[t].direct_root = root
     return root
 
 
@@ -272,7 +275,7 @@ def test_first_line_of_a_fault_names_the_frame_of_its_table(m: state.Mmu, t: int
     fault(m, t, GFN + 512 + 5)
     set_spte(m, t, GFN + 512 + 5, pte(PFN), 5)
     assert shadow_page.find_bound(m, FRAME) == other
-    assert counted(m, window.C_ADOPTED) == 0
+    assert counted(m, Counter.ADOPTED_PAGES) == 0
 
 
 def test_line_of_another_region_is_not_of_the_faults_table(m: state.Mmu, t: int) -> None:
@@ -280,15 +283,15 @@ def test_line_of_another_region_is_not_of_the_faults_table(m: state.Mmu, t: int)
     shadow_page.link_shadow_page(m, root, 1, other, ORDER_APPEND)
     fault(m, t, GFN + 512 + 5)
     set_spte(m, t, GFN + 5, pte(PFN), 5)
-    assert m.sp[shadow_page.find_bound(m, FRAME), layout.SP_GFN] == GFN
-    assert m.sp[other, layout.SP_PAGE] == 0
+    assert m.sp[shadow_page.find_bound(m, FRAME)].gfn == GFN
+    assert m.sp[other].frame == 0
 
 
 def test_fault_that_is_over_names_no_table(m: state.Mmu, t: int) -> None:
     walk.begin_walk(m, t, 0x5000, 6)
     for number, level in ((0x201, 2), (0x202, 1)):
         walk.add_element(m, t, number << 12 | TABLE, level)
-    m.task[t, layout.TASK_ROOT] = indirect(m, 0x200, 2)
+    m.task[t].root = indirect(m, 0x200, 2)
     sp = indirect(m, 0x201)
     walk.spte_requested(m, t, 0x202, 1)
     assert leaf.locate_table(m, t, 0, 0x202, 1, FRAME, 5, ORDER_APPEND) == sp
@@ -303,7 +306,7 @@ def test_table_of_the_fault_that_is_in_another_frame_is_another(m: state.Mmu, t:
     fault(m, t, GFN + 5)
     set_spte(m, t, GFN + 5, pte(PFN), 5)
     assert shadow_page.find_bound(m, FRAME + 1) == bound
-    assert counted(m, window.C_ADOPTED) == 1
+    assert counted(m, Counter.ADOPTED_PAGES) == 1
 
 
 # -- a huge page that the recorded kernel had split ------------------------------------------------
@@ -315,24 +318,26 @@ def test_fault_below_a_huge_page_splits_it_lazily(m: state.Mmu, t: int) -> None:
     fault(m, t, GFN + 512 + 5)
     set_spte(m, t, GFN + 512 + 5, pte(PFN + 5), 5)
     sp = shadow_page.find_bound(m, FRAME)
-    assert m.sp[sp, layout.SP_KEY] == make_key(DIRECT | ALL | 1, DIRECT_FAMILY, 0)
-    assert (m.sp[sp, layout.SP_GFN], m.sp32[sp, layout.SP32_FLAGS]) == (GFN + 512, layout.FLAG_LIVE)
-    assert [counted(m, c) for c in (window.C_NOT_SPLIT, window.C_LAZY_SPLITS, window.C_ADOPTED)] == [1, 1, 0]
+    assert m.sp[sp].key == make_key(Role.DIRECT | ALL | 1, DIRECT_FAMILY, 0)
+    assert (m.sp[sp].gfn, m.sp[sp].page_flags) == (GFN + 512, PageFlag.LIVE)
+    assert [
+        counted(m, c) for c in (Counter.PAGES_NOT_SPLIT, Counter.FAULTS_LAZY_SPLITS, Counter.ADOPTED_PAGES)
+    ] == [1, 1, 0]
     assert (mapping(m, GFN + 512, 2), mapping(m, GFN + 512 + 5)) == ([], [sp * 512 + 5])
-    assert entries(m, m.sp[sp, layout.SP_PARENTS]) == [root * 512 + 1]
+    assert entries(m, m.sp[sp].parent_ptes) == [root * 512 + 1]
     # the 511 others are left to faults of their own
     assert [i for i in range(512) if shadow_page.get_spte(m, sp, i)] == [5]
-    assert m.task[t, layout.TASK_CHAIN + 1] == sp
-    assert m.vm[0, layout.VM_USED] == 1
+    assert m.task[t].chain[1] == sp
+    assert m.vm[0].n_used_mmu_pages == 1
 
 
 def test_lazy_split_takes_the_table_that_is_there(m: state.Mmu, t: int) -> None:
     root, there = rooted(m, t), table(m, GFN + 512, variant=DIRECT_FAMILY)
     install(m, root, 1, GFN + 512, pte(PFN, HUGE))
     walk.begin_fault(m, t)
-    m.task[t, layout.TASK_REQ_GFN] = GFN + 512 + 5
+    m.task[t].req_gfn = GFN + 512 + 5
     assert leaf.split_lazily(m, t, 0, GFN + 512, 1, ORDER_APPEND) == there
-    assert m.vm[0, layout.VM_USED] == 0
+    assert m.vm[0].n_used_mmu_pages == 0
 
 
 def test_lazy_split_of_a_guests_huge_page_has_the_guests_access(m: state.Mmu, t: int) -> None:
@@ -341,15 +346,15 @@ def test_lazy_split_of_a_guests_huge_page_has_the_guests_access(m: state.Mmu, t:
     shadow_page.link_shadow_page(m, upper, 1, middle, ORDER_APPEND)
     access = ACC_ALL & ~ACC_WRITE
     shadow_page.install_leaf(m, middle, 1, GFN, pte(PFN, HUGE), access, ORDER_APPEND)
-    m.task[t, layout.TASK_ROOT] = root
+    m.task[t].root = root
     walk.begin_walk(m, t, 0x40205000, READ)
     for number, bits, level in ((0x201, TABLE, 4), (0x202, TABLE, 3), (GFN, TABLE & ~2 | 0x80, 2)):
         walk.add_element(m, t, number << 12 | bits, level)
     walk.spte_requested(m, t, GFN + 5, 1)
     set_spte(m, t, GFN + 5, pte(PFN + 5, PROTECTED), 5)
     sp = shadow_page.find_bound(m, FRAME)
-    assert m.sp[sp, layout.SP_KEY] == make_key(DIRECT | access << ACCESS_SHIFT | 1, 0, 0)
-    assert [counted(m, c) for c in (window.C_NOT_SPLIT, window.C_ADOPTED)] == [1, 0]
+    assert m.sp[sp].key == make_key(Role.DIRECT | access << ACCESS_SHIFT | 1, 0, 0)
+    assert [counted(m, c) for c in (Counter.PAGES_NOT_SPLIT, Counter.ADOPTED_PAGES)] == [1, 0]
 
 
 @pytest.mark.parametrize("case", ["nothing", "table", "other gfn", "no root", "top"])
@@ -360,11 +365,11 @@ def test_no_lazy_split_where_there_is_no_huge_page_of_the_gfn(m: state.Mmu, t: i
     elif case != "nothing":
         install(m, root, 1, GFN + 512, pte(PFN, HUGE))
     if case == "no root":
-        m.task[t, layout.TASK_DIRECT_ROOT] = -1
+        m.task[t].direct_root = -1
     fault(m, t, GFN + 512 + 5)
     gfn = GFN + 1024 if case == "other gfn" else GFN if case == "top" else GFN + 512
     assert leaf.split_lazily(m, t, 0, gfn, 3 if case == "top" else 1, ORDER_APPEND) == -1
-    assert counted(m, window.C_NOT_SPLIT) == 0
+    assert counted(m, Counter.PAGES_NOT_SPLIT) == 0
 
 
 # -- lines of the TDP MMU --------------------------------------------------------------------------
@@ -377,9 +382,9 @@ def test_no_lazy_split_where_there_is_no_huge_page_of_the_gfn(m: state.Mmu, t: i
 def test_line_that_repeats_the_change_before_it_is_of_the_tdp_mmu(
     m: state.Mmu, t: int, gfn: int, level: int, new: int, expected: bool
 ) -> None:
-    columns = (layout.TASK_TDP_GFN, layout.TASK_TDP_LEVEL, layout.TASK_TDP_NEW)
+    columns = ("tdp_gfn", "tdp_level", "tdp_new")
     for column, number in zip(columns, (GFN, 1, 7), strict=True):
-        m.task[t, column] = number
+        m.task[t][column] = number
     assert leaf.is_tdp_set_spte(m, t, gfn, new, level, FRAME) == expected
 
 
@@ -387,7 +392,7 @@ def test_line_that_repeats_the_change_before_it_is_of_the_tdp_mmu(
 def test_line_that_names_a_table_of_the_tdp_mmu_is_of_it(m: state.Mmu, t: int, tdp: bool) -> None:
     sp = table(m, GFN, frame=FRAME)
     if tdp:
-        m.sp[sp, layout.SP_KEY] |= layout.TDP_KEY
+        m.sp[sp].key |= records.TDP_KEY
     assert leaf.is_tdp_set_spte(m, t, GFN, 7, 1, FRAME) == tdp
     assert not leaf.is_tdp_set_spte(m, t, GFN, 7, 1, FRAME + 1)
 
@@ -404,13 +409,13 @@ def test_new_pfn_of_a_4k_page_zaps_what_mapped_the_old(m: state.Mmu, t: int) -> 
     shadow_page.bind_page(m, table(m, GFN, variant=1), FRAME)
     set_spte(m, t, GFN + 5, pte(PFN + 5), 5)
     assert mapping(m, GFN + 5)[0] == sptep
-    assert counted(m, window.C_PFN_CHANGES) == 0
+    assert counted(m, Counter.PFN_CHANGES) == 0
     set_spte(m, t, GFN + 5, pte(0x555), 5)
     assert value(m, sptep) == value(m, large * 512) == value(m, larger * 512 + 1) == 0
     assert (mapping(m, GFN, 2), mapping(m, GFN, 3)) == ([], [])
     assert mapping(m, GFN + 5) == [shadow_page.find_bound(m, FRAME) * 512 + 5]
     assert mapping(m, GFN + 6) == [neighbour]
-    assert counted(m, window.C_PFN_CHANGES) == 3
+    assert counted(m, Counter.PFN_CHANGES) == 3
 
 
 def test_every_spte_of_the_old_pfn_is_zapped(m: state.Mmu, t: int) -> None:
@@ -419,7 +424,7 @@ def test_every_spte_of_the_old_pfn_is_zapped(m: state.Mmu, t: int) -> None:
     set_spte(m, t, GFN, pte(0x555), 0)
     assert mapping(m, GFN) == [sp * 512]
     assert [value(m, sptep) for sptep in old] == [0, 0, 0]
-    assert counted(m, window.C_PFN_CHANGES) == 1
+    assert counted(m, Counter.PFN_CHANGES) == 1
 
 
 def test_larger_page_keeps_small_ones_of_the_same_memory(m: state.Mmu, t: int) -> None:
@@ -430,7 +435,7 @@ def test_larger_page_keeps_small_ones_of_the_same_memory(m: state.Mmu, t: int) -
     set_spte(m, t, GFN + 512, pte(PFN, HUGE), 1, level=2)
     assert mapping(m, GFN + 512, 2) == [large * 512 + 1]
     assert (mapping(m, GFN + 512 + 5), mapping(m, GFN + 512 + 6)) == ([kept], [])
-    assert (value(m, moved), counted(m, window.C_PFN_CHANGES)) == (0, 1)
+    assert (value(m, moved), counted(m, Counter.PFN_CHANGES)) == (0, 1)
     assert mapping(m, GFN + 6) == [elsewhere]
 
 
@@ -441,8 +446,8 @@ def test_larger_page_over_a_split_one(m: state.Mmu, t: int, pfn: int, kept: int)
     table(m, GFN, 2, FRAME)
     set_spte(m, t, GFN, pte(pfn, HUGE), 0, level=2)
     assert sum(len(mapping(m, GFN + i)) for i in range(512)) == kept
-    assert (m.sp32[small, layout.SP32_SPT] == layout.UNIFORM) == (kept == 512)
-    assert counted(m, window.C_PFN_CHANGES) == 512 - kept
+    assert (m.sp[small].spt == records.UNIFORM) == (kept == 512)
+    assert counted(m, Counter.PFN_CHANGES) == 512 - kept
 
 
 def test_new_pfn_inside_a_1g_page(m: state.Mmu, t: int) -> None:
@@ -453,7 +458,7 @@ def test_new_pfn_inside_a_1g_page(m: state.Mmu, t: int) -> None:
     assert mapping(m, GFN, 3) == [larger * 512 + 1]
     set_spte(m, t, GFN + 512, pte(PFN + 1024, HUGE), 1, level=2)
     assert mapping(m, GFN, 3) == []
-    assert counted(m, window.C_PFN_CHANGES) == 2
+    assert counted(m, Counter.PFN_CHANGES) == 2
 
 
 def test_rmap_entry_without_a_present_spte_goes_too(m: state.Mmu) -> None:
@@ -496,20 +501,20 @@ def test_spte_allows_the_access_that_faulted(
     m: state.Mmu, t: int, source: str, code: int, old: int, allowed: bool
 ) -> None:
     new = SMALL
-    m.vm[0, layout.VM_HAS_FAULTS] = source == "fault"
-    m.task[t, layout.TASK_WALK_TOP] = 4 if source == "walk" else 0
-    shown, other = layout.TASK_FAULT_CODE, layout.TASK_WALK_CODE
+    m.vm[0].has_faults = source == "fault"
+    m.task[t].walk_top = 4 if source == "walk" else 0
+    shown, other = "fault_code", "walk_code"
     if source == "walk":
         shown, other = other, shown
-    m.task[t, shown] = code
-    m.task[t, other] = WRITE | FETCH if allowed else READ
+    m.task[t][shown] = code
+    m.task[t][other] = WRITE | FETCH if allowed else READ
     assert leaf.fault_allowed(m, t, 0, old, new) == allowed
 
 
 def test_walk_and_fault_differ_in_a_nested_guest(m: state.Mmu, t: int) -> None:
-    m.vm[0, layout.VM_HAS_FAULTS] = 1
-    m.task[t, layout.TASK_WALK_TOP] = 4
-    m.task[t, layout.TASK_FAULT_CODE], m.task[t, layout.TASK_WALK_CODE] = READ, WRITE
+    m.vm[0].has_faults = 1
+    m.task[t].walk_top = 4
+    m.task[t].fault_code, m.task[t].walk_code = READ, WRITE
     assert leaf.fault_allowed(m, t, 0, PROTECTED, SMALL)
 
 
@@ -520,26 +525,26 @@ def test_walk_and_fault_differ_in_a_nested_guest(m: state.Mmu, t: int) -> None:
 def test_access_that_the_trace_does_not_show_is_known_by_what_it_made_writable(
     m: state.Mmu, t: int, old: int, new: int, allowed: bool
 ) -> None:
-    m.task[t, layout.TASK_FAULT_CODE] = READ if not allowed else WRITE
+    m.task[t].fault_code = READ if not allowed else WRITE
     assert leaf.fault_allowed(m, t, 0, old, new) == allowed
 
 
 @pytest.mark.parametrize("executable", [False, True])
 def test_ept_has_a_bit_that_allows_fetches(m: state.Mmu, t: int, executable: bool) -> None:
-    m.vm[0, [layout.VM_LAYOUT, layout.VM_HAS_FAULTS]] = spte.EPT, 1
-    m.task[t, layout.TASK_FAULT_CODE] = FETCH
+    m.vm[0].layout, m.vm[0].has_faults = spte.EPT, 1
+    m.task[t].fault_code = FETCH
     x = int(spte.EXECUTABLE[spte.EPT])
     old = SMALL & ~x | (x if executable else 0)
     assert leaf.fault_allowed(m, t, 0, old, SMALL) == executable
 
 
-FAULT_COUNTERS = (window.C_FAULTS_AVOIDED, window.C_FAULTS_PROTECTED, window.C_FAULTS_NONPRESENT)
+FAULT_COUNTERS = (Counter.FAULTS_AVOIDED, Counter.FAULTS_WRITE_PROTECTED, Counter.FAULTS_NONPRESENT)
 
 
 def split_child(m: state.Mmu, old: int) -> int:
     """A page that a simulated split made, whose SPTE 5 is ``old``; it is in FRAME."""
     sp = table(m, GFN, frame=FRAME)
-    m.sp32[sp, layout.SP32_FLAGS] |= layout.FLAG_SPLIT
+    m.sp[sp].page_flags |= PageFlag.SPLIT
     if old & spte.SPTE_MMU_PRESENT_MASK:
         install(m, sp, 5, GFN + 5, old)
     elif old:
@@ -566,7 +571,7 @@ def test_first_fault_on_an_spte_of_a_split(m: state.Mmu, t: int, old: int, count
 
 def test_page_that_no_split_made_avoids_no_fault(m: state.Mmu, t: int) -> None:
     sp = split_child(m, pte(PFN + 5))
-    m.sp32[sp, layout.SP32_FLAGS] = layout.FLAG_LIVE
+    m.sp[sp].page_flags = PageFlag.LIVE
     fault(m, t, GFN + 5)
     set_spte(m, t, GFN + 5, pte(PFN + 5), 5)
     assert [counted(m, c) for c in FAULT_COUNTERS] == [0, 0, 0]
@@ -577,10 +582,10 @@ def test_line_that_stands_for_no_fault_of_its_own(m: state.Mmu, t: int, case: st
     split_child(m, pte(PFN + 5))
     if case != "no fault":
         fault(m, t, GFN + 6 if case == "prefetched" else GFN + 5)
-    m.task[t, layout.TASK_REQ_GFN] = GFN + 6 if case == "prefetched" else GFN + 5
-    m.task[t, layout.TASK_LINKED] = case == "linked"
+    m.task[t].req_gfn = GFN + 6 if case == "prefetched" else GFN + 5
+    m.task[t].linked = case == "linked"
     set_spte(m, t, GFN + 5, pte(PFN + 5), 5)
-    m.task[t, layout.TASK_LINKED] = 0
+    m.task[t].linked = 0
     fault(m, t, GFN + 5)
     set_spte(m, t, GFN + 5, pte(PFN + 5), 5)
     assert [counted(m, c) for c in FAULT_COUNTERS] == [0, 0, 0]
@@ -589,13 +594,13 @@ def test_line_that_stands_for_no_fault_of_its_own(m: state.Mmu, t: int, case: st
 def test_each_spte_of_a_split_has_its_first_fault(m: state.Mmu, t: int) -> None:
     sp = split_child(m, pte(PFN + 5))
     other = table(m, GFN + 512, frame=FRAME + 1)
-    m.sp32[other, layout.SP32_FLAGS] |= layout.FLAG_SPLIT
+    m.sp[other].page_flags |= PageFlag.SPLIT
     install(m, sp, 6, GFN + 6, pte(PFN + 6))
     install(m, other, 5, GFN + 512 + 5, pte(PFN + 512 + 5))
     for index, frame in ((5, FRAME), (6, FRAME), (512 + 5, FRAME + 1)):
         fault(m, t, GFN + index)
         set_spte(m, t, GFN + index, pte(PFN + index), index % 512, frame=frame)
-    assert counted(m, window.C_FAULTS_AVOIDED) == 3
+    assert counted(m, Counter.FAULTS_AVOIDED) == 3
 
 
 # -- bits that the CPU sets ------------------------------------------------------------------------
@@ -610,7 +615,7 @@ CLEAN = SMALL & ~(A | D)
 )
 def test_retried_access_sets_a_and_d(m: state.Mmu, t: int, code: int, bits: int, added: int) -> None:
     sp = table(m, GFN, frame=FRAME)
-    m.task[t, layout.TASK_FAULT_CODE] = code
+    m.task[t].fault_code = code
     fault(m, t, GFN + 5)
     set_spte(m, t, GFN + 4, pte(PFN + 4, bits), 4)
     assert value(m, sp * 512 + 4) == pte(PFN + 4, bits)  # fetched with it, and not accessed
@@ -631,9 +636,9 @@ def test_huge_page_that_holds_the_requested_gfn_is_the_faults_own(
 
 def test_ept_without_a_and_d_in_these_bits(m: state.Mmu, t: int) -> None:
     sp = table(m, GFN, frame=FRAME)
-    m.task[t, layout.TASK_FAULT_CODE] = WRITE
+    m.task[t].fault_code = WRITE
     fault(m, t, GFN + 5)
-    m.vm[0, layout.VM_LAYOUT] = spte.EPT
+    m.vm[0].layout = spte.EPT
     bits = 0x837 | int(spte.MMU_WRITABLE[spte.EPT])
     set_spte(m, t, GFN + 5, pte(PFN + 5, bits & ~(A | D)), 5)
     assert value(m, sp * 512 + 5) == pte(PFN + 5, bits & ~(A | D))
@@ -705,7 +710,7 @@ def test_unmapped_range_zaps_what_maps_a_part_of_it(m: state.Mmu) -> None:
 def test_unmapped_range_over_holes_and_many_gibs(m: state.Mmu) -> None:
     far = 5 << 18
     pages = [table(m, gfn) for gfn in (GFN, far, far + 1024)]
-    spteps = [install(m, sp, 0, int(m.sp[sp, layout.SP_GFN]), pte(PFN)) for sp in pages]
+    spteps = [install(m, sp, 0, int(m.sp[sp].gfn), pte(PFN)) for sp in pages]
     assert leaf.unmap_gfn_range(m, 0, 0, GFN, ORDER_APPEND)
     assert all(value(m, sptep) for sptep in spteps)
     assert leaf.unmap_gfn_range(m, 0, 0, far + 1024, ORDER_APPEND)
@@ -718,18 +723,18 @@ def test_unmapped_range_over_holes_and_many_gibs(m: state.Mmu) -> None:
 def test_unmapped_range_over_a_split_page(m: state.Mmu, start: int, end: int) -> None:
     sp = table(m, GFN)
     assert shadow_page.fill_uniform(m, sp, pte(PFN, HUGE))
-    blocks = m.ctl[layout.CTL_BLOCK_TOP]
+    blocks = m.ctl.block_top
     assert leaf.unmap_gfn_range(m, 0, GFN + start, GFN + end, ORDER_APPEND)
     left = [i for i in range(512) if value(m, sp * 512 + i)]
     assert left == [i for i in range(512) if not start <= i < end]
     assert [i for i in range(512) if mapping(m, GFN + i)] == left
     if not left:
-        assert m.ctl[layout.CTL_BLOCK_TOP] == blocks  # the compact form is not spelled out for it
+        assert m.ctl.block_top == blocks  # the compact form is not spelled out for it
 
 
 def test_unmapping_stops_where_rows_run_out(m: state.Mmu) -> None:
     sptep = install(m, table(m, GFN), 0, GFN, pte(PFN))
-    m.ctl[layout.CTL_DESC_TOP] = m.desc.shape[0]
-    m.ctl[layout.CTL_ROOM] = 0
+    m.ctl.desc_top = m.desc.shape[0]
+    m.ctl.room = 0
     assert not leaf.unmap_gfn_range(m, 0, GFN, GFN + 512, ORDER_APPEND)
     assert value(m, sptep) == pte(PFN)

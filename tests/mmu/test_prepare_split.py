@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import pytest
 
-from replay.mmu import layout, prepare_split, rmap, shadow_page, split, state, tables, window
-from replay.mmu.role import DIRECT, make_key
-from replay.schema import Outcome
+from replay.mmu import prepare_split, rmap, shadow_page, split, state, tables, window
+from replay.mmu.counters import Counter
+from replay.mmu.records import PageFlag
+from replay.mmu.role import make_key
+from replay.schema import Outcome, Role
 from tests.mmu.conftest import make_mmu
 from tests.mmu.splits import ALL, GFN, HUGE, NEVER, V2, flushes, huge_page, knobs, opened, run
 
 
 def test_lock_drop_leaks_the_spare_page_of_v2(m: state.Mmu) -> None:
     huge_page(m, 1)
-    m.vm[0, layout.VM_RESCHED] = 1
+    m.vm[0].resched = 1
     w = opened(m)
     assert split.advance(m, w, V2, NEVER, False) == split.STOP_DROPPED
     assert run(m, w) == [(GFN, Outcome.SPLIT, 0)]
-    assert (m.window[w, window.WIN_LEAKED], m.vm[0, layout.VM_RESCHED]) == (1, 0)
+    assert (m.window[w].leaked, m.vm[0].resched) == (1, 0)
 
 
 def partial_splits(m: state.Mmu) -> int:
@@ -35,21 +37,21 @@ def test_lock_drop_flushes_for_its_own_head_only(
 ) -> None:
     w = partial_splits(m)
     assert [split.advance(m, w, V2, NEVER, False) for _ in range(attempts)] == [split.STOP_ATTEMPT] * attempts
-    m.vm[0, layout.VM_RESCHED] = 1
+    m.vm[0].resched = 1
     assert split.advance(m, w, V2, NEVER, False) == split.STOP_DROPPED
     # where the head itself owes a flush it is of the whole slot, which pays for earlier heads, too
-    assert (flushes(m, w), m.window[w, window.WIN_FLUSHES_LOST]) == (dropped, lost)
+    assert (flushes(m, w), m.window[w].flushes_lost) == (dropped, lost)
     run(m, w)
     assert flushes(m, w) == dropped | {"WINDOW_END": 1}
 
 
 def test_merged_code_fills_its_caches_first(m: state.Mmu) -> None:
-    m.vm[0, layout.VM_HAS_TDP] = 1
+    m.vm[0].has_tdp = 1
     huge_page(m, 1)
     w = opened(m)
     assert run(m, w, knobs("linux-6.0")) == [(GFN, Outcome.RETRY, 0), (GFN, Outcome.SPLIT, 0)]
-    assert m.vm[0, layout.VM_HEADERS] == m.vm[0, layout.VM_PAGES] == 39
-    assert m.vm[0, layout.VM_DESC] == 553
+    assert m.vm[0].header_cache == m.vm[0].page_cache == 39
+    assert m.vm[0].desc_cache == 553
 
 
 def test_lock_drop_at_every_attempt_comes_to_an_end(m: state.Mmu) -> None:
@@ -64,7 +66,7 @@ def test_lock_drop_at_every_attempt_comes_to_an_end(m: state.Mmu) -> None:
         pytest.fail("the walk does not end")
     outcomes = tables.attempts(m)["outcome"].tolist()
     assert outcomes == [Outcome.SPLIT, Outcome.EXISTING_CHILD, Outcome.EXISTING_CHILD]
-    assert m.ctl[layout.CTL_COUNTERS + window.C_RETRIES] == 2
+    assert m.counter[Counter.RETRIES] == 2
 
 
 def test_spare_page_of_later_code_is_used_by_the_next_attempt(m: state.Mmu) -> None:
@@ -72,7 +74,7 @@ def test_spare_page_of_later_code_is_used_by_the_next_attempt(m: state.Mmu) -> N
         huge_page(m, number)
     w = opened(m)
     run(m, w, knobs("v2:spare_page=keep"))
-    assert m.window[w, window.WIN_LEAKED] == 0
+    assert m.window[w].leaked == 0
 
 
 # -- need_resched --------------------------------------------------------------------------------------
@@ -86,7 +88,7 @@ def asked(m: state.Mmu, w: int, every: int, seed: int, times: int) -> list[int]:
 def at_head(m: state.Mmu) -> int:
     """A window that stands at the 2M head of GFN."""
     w = opened(m)
-    m.window[w, window.WIN_GFN], m.window[w, window.WIN_LEVEL] = GFN, 2
+    m.window[w].gfn, m.window[w].level = GFN, 2
     return w
 
 
@@ -104,12 +106,12 @@ def test_seed_says_at_which_attempts(m: state.Mmu) -> None:
     assert all(4 < len(drops) < 40 for drops in found)  # one in 64
 
 
-@pytest.mark.parametrize("column", [window.WIN_RETRIES, window.WIN_DROP_IDLE])
-def test_attempt_after_a_drop_is_left_alone(m: state.Mmu, column: int) -> None:
+@pytest.mark.parametrize("column", ["retries", "drop_idle"])
+def test_attempt_after_a_drop_is_left_alone(m: state.Mmu, column: str) -> None:
     w = at_head(m)
-    m.window[w, column] = 1
+    m.window[w][column] = 1
     assert asked(m, w, 1, -1, 3) == asked(m, w, 0, 0, 200) == []
-    assert m.ctl[layout.CTL_ATTEMPTS_SEEN] == 203
+    assert m.ctl.attempts_seen == 203
 
 
 @pytest.mark.parametrize(
@@ -124,25 +126,25 @@ def test_attempt_after_a_drop_is_left_alone(m: state.Mmu, column: int) -> None:
 )
 def test_recorded_drop_is_at_its_place(m: state.Mmu, where: int, drops: bool) -> None:
     w = at_head(m)
-    m.window[w, window.WIN_ENV_DROP] = where
+    m.window[w].env_drop = where
     assert asked(m, w, 0, -1, 2) == [1] * drops
-    assert m.window[w, window.WIN_ENV_DROP] == (0 if drops else where)
+    assert m.window[w].env_drop == (0 if drops else where)
 
 
 def test_raised_need_resched_is_met_once_and_by_its_vm(m: state.Mmu) -> None:
     w = at_head(m)
-    m.vm[1, layout.VM_RESCHED] = 1
+    m.vm[1].resched = 1
     assert asked(m, w, 0, -1, 2) == []
-    m.vm[0, layout.VM_RESCHED] = 1
+    m.vm[0].resched = 1
     assert asked(m, w, 0, -1, 2) == [1]
-    assert m.vm[:, layout.VM_RESCHED].tolist() == [0, 1]
+    assert m.vm.resched.tolist() == [0, 1]
 
 
 def test_resched_never_means_never(m: state.Mmu) -> None:
     w = at_head(m)
-    m.vm[0, layout.VM_RESCHED] = m.window[w, window.WIN_ENV_DROP] = 1
+    m.vm[0].resched = m.window[w].env_drop = 1
     assert asked(m, w, -1, -1, 3) == []
-    assert (m.vm[0, layout.VM_RESCHED], m.ctl[layout.CTL_ATTEMPTS_SEEN]) == (1, 0)
+    assert (m.vm[0].resched, m.ctl.attempts_seen) == (1, 0)
 
 
 # -- a lock drop of v2 -----------------------------------------------------------------------------------
@@ -150,56 +152,58 @@ def test_resched_never_means_never(m: state.Mmu) -> None:
 
 def test_lock_drop_is_counted_and_remembers_its_attempt(m: state.Mmu) -> None:
     sptep = huge_page(m, 1)
-    m.vm[0, layout.VM_RESCHED] = 1
+    m.vm[0].resched = 1
     w = opened(m)
     split.advance(m, w, V2, NEVER, False)
     win = m.window[w]
-    assert (win[window.WIN_SNAP_SPTEP], win[window.WIN_SNAP_SPTE]) == (sptep, HUGE | GFN << 12)
-    assert (win[window.WIN_DROPPED], win[window.WIN_RETRIES]) == (1, 1)
-    names = (window.C_RETRIES, window.C_RETRIES_RESCHED, window.C_ENV_DROPS)
-    assert [m.ctl[layout.CTL_COUNTERS + name] for name in names] == [1, 1, 1]
+    assert (win.snap_sptep, win.snap_spte) == (sptep, HUGE | GFN << 12)
+    assert (win.dropped, win.retries) == (1, 1)
+    names = (Counter.RETRIES, Counter.RETRIES_RESCHED, Counter.ENV_LOCK_DROPS)
+    assert [m.counter[name] for name in names] == [1, 1, 1]
     run(m, w)
-    assert (win[window.WIN_DROPPED], win[window.WIN_DROP_IDLE], win[window.WIN_RETRIES]) == (0, 0, 0)
-    assert m.out32[0, window.OUT32_RETRIES] == 1
+    assert (win.dropped, win.drop_idle, win.retries) == (0, 0, 0)
+    assert m.attempt[0].retries == 1
 
 
 def test_flush_of_a_lock_drop_is_of_the_whole_range(m: state.Mmu) -> None:
     w = partial_splits(m)
     for _ in range(2):
         split.advance(m, w, V2, NEVER, False)
-    m.vm[0, layout.VM_RESCHED] = 1
+    m.vm[0].resched = 1
     split.advance(m, w, V2, NEVER, False)
-    assert m.flush[0, window.FLUSH_START : window.FLUSH_END + 1].tolist() == [GFN, GFN + 1024]
+    assert (m.flush[0].start, m.flush[0].end) == (GFN, GFN + 1024)
     win = m.window[w]
-    assert (win[window.WIN_HEAD_FLUSH], win[window.WIN_OWED]) == (0, 0)
+    assert (win.head_flush, win.owed) == (0, 0)
 
 
 def test_debt_is_lost_once_a_drop_and_never_without_one(m: state.Mmu) -> None:
     w = partial_splits(m)
-    m.vm[0, layout.VM_RESCHED] = 1
+    m.vm[0].resched = 1
     assert split.advance(m, w, V2, NEVER, False) == split.STOP_DROPPED
-    assert m.window[w, window.WIN_FLUSHES_LOST] == 0  # nothing is owed yet
+    assert m.window[w].flushes_lost == 0  # nothing is owed yet
     split.advance(m, w, V2, NEVER, False)
-    m.vm[0, layout.VM_RESCHED] = 1
+    m.vm[0].resched = 1
     split.advance(m, w, V2, NEVER, False)
-    assert m.window[w, window.WIN_FLUSHES_LOST] == 1
+    assert m.window[w].flushes_lost == 1
 
 
 def test_restart_after_a_drop_is_from_the_first_entry(m: state.Mmu) -> None:
     spteps = [huge_page(m, number, variant=number) for number in range(2)]
-    m.sp32[spteps[0] // 512, layout.SP32_FLAGS] |= layout.FLAG_INVALID
-    m.vm[0, layout.VM_RESCHED] = 1
+    m.sp[spteps[0] // 512].page_flags |= PageFlag.INVALID
+    m.vm[0].resched = 1
     w = opened(m)
     assert split.advance(m, w, V2, NEVER, False) == split.STOP_DROPPED
-    m.sp32[spteps[0] // 512, layout.SP32_FLAGS] = layout.FLAG_LIVE
+    m.sp[spteps[0] // 512].page_flags = PageFlag.LIVE
     assert run(m, w) == [(GFN, Outcome.SPLIT, 0), (GFN, Outcome.SPLIT, 512)]
-    assert m.window[w, window.WIN_SKIPPED + Outcome.INVALID - 1] == 0
+    assert m.window[w].skipped[Outcome.INVALID - 1] == 0
 
 
 # -- caches of the merged code -----------------------------------------------------------------------------
 
 
-CACHES = (layout.VM_DESC, layout.VM_HEADERS, layout.VM_PAGES)
+def in_caches(m: state.Mmu, vm: int) -> list[int]:
+    """Objects in the three caches of a VM."""
+    return [int(m.vm[vm][name]) for name in ("desc_cache", "header_cache", "page_cache")]
 
 
 @pytest.mark.parametrize(
@@ -217,51 +221,49 @@ def test_cache_is_refilled_below_its_minimum_only(
     m: state.Mmu, held: tuple[int, int, int], short: bool
 ) -> None:
     k = knobs("linux-6.0")
-    m.vm[0, CACHES] = held
+    m.vm[0].desc_cache, m.vm[0].header_cache, m.vm[0].page_cache = held
     assert prepare_split.caches_short(m, 0, k) == short
     assert prepare_split.caches_short(m, 1, k)
     prepare_split.topup_split_caches(m, 0, k)
     full = (553, 40, 40)
     at_least = (513, 1, 1)
-    assert m.vm[0, CACHES].tolist() == [
-        full[i] if held[i] < at_least[i] else held[i] for i in range(len(CACHES))
-    ]
-    assert not m.vm[1].any() or m.vm[1, CACHES].tolist() == [0, 0, 0]
+    expected = [full[i] if held[i] < at_least[i] else held[i] for i in range(3)]
+    assert (in_caches(m, 0), in_caches(m, 1)) == (expected, [0, 0, 0])
 
 
 def test_each_split_takes_a_header_and_a_page(m: state.Mmu) -> None:
-    m.vm[0, layout.VM_HAS_TDP] = 1
+    m.vm[0].has_tdp = 1
     for number in range(42):
         huge_page(m, number + 1, GFN + 512 * number)
     w = opened(m, 512 * 42)
     outcomes = [outcome for _, outcome, _ in run(m, w, knobs("linux-6.0"))]
     # the caches hold 40, so that the lock is dropped before the first and the forty-first
     assert [at for at, outcome in enumerate(outcomes) if outcome == Outcome.RETRY] == [0, 41]
-    assert m.vm[0, CACHES].tolist() == [553, 38, 38]
+    assert in_caches(m, 0) == [553, 38, 38]
 
 
 def test_reused_child_takes_no_page_but_descriptors(m: state.Mmu) -> None:
-    m.vm[0, layout.VM_HAS_TDP] = 1
+    m.vm[0].has_tdp = 1
     for number in (1, 2):
         huge_page(m, number)
     run(m, opened(m), knobs("linux-6.0"))
     # parent_ptes of the child has a second entry: one descriptor; its SPTEs are there already
-    assert m.vm[0, CACHES].tolist() == [552, 39, 39]
+    assert in_caches(m, 0) == [552, 39, 39]
 
 
 def test_occupied_rmaps_take_descriptors(m: state.Mmu) -> None:
-    m.vm[0, layout.VM_HAS_TDP] = 1
+    m.vm[0].has_tdp = 1
     for index in (3, 4):
         rmap.rmap_add(m, 0, GFN + index, 1, 90 * 512 + index, rmap.ORDER_APPEND)
     huge_page(m, 1)
     run(m, opened(m), knobs("linux-6.0"))
-    assert m.vm[0, CACHES].tolist() == [551, 39, 39]
+    assert in_caches(m, 0) == [551, 39, 39]
 
 
 def test_drop_that_led_to_no_split_is_forgotten_at_the_next_head(m: state.Mmu) -> None:
     huge_page(m, 1)
     huge_page(m, 2, GFN + 512)
-    shadow_page.alloc_shadow_page(m, GFN, make_key(DIRECT | ALL | 1, 0, 0), 0)
+    shadow_page.alloc_shadow_page(m, GFN, make_key(Role.DIRECT | ALL | 1, 0, 0), 0)
     w = opened(m)
     stops = [split.advance(m, w, V2, (1, -1), False) for _ in range(5)]
     dropped, attempt = split.STOP_DROPPED, split.STOP_ATTEMPT

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from replay.mmu import layout, rmap, state
+from replay.mmu import records, rmap, state
 from replay.mmu.rmap import ORDER_APPEND, ORDER_HEAD
 from tests.mmu.conftest import make_mmu
 
@@ -27,7 +27,7 @@ class NaiveList:
         self.is_chain = bool(self.descs)
         candidates = self.descs[:1] if self.order == ORDER_HEAD else self.descs
         for desc in candidates:
-            if len(desc) < layout.PTE_LIST_EXT:
+            if len(desc) < records.PTE_LIST_EXT:
                 desc.append(sptep)
                 return
         self.descs.insert(0 if self.order == ORDER_HEAD else len(self.descs), [sptep])
@@ -68,7 +68,7 @@ def test_order_of_a_list(order: int, operations: list[tuple[int, int]]) -> None:
             head = rmap.pte_list_add(m, head, number, order)
             naive.add(number)
         assert entries(m, head) == naive.entries()
-        assert m.ctl[layout.CTL_DESC_USED] == (len(naive.descs) if naive.is_chain else 0)
+        assert m.ctl.desc_used == (len(naive.descs) if naive.is_chain else 0)
     assert (head == 0) == (naive.entries() == [])
 
 
@@ -87,14 +87,14 @@ def test_hole_in_a_long_list(order: int, length: int) -> None:
             head = rmap.pte_list_remove(m, head, sptep, order)
             naive.remove(sptep)
             assert entries(m, head) == naive.entries()
-            assert m.ctl[layout.CTL_DESC_USED] == (len(naive.descs) if naive.is_chain else 0)
+            assert m.ctl.desc_used == (len(naive.descs) if naive.is_chain else 0)
         head = rmap.pte_list_add(m, head, length, order)
         naive.add(length)
         assert entries(m, head) == naive.entries()
         for sptep in naive.entries():
             head = rmap.pte_list_remove(m, head, sptep, order)
-        assert (head, m.ctl[layout.CTL_DESC_USED]) == (0, 0)
-    assert m.ctl[layout.CTL_DESC_TOP] <= 1 + length // layout.PTE_LIST_EXT  # freed ones are used again
+        assert (head, m.ctl.desc_used) == (0, 0)
+    assert m.ctl.desc_top <= 1 + length // records.PTE_LIST_EXT  # freed ones are used again
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -132,12 +132,12 @@ def test_heads_by_vm_gfn_and_level(places: list[tuple[int, int, int]]) -> None:
         for sptep in naive.pop(key, []):
             rmap.rmap_remove(m, vm, gfn, level, sptep, ORDER_APPEND)
         assert rmap.rmap_head(m, vm, gfn, level) == 0
-    assert m.ctl[layout.CTL_DESC_USED] == 0
+    assert m.ctl.desc_used == 0
 
 
 def test_nothing_is_made_by_looking(m: state.Mmu) -> None:
     assert [rmap.rmap_head(m, 0, GFN, level) for level in (1, 2, 3)] == [0, 0, 0]
-    assert m.ctl[layout.CTL_GIB_TOP] == 0
+    assert m.ctl.gib_top == 0
 
 
 def test_uniform_region_answers_like_a_spelled_out_one(m: state.Mmu) -> None:
@@ -172,6 +172,6 @@ def test_region_whose_last_entry_went_is_empty_again(m: state.Mmu) -> None:
     assert not rmap.rmap_region_is_empty(m, r)
     rmap.rmap_remove(m, 0, GFN + 3, 1, 9000, ORDER_APPEND)
     assert rmap.rmap_region_is_empty(m, r)
-    block = m.region[r, layout.REGION_BLOCK]
+    block = m.region[r].block
     rmap.rmap_region_set_uniform(m, r, 5)
     assert state.alloc_block(m) == block

@@ -7,10 +7,6 @@ from hypothesis import strategies as st
 
 from replay.mmu.role import (
     ACCESS_SHIFT,
-    DIRECT,
-    EFER_NX,
-    HAS_4_BYTE_GPTE,
-    PASSTHROUGH,
     QUADRANT_SHIFT,
     child_key,
     key_access,
@@ -20,7 +16,9 @@ from replay.mmu.role import (
     make_key,
 )
 from replay.mmu.spte import LEGACY, make_huge_page_split_spte, make_nonleaf_spte, spte_child
-from tests.reference.parse import ACC_EXEC, ACC_READ, ACC_USER, ACC_WRITE, Role
+from replay.schema import Role
+from tests.reference.parse import ACC_EXEC, ACC_READ, ACC_USER, ACC_WRITE
+from tests.reference.parse import Role as ReferenceRole
 from tests.reference.split_v2 import child_role, child_spte
 from tests.reference.spte import LEGACY as REFERENCE_LEGACY
 from tests.reference.state import ShadowPage
@@ -36,12 +34,12 @@ def engine_access(access: int) -> int:
 
 def engine_role(role: Role) -> int:
     bits = role.level | engine_access(role.access) << ACCESS_SHIFT | role.quadrant << QUADRANT_SHIFT
-    bits |= (DIRECT if role.direct else 0) | (HAS_4_BYTE_GPTE if role.gpte_bytes == 4 else 0)
-    return bits | (EFER_NX if role.efer_nx else 0)
+    bits |= (Role.DIRECT if role.direct else 0) | (Role.HAS_4_BYTE_GPTE if role.gpte_bytes == 4 else 0)
+    return bits | (Role.EFER_NX if role.efer_nx else 0)
 
 
 roles = st.builds(
-    Role,
+    ReferenceRole,
     level=st.integers(2, 4),
     gpte_bytes=st.just(8),
     quadrant=st.just(0),
@@ -50,7 +48,7 @@ roles = st.builds(
     efer_nx=st.booleans(),
     ad=st.just(True),
 ) | st.builds(
-    Role,
+    ReferenceRole,
     level=st.just(2),
     gpte_bytes=st.just(4),
     quadrant=st.integers(0, 3),
@@ -68,7 +66,7 @@ def test_child_key_is_the_kernels_child_role(role: Role, index: int, access: int
     parent.accesses[index] = access
     expected = child_role(parent, index)
     key = make_key(engine_role(role), variant, 3)
-    child = child_key(key | PASSTHROUGH, index, True, engine_access(parent.access_at(index)))
+    child = child_key(key | Role.PASSTHROUGH, index, True, engine_access(parent.access_at(index)))
     assert child == make_key(engine_role(expected), variant, 3)
     assert (key_level(child), key_access(child)) == (role.level - 1, engine_access(expected.access))
     assert (key_variant(child), key_vm(child)) == (variant, 3)
@@ -85,7 +83,7 @@ def test_child_key_is_the_kernels_child_role(role: Role, index: int, access: int
 )
 def test_split_sptes(bits: int, frame: int, nx: bool, index: int, level: int, access: int) -> None:
     huge = frame << 30 | bits | 0x880 | (1 << 63 if nx else 0)
-    role = Role(level, 8, 0, True, access, True, True)
+    role = ReferenceRole(level, 8, 0, True, access, True, True)
     signed = huge - (1 << 64) if nx else huge
     found = make_huge_page_split_spte(signed, index, level, engine_access(access), LEGACY)
     assert int(found) % (1 << 64) == child_spte(REFERENCE_LEGACY, huge, index, role)

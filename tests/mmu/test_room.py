@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from replay.mmu import layout, rmap, room, shadow_page, state
+from replay.mmu import rmap, room, shadow_page, state
 from replay.mmu.rmap import ORDER_APPEND
-from replay.mmu.role import ACC_ALL, ACCESS_SHIFT, DIRECT, make_key
+from replay.mmu.role import ACC_ALL, ACCESS_SHIFT, make_key
+from replay.schema import Role
 
-KEY = make_key(DIRECT | ACC_ALL << ACCESS_SHIFT | 1, 0, 0)
+KEY = make_key(Role.DIRECT | ACC_ALL << ACCESS_SHIFT | 1, 0, 0)
 
 
 def test_growth_keeps_every_page_and_finds_it_again(m: state.Mmu) -> None:
@@ -28,15 +29,13 @@ def test_growth_keeps_every_page_and_finds_it_again(m: state.Mmu) -> None:
 
 def test_growth_keeps_sptes_blocks_and_descriptors(m: state.Mmu) -> None:
     sptes: dict[tuple[int, int], int] = {}
-    while m.ctl[layout.CTL_SPT_TOP] + 20 < m.spt.shape[0]:
+    while m.ctl.spt_top + 20 < m.spt.shape[0]:
         sp = int(shadow_page.alloc_shadow_page(m, 512 * len(sptes), KEY, 0))
         shadow_page.set_spte(m, sp, sp % 512, 0x1000E67 + (sp << 12))
         sptes[sp, sp % 512] = 0x1000E67 + (sp << 12)
     while room.has_room(m):
         shadow_page.set_spte(m, int(shadow_page.alloc_shadow_page(m, 0, KEY, 0)), 0, 0)
-        rmap.rmap_add(
-            m, 0, int(m.ctl[layout.CTL_SP_TOP]) % 512, 1, int(m.ctl[layout.CTL_SP_TOP]), ORDER_APPEND
-        )
+        rmap.rmap_add(m, 0, int(m.ctl.sp_top) % 512, 1, int(m.ctl.sp_top), ORDER_APPEND)
     heads = [[rmap.pte_list_get(m, rmap.rmap_head(m, 0, gfn, 1), i) for i in range(3)] for gfn in range(512)]
     grown = room.grow(m)
     assert room.has_room(grown)
@@ -55,16 +54,16 @@ def test_growth_keeps_memory_and_tasks(m: state.Mmu) -> None:
             m = room.grow(m)
         vm, gfn = number % 2, number // 2 << 18
         r = state.find_region(m, vm, gfn + 512, True)
-        m.region[r, layout.REGION_HEAD] = number + 1
+        m.region[r].head = number + 1
         regions[vm, gfn + 512] = number + 1
         t = state.find_task(m, 7 * number)
-        m.task[t, layout.TASK_ROOT] = number
+        m.task[t].root = number
         tasks[7 * number] = number
     assert m.gib.shape[0] >= 1024
     for (vm, gfn), head in regions.items():
-        assert m.region[state.find_region(m, vm, gfn, False), layout.REGION_HEAD] == head
-    assert {pid: m.task[state.find_task(m, pid), layout.TASK_ROOT] for pid in tasks} == tasks
-    assert m.ctl[layout.CTL_TASKS] == 400
+        assert m.region[state.find_region(m, vm, gfn, False)].head == head
+    assert {pid: m.task[state.find_task(m, pid)].root for pid in tasks} == tasks
+    assert m.ctl.tasks == 400
 
 
 def test_nothing_grows_without_need(m: state.Mmu) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from replay.mmu import apply, guest_tables, layout, roots, shadow_page, state
+from replay.mmu import apply, guest_tables, records, roots, shadow_page, state
+from replay.mmu.records import FaultState, PageFlag
 from replay.mmu.rmap import ORDER_APPEND
 from replay.mmu.role import ACC_ALL, ACCESS_SHIFT, make_key
 
@@ -18,7 +19,7 @@ def t(m: state.Mmu) -> int:
 
 
 def table(m: state.Mmu, gfn: int, level: int, variant: int = 0) -> int:
-    flags = layout.FLAG_ROOT if level == 4 else 0
+    flags = PageFlag.ROOT if level == 4 else 0
     return int(shadow_page.alloc_shadow_page(m, gfn, make_key(ALL | level, variant, VM), flags))
 
 
@@ -28,7 +29,7 @@ def load(m: state.Mmu, t: int, *tables: int) -> None:
 
 
 def cache(m: state.Mmu, t: int) -> list[int]:
-    return [int(roots.cached_root(m, t, VM, place)) for place in range(layout.PREV_ROOTS + 1)]
+    return [int(roots.cached_root(m, t, VM, place)) for place in range(records.PREV_ROOTS + 1)]
 
 
 def branch(m: state.Mmu, root: int, index: int, gfn: int, variant: int = 0) -> int:
@@ -86,13 +87,13 @@ def test_a_synced_page_shows_the_root(m: state.Mmu, t: int) -> None:
     a, b = table(m, 0x100, 4), table(m, 0x101, 4)
     leaf = branch(m, a, 5, 0x200)
     branch(m, b, 5, 0x210)
-    m.sp32[leaf, layout.SP32_FLAGS] |= layout.FLAG_UNSYNC
+    m.sp[leaf].page_flags |= PageFlag.UNSYNC
     load(m, t, a, b)
     guest_tables.note_root_of_sync(m, t, VM, 0x202, ALL | 1)
     assert cache(m, t)[:2] == [a, b]
     # in a fault that links pages they are synced for that
     load(m, t, table(m, 0x103, 4))
-    m.task[t, layout.TASK_STATE], m.task[t, layout.TASK_LINKED] = layout.STATE_FAULT, 1
+    m.task[t].fault_state, m.task[t].linked = FaultState.FAULT, 1
     guest_tables.note_root_of_sync(m, t, VM, 0x202, ALL | 1)
     assert cache(m, t)[1] == a
 
@@ -101,8 +102,8 @@ def test_of_two_pages_that_print_alike_that_of_the_root_is_synced(m: state.Mmu, 
     old, new = table(m, 0x100, 4), table(m, 0x100, 4, variant=1)
     leaves = [branch(m, old, 5, 0x200), branch(m, new, 5, 0x200, variant=1)]
     for leaf in leaves:
-        m.sp32[leaf, layout.SP32_FLAGS] |= layout.FLAG_UNSYNC
+        m.sp[leaf].page_flags |= PageFlag.UNSYNC
     load(m, t, new)
     apply.set_unsync(m, t, VM, 0x202, ALL | 1, False)
-    unsync = [int(m.sp32[leaf, layout.SP32_FLAGS] & layout.FLAG_UNSYNC) for leaf in leaves]
-    assert unsync == [layout.FLAG_UNSYNC, 0]
+    unsync = [int(m.sp[leaf].page_flags & PageFlag.UNSYNC) for leaf in leaves]
+    assert unsync == [PageFlag.UNSYNC, 0]

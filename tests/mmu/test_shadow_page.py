@@ -6,9 +6,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from replay.mmu import apply, layout, rmap, shadow_page, spte, state
+from replay.mmu import apply, records, rmap, shadow_page, spte, state
+from replay.mmu.records import PageFlag
 from replay.mmu.rmap import ORDER_APPEND
-from replay.mmu.role import ACC_ALL, ACC_EXEC, ACCESS_SHIFT, DIRECT, make_key
+from replay.mmu.role import ACC_ALL, ACC_EXEC, ACCESS_SHIFT, make_key
+from replay.schema import Role
 from tests.mmu.conftest import make_mmu
 from tests.mmu.test_rmap import entries
 
@@ -16,7 +18,7 @@ QUICK = settings(max_examples=30, deadline=None, suppress_health_check=list(Heal
 GFN = 0x40000
 HUGE = -(1 << 63) | 0x140000EE7
 ALL = ACC_ALL << ACCESS_SHIFT
-ROLES = [DIRECT | ALL | level for level in (1, 2)] + [ALL | 1]
+ROLES = [Role.DIRECT | ALL | level for level in (1, 2)] + [ALL | 1]
 
 
 @QUICK
@@ -61,7 +63,7 @@ def test_hash_and_page_frames(operations: list[tuple[str, int, int]]) -> None:
 
 def table(m: state.Mmu, gfn: int = GFN, access: int = ACC_ALL) -> int:
     """A direct 4K table."""
-    key = make_key(DIRECT | access << ACCESS_SHIFT | 1, 0, 0)
+    key = make_key(Role.DIRECT | access << ACCESS_SHIFT | 1, 0, 0)
     return int(shadow_page.alloc_shadow_page(m, gfn, key, 0))
 
 
@@ -87,7 +89,7 @@ def test_compact_table_equals_a_spelled_out_one(changes: list[tuple[str, int]]) 
     sp = table(compact)
     assert table(spelled) == sp
     assert shadow_page.fill_uniform(compact, sp, HUGE)
-    assert compact.ctl[layout.CTL_SPT_TOP] == compact.ctl[layout.CTL_BLOCK_TOP] == 0
+    assert compact.ctl.spt_top == compact.ctl.block_top == 0
     spell_out(spelled, sp)
     assert seen(compact, sp) == seen(spelled, sp)
     for what, index in changes:
@@ -117,7 +119,7 @@ def test_write_protection_of_a_compact_table_keeps_it_compact(m: state.Mmu) -> N
     shadow_page.fill_uniform(m, sp, HUGE)
     region = state.find_region(m, 0, GFN, False)
     apply.protect_region(m, region, spte.WRITE_PROTECTED, spte.LEGACY)
-    assert m.sp32[sp, layout.SP32_SPT] == layout.UNIFORM
+    assert m.sp[sp].spt == records.UNIFORM
     assert all(not shadow_page.get_spte(m, sp, index) & spte.PT_WRITABLE_MASK for index in range(512))
 
 
@@ -131,13 +133,13 @@ def test_uniform_filling_is_refused_where_it_would_lie(m: state.Mmu) -> None:
     filled = table(m, GFN + 1024)
     shadow_page.set_spte(m, filled, 0, 0x1000E67)
     assert not shadow_page.fill_uniform(m, filled, HUGE)
-    upper = shadow_page.alloc_shadow_page(m, 1 << 18, make_key(DIRECT | ALL | 2, 0, 0), 0)
+    upper = shadow_page.alloc_shadow_page(m, 1 << 18, make_key(Role.DIRECT | ALL | 2, 0, 0), 0)
     assert not shadow_page.fill_uniform(m, upper, HUGE)
 
 
 def test_link_drops_the_huge_spte_and_knows_its_parents(m: state.Mmu) -> None:
     parents = [
-        shadow_page.alloc_shadow_page(m, 1 << 18, make_key(DIRECT | ALL | 2, variant, 0), 0)
+        shadow_page.alloc_shadow_page(m, 1 << 18, make_key(Role.DIRECT | ALL | 2, variant, 0), 0)
         for variant in (0, 1)
     ]
     child = table(m, 1 << 18)
@@ -147,10 +149,10 @@ def test_link_drops_the_huge_spte_and_knows_its_parents(m: state.Mmu) -> None:
         shadow_page.link_shadow_page(m, parent, 0, child, ORDER_APPEND)
         shadow_page.link_shadow_page(m, parent, 0, child, ORDER_APPEND)
     assert rmap.rmap_head(m, 0, 1 << 18, 2) == 0
-    assert entries(m, m.sp[child, layout.SP_PARENTS]) == [parent * 512 for parent in parents]
+    assert entries(m, m.sp[child].parent_ptes) == [parent * 512 for parent in parents]
     shadow_page.unlink_parents(m, child, ORDER_APPEND)
     assert [shadow_page.get_spte(m, parent, 0) for parent in parents] == [0, 0]
-    assert m.sp[child, layout.SP_PARENTS] == 0
+    assert m.sp[child].parent_ptes == 0
 
 
 def test_translation_of_an_indirect_page(m: state.Mmu) -> None:
@@ -167,13 +169,13 @@ def test_translation_of_an_indirect_page(m: state.Mmu) -> None:
 def test_freed_rows_are_used_again(m: state.Mmu) -> None:
     sp = table(m)
     shadow_page.set_spte(m, sp, 0, 0x1000E67)
-    t = m.sp32[sp, layout.SP32_SPT]
+    t = m.sp[sp].spt
     shadow_page.free_shadow_page(m, sp)
     again = table(m, GFN + 512)
     assert again == sp
     assert shadow_page.get_spte(m, again, 0) == 0
     shadow_page.set_spte(m, again, 1, 0x2000E67)
-    assert m.sp32[again, layout.SP32_SPT] == t
+    assert m.sp[again].spt == t
     assert shadow_page.get_spte(m, again, 0) == 0
 
 
@@ -183,14 +185,14 @@ def test_account_shadowed_counts_guest_tables(m: state.Mmu, vm: int) -> None:
     shadow_page.account_shadowed(m, vm, GFN + 6, 1)
     shadow_page.account_shadowed(m, vm, GFN + 5, -1)
     r, g = state.find_region(m, vm, GFN, False), state.find_gib(m, vm, GFN, False)
-    assert (m.region[r, layout.REGION_TABLES], m.gib[g, layout.GIB_TABLES]) == (1, 1)
+    assert (m.region[r].tables, m.gib[g].tables) == (1, 1)
     assert state.find_gib(m, 1 - vm, GFN, False) == -1
 
 
 def test_zapped_root_is_not_found(m: state.Mmu) -> None:
     sp = table(m)
-    key = m.sp[sp, layout.SP_KEY]
-    m.sp32[sp, layout.SP32_FLAGS] = layout.FLAG_INVALID
+    key = m.sp[sp].key
+    m.sp[sp].page_flags = PageFlag.INVALID
     assert shadow_page.find_shadow_page(m, GFN, key) == -1
     again = table(m)
     assert shadow_page.find_shadow_page(m, GFN, key) == again != sp
@@ -200,17 +202,17 @@ def test_new_page_in_a_freed_row_has_nothing_of_the_old(m: state.Mmu) -> None:
     old = table(m)
     shadow_page.fill_uniform(m, old, HUGE)
     shadow_page.bind_page(m, old, 0x900)
-    m.sp[old, layout.SP_PARENTS] = 7
-    m.sp32[old, layout.SP32_FLAGS] |= layout.ALL_CLEARED
-    birth = m.sp32[old, layout.SP32_BIRTH]
+    m.sp[old].parent_ptes = 7
+    m.sp[old].page_flags |= PageFlag.ALL_CLEARED
+    birth = m.sp[old].birth
     shadow_page.free_shadow_page(m, old)
-    assert m.sp32[old, layout.SP32_FLAGS] == 0
-    new = shadow_page.alloc_shadow_page(m, GFN + 512, make_key(ALL | 1, 0, 0), layout.FLAG_ADOPTED)
+    assert m.sp[old].page_flags == 0
+    new = shadow_page.alloc_shadow_page(m, GFN + 512, make_key(ALL | 1, 0, 0), PageFlag.ADOPTED)
     assert new == old
-    columns = [layout.SP_GFN, layout.SP_KEY, layout.SP_BASE, layout.SP_PARENTS, layout.SP_PAGE]
-    assert m.sp[new, columns].tolist() == [GFN + 512, make_key(ALL | 1, 0, 0), 0, 0, 0]
-    assert m.sp32[new, layout.SP32_FLAGS] == layout.FLAG_LIVE | layout.FLAG_ADOPTED
-    assert m.sp32[new, layout.SP32_BIRTH] == birth + 1
+    columns = ["gfn", "key", "first_spte", "parent_ptes", "frame"]
+    assert [m.sp[new][name] for name in columns] == [GFN + 512, make_key(ALL | 1, 0, 0), 0, 0, 0]
+    assert m.sp[new].page_flags == PageFlag.LIVE | PageFlag.ADOPTED
+    assert m.sp[new].birth == birth + 1
     assert shadow_page.find_bound(m, 0x900) == -1
 
 
@@ -219,19 +221,19 @@ def test_page_made_last_is_first_in_its_chain(m: state.Mmu) -> None:
     i, chain = m.hash[state.page_bucket(GFN, make_key(ALL | 1, 0, 0), m.hash.shape[0])], []
     while i:
         chain.append(int(i))
-        i = m.sp32[i, layout.SP32_NEXT]
+        i = m.sp[i].next
     assert chain == pages[::-1]
 
 
 def test_freed_page_gives_back_both_tables(m: state.Mmu) -> None:
     sp = shadow_page.alloc_shadow_page(m, 0x201, make_key(ALL | 1, 0, 0), 0)
     shadow_page.install_leaf(m, sp, 3, GFN, 0x140000E67, 5, ORDER_APPEND)
-    rows = [int(m.sp32[sp, column]) for column in (layout.SP32_SPT, layout.SP32_TRANSLATION)]
-    top = m.ctl[layout.CTL_SPT_TOP]
+    rows = [int(m.sp[sp][column]) for column in ("spt", "shadowed_translation")]
+    top = m.ctl.spt_top
     shadow_page.free_shadow_page(m, sp)
     assert sorted(int(state.alloc_table(m)) for _ in rows) == sorted(rows)
-    assert m.ctl[layout.CTL_SPT_TOP] == top
-    assert [m.sp32[sp, column] for column in (layout.SP32_SPT, layout.SP32_TRANSLATION)] == [-1, -1]
+    assert m.ctl.spt_top == top
+    assert [m.sp[sp][column] for column in ("spt", "shadowed_translation")] == [-1, -1]
 
 
 def test_freed_page_without_tables_gives_back_none(m: state.Mmu) -> None:
@@ -240,13 +242,13 @@ def test_freed_page_without_tables_gives_back_none(m: state.Mmu) -> None:
         shadow_page.free_shadow_page(m, sp)
     shadow_page.fill_uniform(m, table(m), HUGE)
     shadow_page.free_shadow_page(m, sp)
-    assert (m.ctl[layout.CTL_SPT_FREE], m.ctl[layout.CTL_SPT_TOP]) == (-1, 0)
+    assert (m.ctl.spt_free, m.ctl.spt_top) == (-1, 0)
 
 
 @pytest.mark.parametrize("gone", [0, 1, 2])
 def test_frames_that_share_a_bucket(m: state.Mmu, gone: int) -> None:
-    bucket = state.frame_bucket(1, m.pages.shape[0])
-    frames = [f for f in range(1, 200_000) if state.frame_bucket(f, m.pages.shape[0]) == bucket][:3]
+    bucket = state.frame_bucket(1, m.frames.shape[0])
+    frames = [f for f in range(1, 200_000) if state.frame_bucket(f, m.frames.shape[0]) == bucket][:3]
     pages = [table(m, GFN + 512 * number) for number in range(3)]
     for sp, frame in zip(pages, frames, strict=True):
         shadow_page.bind_page(m, sp, frame)
@@ -264,7 +266,7 @@ def test_page_moves_to_another_frame(m: state.Mmu) -> None:
     shadow_page.bind_page(m, one, 0x901)
     assert (shadow_page.find_bound(m, 0x900), shadow_page.find_bound(m, 0x901)) == (-1, one)
     shadow_page.bind_page(m, two, 0x901)
-    assert (shadow_page.find_bound(m, 0x901), m.sp[one, layout.SP_PAGE]) == (two, 0)
+    assert (shadow_page.find_bound(m, 0x901), m.sp[one].frame) == (two, 0)
 
 
 def test_no_page_is_in_frame_0(m: state.Mmu) -> None:
@@ -299,14 +301,14 @@ def test_page_that_is_filled_again_is_writable_again(m: state.Mmu) -> None:
     shadow_page.zap_children(m, sp, ORDER_APPEND)
     assert shadow_page.fill_uniform(m, sp, HUGE)
     assert all(shadow_page.get_spte(m, sp, index) & spte.PT_WRITABLE_MASK for index in range(512))
-    assert m.sp32[sp, layout.SP32_FLAGS] & layout.FLAG_LIVE
+    assert m.sp[sp].page_flags & PageFlag.LIVE
 
 
 @pytest.mark.parametrize("ept", [False, True])
 @pytest.mark.parametrize("access", [ACC_ALL, ACC_ALL & ~ACC_EXEC])
 def test_filled_table_is_executable_if_the_guest_may(m: state.Mmu, ept: bool, access: int) -> None:
     code = spte.EPT if ept else spte.LEGACY
-    m.vm[0, layout.VM_LAYOUT] = code
+    m.vm[0].layout = code
     sp = table(m, access=access)
     huge = 0x140000EF3 if ept else HUGE
     assert shadow_page.fill_uniform(m, sp, huge)
@@ -332,7 +334,8 @@ def test_access_is_the_entrys_own_where_it_was_told(m: state.Mmu) -> None:
 
 def test_gfn_of_an_entry_of_each_level(m: state.Mmu) -> None:
     pages = [
-        shadow_page.alloc_shadow_page(m, 0, make_key(DIRECT | ALL | level, 0, 0), 0) for level in (1, 2, 3)
+        shadow_page.alloc_shadow_page(m, 0, make_key(Role.DIRECT | ALL | level, 0, 0), 0)
+        for level in (1, 2, 3)
     ]
     assert [shadow_page.sptep_gfn(m, sp, 5) for sp in pages] == [5, 5 << 9, 5 << 18]
 
@@ -354,14 +357,14 @@ def test_dropped_leaf_whose_gfn_was_never_told_is_in_no_rmap(m: state.Mmu) -> No
 
 
 def upper_table(m: state.Mmu, variant: int = 0) -> int:
-    return int(shadow_page.alloc_shadow_page(m, 1 << 18, make_key(DIRECT | ALL | 2, variant, 0), 0))
+    return int(shadow_page.alloc_shadow_page(m, 1 << 18, make_key(Role.DIRECT | ALL | 2, variant, 0), 0))
 
 
 def test_link_to_another_page_takes_the_first_ones_parent(m: state.Mmu) -> None:
     parent, one, two = upper_table(m), table(m, 1 << 18), table(m, 1 << 18, access=1)
     for child in (one, two):
         shadow_page.link_shadow_page(m, parent, 0, child, ORDER_APPEND)
-    assert (m.sp[one, layout.SP_PARENTS], entries(m, m.sp[two, layout.SP_PARENTS])) == (0, [parent * 512])
+    assert (m.sp[one].parent_ptes, entries(m, m.sp[two].parent_ptes)) == (0, [parent * 512])
     assert spte.spte_child(shadow_page.get_spte(m, parent, 0)) == two
 
 
@@ -370,7 +373,7 @@ def test_link_over_a_huge_page_whose_frame_has_the_childs_number(m: state.Mmu) -
     shadow_page.install_leaf(m, parent, 0, 1 << 18, child << 12 | 0xEE7, ACC_ALL, ORDER_APPEND)
     shadow_page.link_shadow_page(m, parent, 0, child, ORDER_APPEND)
     assert rmap.rmap_head(m, 0, 1 << 18, 2) == 0
-    assert entries(m, m.sp[child, layout.SP_PARENTS]) == [parent * 512]
+    assert entries(m, m.sp[child].parent_ptes) == [parent * 512]
 
 
 def test_parents_that_point_elsewhere_keep_what_they_point_to(m: state.Mmu) -> None:
@@ -390,7 +393,7 @@ def test_zapped_page_is_emptied_and_out_of_the_tree(m: state.Mmu) -> None:
     shadow_page.unlink_shadow_page(m, sp, ORDER_APPEND)
     assert [shadow_page.get_spte(m, *at) for at in ((parent, 0), (sp, 0), (sp, 511))] == [0, 0, 0]
     assert [rmap.rmap_head(m, 0, (1 << 18) + index, 1) for index in (0, 511)] == [0, 0]
-    assert m.sp[sp, layout.SP_PARENTS] == 0
+    assert m.sp[sp].parent_ptes == 0
 
 
 @pytest.mark.parametrize("order", [ORDER_APPEND, rmap.ORDER_HEAD])
@@ -408,7 +411,7 @@ def test_children_are_zapped_in_the_order_of_their_entries(m: state.Mmu, order: 
 
 def test_zapping_an_empty_page_takes_no_table(m: state.Mmu) -> None:
     shadow_page.zap_children(m, table(m), ORDER_APPEND)
-    assert m.ctl[layout.CTL_SPT_TOP] == 0
+    assert m.ctl.spt_top == 0
 
 
 def test_zapping_a_filled_page_is_as_compact(m: state.Mmu) -> None:
@@ -416,7 +419,7 @@ def test_zapping_a_filled_page_is_as_compact(m: state.Mmu) -> None:
     shadow_page.fill_uniform(m, sp, HUGE)
     shadow_page.zap_children(m, sp, ORDER_APPEND)
     assert seen(m, sp) == ([0] * 512, [[]] * 512)
-    assert m.ctl[layout.CTL_SPT_TOP] == m.ctl[layout.CTL_BLOCK_TOP] == 0
+    assert m.ctl.spt_top == m.ctl.block_top == 0
 
 
 def test_page_prints_like_another_of_other_unprinted_bits_only(m: state.Mmu) -> None:
@@ -424,12 +427,12 @@ def test_page_prints_like_another_of_other_unprinted_bits_only(m: state.Mmu) -> 
     sp = shadow_page.alloc_shadow_page(m, GFN, make_key(role, 3, 1), 0)
     assert shadow_page.same_print(m, sp, GFN, role, 1)
     assert not shadow_page.same_print(m, sp, GFN + 1, role, 1)
-    assert not shadow_page.same_print(m, sp, GFN, role | DIRECT, 1)
+    assert not shadow_page.same_print(m, sp, GFN, role | Role.DIRECT, 1)
     assert not shadow_page.same_print(m, sp, GFN, role, 0)
 
 
 def test_pages_of_two_gfns_that_share_a_bucket(m: state.Mmu) -> None:
-    key, size = make_key(DIRECT | ALL | 1, 0, 0), m.hash.shape[0]
+    key, size = make_key(Role.DIRECT | ALL | 1, 0, 0), m.hash.shape[0]
     bucket = state.page_bucket(GFN, key, size)
     other = next(n << 18 for n in range(2, 1 << 20) if state.page_bucket(n << 18, key, size) == bucket)
     pages = [table(m, gfn) for gfn in (GFN, other)]

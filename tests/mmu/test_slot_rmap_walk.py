@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from replay.mmu import layout, rmap, split, state, window
+from replay.mmu import rmap, split, state, window
+from replay.mmu.counters import Counter
 from replay.mmu.slot_rmap_walk import next_head
 from replay.mmu.window import place
 from replay.schema import Outcome
@@ -58,9 +59,9 @@ def test_next_head_of_1g(m: state.Mmu) -> None:
 
 def test_nothing_is_looked_for_after_the_memory_that_was_mapped(m: state.Mmu) -> None:
     huge_page(m, 1, GFN + 512)
-    m.vm[0, layout.VM_END] = GFN + 512
+    m.vm[0].end = GFN + 512
     assert next_head(m, 0, 2, GFN, LAST) == -1
-    m.vm[0, layout.VM_END] = GFN + 513
+    m.vm[0].end = GFN + 513
     assert next_head(m, 0, 2, GFN, LAST) == GFN + 512
 
 
@@ -74,12 +75,9 @@ def test_levels_above_the_target_are_walked(
     huge_page(m, 1, level=3)
     huge_page(m, 2, GFN + 512)
     w = opened(m)
-    m.window[w, window.WIN_TARGET] = target
+    m.window[w].target = target
     run(m, w)
-    found = [
-        (int(m.out[o, window.OUT_GFN]), int(m.out16[o, window.OUT16_LEVEL]))
-        for o in range(m.ctl[layout.CTL_OUT_TOP])
-    ]
+    found = [(int(m.attempt[o].gfn), int(m.attempt[o].level)) for o in range(m.ctl.attempt_top)]
     # the 1G page becomes 512 pages of 2M, of which the range holds two
     assert [head for head in found if head[1] == 3 or head[0] <= GFN + 512] == expected
 
@@ -94,7 +92,7 @@ def partial(m: state.Mmu, *gfns: int) -> int:
 
 def to_yield(m: state.Mmu, w: int, gfn: int, level: int = 2) -> list[int]:
     """What stops the walk until it ends, where it yields after the head of ``gfn``."""
-    m.window[w, window.WIN_ENV_YIELD] = place(gfn, level) + 1
+    m.window[w].env_yield = place(gfn, level) + 1
     stops: list[int] = []
     while not stops or stops[-1] != split.STOP_DONE:
         stops.append(int(split.advance(m, w, V2, NEVER, False)))
@@ -108,17 +106,17 @@ def test_yield_flushes_up_to_the_first_gfn_of_the_head(m: state.Mmu) -> None:
     w = partial(m, GFN, GFN + 512, GFN + 1024)
     assert to_yield(m, w, GFN + 512) == [ATTEMPT, ATTEMPT, YIELDED, ATTEMPT, DONE]
     assert flushes(m, w) == {"YIELD": 1, "WINDOW_END": 1}
-    ranges = m.flush[:2, window.FLUSH_START : window.FLUSH_END + 1].tolist()
+    ranges = [[m.flush[f].start, m.flush[f].end] for f in (0, 1)]
     assert ranges == [[GFN, GFN + 513], [GFN, GFN + 2048]]
-    assert m.ctl[layout.CTL_COUNTERS + window.C_ENV_YIELDS] == 1
-    assert m.window[w, window.WIN_ENV_YIELD] == 0
+    assert m.counter[Counter.ENV_YIELDS] == 1
+    assert m.window[w].env_yield == 0
 
 
 def test_yield_pays_what_is_owed(m: state.Mmu) -> None:
     w = partial(m, GFN)
     assert to_yield(m, w, GFN) == [ATTEMPT, YIELDED, DONE]
     assert flushes(m, w) == {"YIELD": 1}
-    assert [m.window[w, column] for column in (window.WIN_FLUSH, window.WIN_OWED)] == [0, 0]
+    assert [m.window[w][column] for column in ("flush", "owed")] == [0, 0]
 
 
 def test_yield_without_a_debt_flushes_nothing(m: state.Mmu) -> None:
@@ -131,7 +129,7 @@ def test_yield_without_a_debt_flushes_nothing(m: state.Mmu) -> None:
 def test_yield_at_another_head_is_for_later(m: state.Mmu) -> None:
     w = partial(m, GFN)
     assert to_yield(m, w, GFN + 512) == [ATTEMPT, DONE]
-    assert m.window[w, window.WIN_ENV_YIELD] == place(GFN + 512, 2) + 1
+    assert m.window[w].env_yield == place(GFN + 512, 2) + 1
 
 
 def test_walk_that_is_over_stays_over(m: state.Mmu) -> None:
@@ -139,8 +137,8 @@ def test_walk_that_is_over_stays_over(m: state.Mmu) -> None:
     run(m, w)
     assert split.advance(m, w, V2, NEVER, False) == DONE
     assert flushes(m, w) == {"WINDOW_END": 1}
-    assert m.flush[0, window.FLUSH_START : window.FLUSH_END + 1].tolist() == [GFN, GFN + 2048]
-    assert [m.window[w, column] for column in (window.WIN_FLUSH, window.WIN_OWED)] == [0, 0]
+    assert (m.flush[0].start, m.flush[0].end) == (GFN, GFN + 2048)
+    assert [m.window[w][column] for column in ("flush", "owed")] == [0, 0]
 
 
 @pytest.mark.parametrize("aliases", [1, 2, 3])
@@ -152,13 +150,13 @@ def test_spare_page_that_is_left_at_the_end_of_its_head_is_not_lost(m: state.Mmu
     run(m, w)
     # the first is split, each other refused: its page is lost at the next attempt, the last one is freed
     leaked = max(aliases - 2, 0)
-    assert (m.window[w, window.WIN_LEAKED], m.window[w, window.WIN_SPARE]) == (leaked, 0)
-    assert m.ctl[layout.CTL_COUNTERS + window.C_PAGES_LEAKED] == leaked
+    assert (m.window[w].leaked, m.window[w].spare) == (leaked, 0)
+    assert m.counter[Counter.SHADOW_PAGES_LEAKED] == leaked
 
 
 def test_head_of_gfn_0_is_walked(m: state.Mmu) -> None:
     huge_page(m, 1, 0)
-    m.vm[0, layout.VM_MAX] = 1 << 20
+    m.vm[0].n_max_mmu_pages = 1 << 20
     w = int(window.open_window(m, 0, 1, 0, -1, 0, 512, 1))
     assert run(m, w) == [(0, Outcome.SPLIT, 0)]
 

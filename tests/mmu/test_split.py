@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from replay.mmu import layout, rmap, room, split, state, window
-from replay.mmu.role import GUEST_MODE
-from replay.schema import EAGAIN, ENOMEM, ENOSPC, EOPNOTSUPP, Outcome
+from replay.mmu import rmap, room, split, state
+from replay.mmu.counters import Counter
+from replay.mmu.records import PageFlag
+from replay.schema import EAGAIN, ENOMEM, ENOSPC, EOPNOTSUPP, Outcome, Role
 from tests.mmu.splits import GFN, HUGE, NEVER, V2, huge_page, knobs, opened, run
 from tests.mmu.test_rmap import entries
 
 
 def counted(m: state.Mmu, counter: int) -> int:
-    return int(m.ctl[layout.CTL_COUNTERS + counter])
+    return int(m.counter[counter])
 
 
 def errnos(m: state.Mmu) -> list[int]:
-    return [int(errno) for errno in m.out16[: m.ctl[layout.CTL_OUT_TOP], window.OUT16_ERRNO]]
+    return [int(errno) for errno in m.attempt[: m.ctl.attempt_top].errno]
 
 
 @pytest.mark.parametrize(("free", "split_pages"), [(5, 0), (6, 1), (7, 2), (8, 2)])
@@ -34,7 +35,7 @@ def test_attempt_that_fails_ends_its_head_only(m: state.Mmu) -> None:
         huge_page(m, number, gfn)
     w = opened(m, free=5)
     assert run(m, w) == [(GFN, Outcome.NO_FREE_PAGES, 0), (GFN + 512, Outcome.NO_FREE_PAGES, 0)]
-    assert m.out[:2, window.OUT_SPTE].tolist() == [HUGE | GFN << 12, HUGE | (GFN + 512) << 12]
+    assert m.attempt[:2].spte.tolist() == [HUGE | GFN << 12, HUGE | (GFN + 512) << 12]
 
 
 def test_refused_alias_goes_on_with_the_next(m: state.Mmu) -> None:
@@ -88,7 +89,7 @@ def test_1g_page_is_split_down_to_4k(m: state.Mmu) -> None:
     ("policy", "raw", "guest_mode", "is_split"),
     [
         ("linux-6.0", 1, 0, False),
-        ("linux-6.0", 1, GUEST_MODE, True),
+        ("linux-6.0", 1, Role.GUEST_MODE, True),
         ("linux-6.0", 0, 0, True),  # the printed role does not say
         ("v2", 1, 0, True),
     ],
@@ -96,24 +97,24 @@ def test_1g_page_is_split_down_to_4k(m: state.Mmu) -> None:
 def test_merged_code_leaves_what_is_not_nested(
     m: state.Mmu, policy: str, raw: int, guest_mode: int, is_split: bool
 ) -> None:
-    m.vm[0, layout.VM_RAW_ROLES] = raw
-    m.sp[huge_page(m, 1) // 512, layout.SP_KEY] |= guest_mode
+    m.vm[0].raw_roles = raw
+    m.sp[huge_page(m, 1) // 512].key |= guest_mode
     w = opened(m)
     outcomes = [outcome for _, outcome, _ in run(m, w, knobs(policy)) if outcome != Outcome.RETRY]
     assert outcomes == [Outcome.SPLIT] * is_split
-    assert m.window[w, window.WIN_SKIPPED + Outcome.NOT_NESTED - 1] == (not is_split)
+    assert m.window[w].skipped[Outcome.NOT_NESTED - 1] == (not is_split)
 
 
-FLAGS = {layout.FLAG_INVALID: Outcome.INVALID, layout.FLAG_UNSYNC: Outcome.UNSYNC}
+FLAGS = {PageFlag.INVALID: Outcome.INVALID, PageFlag.UNSYNC: Outcome.UNSYNC}
 
 
 @pytest.mark.parametrize("flag", FLAGS)
 def test_silent_skips(m: state.Mmu, flag: int) -> None:
     sptep = huge_page(m, 1)
-    m.sp32[sptep // 512, layout.SP32_FLAGS] |= flag
+    m.sp[sptep // 512].page_flags |= flag
     w = opened(m)
     assert run(m, w) == []
-    assert m.window[w, window.WIN_SKIPPED + FLAGS[flag] - 1] == 1
+    assert m.window[w].skipped[FLAGS[flag] - 1] == 1
 
 
 @pytest.mark.parametrize("flag", FLAGS)
@@ -121,9 +122,9 @@ def test_silent_skips(m: state.Mmu, flag: int) -> None:
 def test_silent_skip_counts_once_however_often_its_head_begins_anew(
     m: state.Mmu, flag: int, policy: str
 ) -> None:
-    m.vm[0, layout.VM_HAS_TDP] = 1
+    m.vm[0].has_tdp = 1
     spteps = [huge_page(m, number, variant=number) for number in range(3)]
-    m.sp32[spteps[0] // 512, layout.SP32_FLAGS] |= flag
+    m.sp[spteps[0] // 512].page_flags |= flag
     huge_page(m, 9, GFN + 512)
     w = opened(m)
     assert [gfn for gfn, outcome, _ in run(m, w, knobs(policy)) if outcome == Outcome.SPLIT] == [
@@ -131,20 +132,20 @@ def test_silent_skip_counts_once_however_often_its_head_begins_anew(
         GFN,
         GFN + 512,
     ]
-    skipped = m.window[w, window.WIN_SKIPPED : window.WIN_SKIPPED + 7].tolist()
+    skipped = m.window[w].skipped.tolist()
     assert skipped == [int(place == FLAGS[flag] - 1) for place in range(7)]
 
 
 def test_unsync_page_is_split_where_the_policy_says_so(m: state.Mmu) -> None:
     sptep = huge_page(m, 1)
-    m.sp32[sptep // 512, layout.SP32_FLAGS] |= layout.FLAG_UNSYNC
+    m.sp[sptep // 512].page_flags |= PageFlag.UNSYNC
     assert run(m, opened(m), knobs("v2:unsync=split")) == [(GFN, Outcome.SPLIT, 0)]
 
 
 def test_what_is_not_huge_is_passed(m: state.Mmu) -> None:
     other = huge_page(m, 2)
     sptep = huge_page(m, 1)
-    m.spt[m.sp32[other // 512, layout.SP32_SPT], 0] = 0x140000E67
+    m.spt[m.sp[other // 512].spt, 0] = 0x140000E67
     w = opened(m)
     assert run(m, w) == [(GFN, Outcome.SPLIT, 0)]
     assert entries(m, rmap.rmap_head(m, 0, GFN, 2)) == [other]
@@ -155,7 +156,7 @@ def test_peek_stops_before_the_attempt(m: state.Mmu) -> None:
     huge_page(m, 1)
     w = opened(m)
     assert [split.advance(m, w, V2, NEVER, True) for _ in range(2)] == [split.STOP_PEEKED] * 2
-    assert m.ctl[layout.CTL_OUT_TOP] == 0
+    assert m.ctl.attempt_top == 0
     assert split.advance(m, w, V2, NEVER, False) == split.STOP_ATTEMPT
     assert split.advance(m, w, V2, NEVER, True) == split.STOP_DONE
 
@@ -165,11 +166,11 @@ def test_walk_resumes_where_rows_ran_out(m: state.Mmu) -> None:
         huge_page(m, number, GFN + 512 * number)
     w = opened(m, 2048)
     split.advance(m, w, V2, NEVER, False)
-    top = m.ctl[layout.CTL_DESC_TOP]
-    m.ctl[layout.CTL_DESC_TOP] = m.desc.shape[0]
-    m.ctl[layout.CTL_ROOM] = 0
+    top = m.ctl.desc_top
+    m.ctl.desc_top = m.desc.shape[0]
+    m.ctl.room = 0
     assert split.advance(m, w, V2, NEVER, False) == split.STOP_NO_ROOM
-    m.ctl[layout.CTL_DESC_TOP] = top
+    m.ctl.desc_top = top
     assert [gfn for gfn, _, _ in run(room.grow(m), w)] == [GFN + 512, GFN + 1024]
 
 
@@ -182,23 +183,23 @@ def test_failed_allocation_of_v2_goes_unnoticed(m: state.Mmu) -> None:
         huge_page(m, number)
     w = opened(m)
     split.advance(m, w, V2, NEVER, False)
-    m.window[w, window.WIN_ENV_FAIL_NOWAIT] = 1
+    m.window[w].env_fail_nowait = 1
     assert split.advance(m, w, V2, NEVER, False) == split.STOP_ATTEMPT
-    assert m.window[w, window.WIN_SPARE] == 0
+    assert m.window[w].spare == 0
     run(m, w)
     assert errnos(m) == [0, -EOPNOTSUPP]
-    assert m.window[w, window.WIN_LEAKED] == 0
-    assert (m.window[w, window.WIN_ENV_FAIL_NOWAIT], counted(m, window.C_RETRIES)) == (0, 0)
+    assert m.window[w].leaked == 0
+    assert (m.window[w].env_fail_nowait, counted(m, Counter.RETRIES)) == (0, 0)
 
 
 def test_failed_allocation_that_is_noticed_drops_the_lock(m: state.Mmu) -> None:
     huge_page(m, 1)
     w = opened(m)
     k = knobs("v2:alloc_failure=drop_lock")
-    m.window[w, window.WIN_ENV_FAIL_NOWAIT] = 1
+    m.window[w].env_fail_nowait = 1
     assert split.advance(m, w, k, NEVER, False) == split.STOP_DROPPED
     assert run(m, w, k) == [(GFN, Outcome.SPLIT, 0)]
-    assert counted(m, window.C_RETRIES) == 1
+    assert counted(m, Counter.RETRIES) == 1
 
 
 @pytest.mark.parametrize("policy", ["v2", "v2:alloc_failure=drop_lock"])
@@ -211,26 +212,26 @@ def test_no_memory_even_with_the_lock_dropped(m: state.Mmu) -> None:
     for number, gfn in enumerate((GFN, GFN, GFN + 512)):
         huge_page(m, number + 1, gfn)
     w = opened(m)
-    m.vm[0, layout.VM_RESCHED] = m.window[w, window.WIN_ENV_FAIL_KERNEL] = 1
+    m.vm[0].resched = m.window[w].env_fail_kernel = 1
     assert split.advance(m, w, V2, NEVER, False) == split.STOP_DROPPED
     assert split.advance(m, w, V2, NEVER, False) == split.STOP_ATTEMPT
-    assert m.window[w, window.WIN_SPARE] == 0
+    assert m.window[w].spare == 0
     assert run(m, w) == [(GFN, Outcome.NO_MEMORY, 0), (GFN + 512, Outcome.SPLIT, 0)]
     assert errnos(m) == [-ENOMEM, 0]
-    assert m.out[0, window.OUT_SPTE] == HUGE | GFN << 12
-    assert m.window[w, window.WIN_ENV_FAIL_KERNEL] == 0
+    assert m.attempt[0].spte == HUGE | GFN << 12
+    assert m.window[w].env_fail_kernel == 0
 
 
 def test_refill_of_the_caches_finds_no_memory(m: state.Mmu) -> None:
-    m.vm[0, layout.VM_HAS_TDP] = 1
+    m.vm[0].has_tdp = 1
     for number, gfn in enumerate((GFN, GFN, GFN + 512)):
         huge_page(m, number + 1, gfn)
     w = opened(m)
-    m.window[w, window.WIN_ENV_FAIL_KERNEL] = 1
+    m.window[w].env_fail_kernel = 1
     found = run(m, w, knobs("linux-6.0"))
     assert found == [(GFN, Outcome.NO_MEMORY, 0), (GFN + 512, Outcome.SPLIT, 0)]
     assert errnos(m) == [-ENOMEM, 0]
-    assert m.window[w, window.WIN_ENV_FAIL_KERNEL] == 0
+    assert m.window[w].env_fail_kernel == 0
 
 
 # -- lock drops of the merged code -------------------------------------------------------------------
@@ -243,14 +244,14 @@ def test_refill_of_the_caches_finds_no_memory(m: state.Mmu) -> None:
 def test_retry_of_the_merged_code_has_one_reason(
     m: state.Mmu, short: bool, resched: bool, cache: int, drops: int
 ) -> None:
-    m.vm[0, [layout.VM_HAS_TDP, layout.VM_HEADERS, layout.VM_PAGES]] = 1
-    m.vm[0, layout.VM_DESC] = 512 if short else 513
-    m.vm[0, layout.VM_RESCHED] = resched
+    m.vm[0].has_tdp = m.vm[0].header_cache = m.vm[0].page_cache = 1
+    m.vm[0].desc_cache = 512 if short else 513
+    m.vm[0].resched = resched
     huge_page(m, 1)
     w = opened(m)
     run(m, w, knobs("linux-6.0"))
     assert errnos(m) == [-EAGAIN] * (cache + drops) + [0]
-    names = (window.C_RETRIES_CACHE, window.C_RETRIES_RESCHED, window.C_ENV_DROPS)
+    names = (Counter.RETRIES_CACHE, Counter.RETRIES_RESCHED, Counter.ENV_LOCK_DROPS)
     assert [counted(m, name) for name in names] == [cache, drops, drops]
 
 
@@ -258,4 +259,4 @@ def test_v2_has_no_caches_to_refill(m: state.Mmu) -> None:
     huge_page(m, 1)
     run(m, opened(m))
     assert errnos(m) == [0]
-    assert not m.vm[0, [layout.VM_DESC, layout.VM_HEADERS, layout.VM_PAGES]].any()
+    assert (m.vm[0].desc_cache, m.vm[0].header_cache, m.vm[0].page_cache) == (0, 0, 0)

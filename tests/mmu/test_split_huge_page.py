@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import pytest
 
-from replay.mmu import layout, rmap, shadow_page, split, state, window
-from replay.mmu.role import ACC_ALL, ACC_EXEC, DIRECT, GEN, child_key, make_key
+from replay.mmu import rmap, shadow_page, split, state
+from replay.mmu.counters import Counter
+from replay.mmu.records import AttemptFlag, PageFlag
+from replay.mmu.role import ACC_ALL, ACC_EXEC, child_key, make_key
 from replay.mmu.spte import LEFT_NONPRESENT, is_shadow_present_pte
-from replay.schema import Outcome
+from replay.schema import Outcome, Role
 from tests.mmu.splits import ALL, GFN, HUGE, NEVER, V2, flushes, huge_page, knobs, opened, run
 from tests.mmu.test_rmap import entries
+
+
+def counts(m: state.Mmu, o: int) -> list[int]:
+    """SPTEs of the child that attempt ``o`` installed, left non-present, reused."""
+    return [int(m.attempt[o][name]) for name in ("installed", "nonpresent", "reused")]
 
 
 def test_full_split(m: state.Mmu) -> None:
     sptep = huge_page(m, 1)
     w = opened(m)
     assert run(m, w) == [(GFN, Outcome.SPLIT, 0)]
-    child = shadow_page.find_shadow_page(
-        m, GFN, child_key(m.sp[sptep // 512, layout.SP_KEY], 0, True, ACC_ALL)
-    )
+    child = shadow_page.find_shadow_page(m, GFN, child_key(m.sp[sptep // 512].key, 0, True, ACC_ALL))
     huge = HUGE | GFN << 12
     assert [shadow_page.get_spte(m, child, i) for i in range(512)] == [
         (huge & ~0x80) + (i << 12) for i in range(512)
     ]
     assert rmap.rmap_head(m, 0, GFN, 2) == 0
-    assert entries(m, m.sp[child, layout.SP_PARENTS]) == [sptep]
-    assert (m.vm[0, layout.VM_USED], flushes(m, w)) == (1, {})
+    assert entries(m, m.sp[child].parent_ptes) == [sptep]
+    assert (m.vm[0].n_used_mmu_pages, flushes(m, w)) == (1, {})
 
 
 def test_occupied_rmap_leaves_its_spte_nonpresent_and_owes_a_flush(m: state.Mmu) -> None:
@@ -34,7 +39,7 @@ def test_occupied_rmap_leaves_its_spte_nonpresent_and_owes_a_flush(m: state.Mmu)
         rmap.rmap_add(m, 0, GFN + index, 1, 90 * 512 + index, rmap.ORDER_APPEND)
     w = opened(m)
     assert run(m, w) == [(GFN, Outcome.SPLIT, 3)]
-    child = shadow_page.find_shadow_page(m, GFN, make_key(DIRECT | ALL | 1, 0, 0))
+    child = shadow_page.find_shadow_page(m, GFN, make_key(Role.DIRECT | ALL | 1, 0, 0))
     values = [shadow_page.get_spte(m, child, i) for i in range(512)]
     assert [i for i in range(512) if values[i] == LEFT_NONPRESENT] == [3, 4, 500]
     assert not is_shadow_present_pte(LEFT_NONPRESENT)
@@ -47,7 +52,7 @@ def test_rmaps_grow_with_patch_23(m: state.Mmu) -> None:
     rmap.rmap_add(m, 0, GFN + 3, 1, 90 * 512 + 3, rmap.ORDER_APPEND)
     w = opened(m)
     assert run(m, w, knobs("v2-desc")) == [(GFN, Outcome.SPLIT, 0)]
-    child = shadow_page.find_shadow_page(m, GFN, make_key(DIRECT | ALL | 1, 0, 0))
+    child = shadow_page.find_shadow_page(m, GFN, make_key(Role.DIRECT | ALL | 1, 0, 0))
     assert entries(m, rmap.rmap_head(m, 0, GFN + 3, 1)) == [90 * 512 + 3, child * 512 + 3]
     assert flushes(m, w) == {}
 
@@ -63,9 +68,9 @@ def test_alias_reuses_the_child_with_patch_24(m: state.Mmu) -> None:
     spteps = [huge_page(m, number) for number in (1, 2)]
     w = opened(m)
     assert run(m, w, knobs("v2-alias")) == [(GFN, Outcome.SPLIT, 0)] * 2
-    child = shadow_page.find_shadow_page(m, GFN, make_key(DIRECT | ALL | 1, 0, 0))
-    assert entries(m, m.sp[child, layout.SP_PARENTS]) == spteps
-    assert m.out16[1, window.OUT16_REUSED] == 512
+    child = shadow_page.find_shadow_page(m, GFN, make_key(Role.DIRECT | ALL | 1, 0, 0))
+    assert entries(m, m.sp[child].parent_ptes) == spteps
+    assert m.attempt[1].reused == 512
     assert flushes(m, w) == {}
 
 
@@ -75,11 +80,11 @@ def test_alias_of_another_role_gets_a_child_of_its_own(m: state.Mmu, access: int
     huge_page(m, 2, access=access, variant=variant)
     w = opened(m)
     assert run(m, w) == [(GFN, Outcome.SPLIT, 0), (GFN, Outcome.SPLIT, 512)]
-    assert m.ctl[layout.CTL_COUNTERS + window.C_PAGES_CREATED] == 2
+    assert m.counter[Counter.SHADOW_PAGES_CREATED] == 2
 
 
 def test_every_split_of_2026_flushes(m: state.Mmu) -> None:
-    m.vm[0, layout.VM_HAS_TDP] = 1
+    m.vm[0].has_tdp = 1
     for number in (1, 2):
         huge_page(m, number, GFN + 512 * (number - 1))
     w = opened(m)
@@ -90,25 +95,24 @@ def test_every_split_of_2026_flushes(m: state.Mmu) -> None:
 def test_look_up_of_a_2m_child_zaps_unsync_pages_of_its_gfn(m: state.Mmu) -> None:
     huge_page(m, 1, level=3)
     unsync = make_key(ALL | 1, 0, 0)
-    shadow_page.alloc_shadow_page(m, GFN, unsync, layout.FLAG_UNSYNC)
-    m.vm[0, layout.VM_USED] = 2
+    shadow_page.alloc_shadow_page(m, GFN, unsync, PageFlag.UNSYNC)
+    m.vm[0].n_used_mmu_pages = 2
     w = opened(m, 1 << 18)
     assert split.advance(m, w, V2, NEVER, False) == split.STOP_ATTEMPT
     assert shadow_page.find_shadow_page(m, GFN, unsync) == -1
-    assert (m.vm[0, layout.VM_USED], flushes(m, w)) == (2, {"ZAP": 1})
+    assert (m.vm[0].n_used_mmu_pages, flushes(m, w)) == (2, {"ZAP": 1})
 
 
 def test_a_split_page_takes_at_most_128_bytes(m: state.Mmu) -> None:
     """Its shadow page, two buckets of a large hash table, its attempt: no SPTEs, heads or descriptors."""
     for number in range(40):
         huge_page(m, number + 1, GFN + 512 * number)
-    tops = (layout.CTL_SPT_TOP, layout.CTL_BLOCK_TOP, layout.CTL_DESC_TOP)
-    before = m.ctl[list(tops)].tolist()
+    tops = ("spt_top", "block_top", "desc_top")
+    before = [m.ctl[name] for name in tops]
     assert len(run(m, opened(m, 512 * 40))) == 40
-    assert m.ctl[list(tops)].tolist() == before
-    assert m.ctl[layout.CTL_SOURCE_TOP] == 1
-    rows = (m.sp, m.sp32, m.out, m.out32, m.out16)
-    assert sum(table.shape[1] * table.itemsize for table in rows) + 2 * m.hash.itemsize <= 128
+    assert [m.ctl[name] for name in tops] == before
+    assert m.ctl.source_top == 1
+    assert m.sp.itemsize + m.attempt.itemsize + 2 * m.hash.itemsize <= 128
 
 
 # -- which unsync pages the look-up zaps -----------------------------------------------------------
@@ -118,15 +122,15 @@ def look_up(m: state.Mmu) -> tuple[int, dict[str, int]]:
     """Split the huge page of GFN: how many pages that zaps, and the flushes."""
     w = opened(m, 1 << 18)
     assert split.advance(m, w, V2, NEVER, False) == split.STOP_ATTEMPT
-    return int(m.window[w, window.WIN_ZAPPED]), flushes(m, w)
+    return int(m.window[w].zapped), flushes(m, w)
 
 
 @pytest.mark.parametrize(
     ("gfn", "role", "flags"),
     [
-        (GFN + 1, ALL | 1, layout.FLAG_UNSYNC),  # of another gfn
+        (GFN + 1, ALL | 1, PageFlag.UNSYNC),  # of another gfn
         (GFN, ALL | 1, 0),  # in sync
-        (GFN, ALL | 1 | GEN, layout.FLAG_UNSYNC),  # obsolete: of the generation before
+        (GFN, ALL | 1 | Role.GEN, PageFlag.UNSYNC),  # obsolete: of the generation before
     ],
 )
 def test_other_pages_stay(m: state.Mmu, gfn: int, role: int, flags: int) -> None:
@@ -140,9 +144,9 @@ def test_other_pages_stay(m: state.Mmu, gfn: int, role: int, flags: int) -> None
 def test_unsync_root_that_was_zapped_stays(m: state.Mmu) -> None:
     huge_page(m, 1, level=3)
     sp = shadow_page.alloc_shadow_page(m, GFN, make_key(ALL | 1, 0, 0), 0)
-    m.sp32[sp, layout.SP32_FLAGS] = layout.FLAG_INVALID | layout.FLAG_UNSYNC
+    m.sp[sp].page_flags = PageFlag.INVALID | PageFlag.UNSYNC
     assert look_up(m) == (0, {})
-    assert m.sp32[sp, layout.SP32_FLAGS] == layout.FLAG_INVALID | layout.FLAG_UNSYNC
+    assert m.sp[sp].page_flags == PageFlag.INVALID | PageFlag.UNSYNC
 
 
 def test_every_unsync_page_before_the_one_looked_for_goes(m: state.Mmu) -> None:
@@ -151,19 +155,19 @@ def test_every_unsync_page_before_the_one_looked_for_goes(m: state.Mmu) -> None:
     unsync = [make_key(ALL | 1, variant, 0) for variant in range(4)]
     for number, key in enumerate(unsync):
         if number == 1:
-            shadow_page.alloc_shadow_page(m, GFN, make_key(DIRECT | ALL | 2, 0, 0), 0)
-        shadow_page.alloc_shadow_page(m, GFN, key, layout.FLAG_UNSYNC)
-    m.vm[0, layout.VM_USED] = 9
+            shadow_page.alloc_shadow_page(m, GFN, make_key(Role.DIRECT | ALL | 2, 0, 0), 0)
+        shadow_page.alloc_shadow_page(m, GFN, key, PageFlag.UNSYNC)
+    m.vm[0].n_used_mmu_pages = 9
     assert look_up(m) == (3, {"ZAP": 1})
     left = [shadow_page.find_shadow_page(m, GFN, key) >= 0 for key in unsync]
     assert left == [True, False, False, False]
-    assert m.vm[0, layout.VM_USED] == 6
-    assert m.flush[0, window.FLUSH_START : window.FLUSH_END + 1].tolist() == [GFN, GFN + (1 << 18)]
+    assert m.vm[0].n_used_mmu_pages == 6
+    assert (m.flush[0].start, m.flush[0].end) == (GFN, GFN + (1 << 18))
 
 
 def test_unsync_page_loses_its_sptes_and_its_parents(m: state.Mmu) -> None:
     huge_page(m, 1, level=3)
-    sp = shadow_page.alloc_shadow_page(m, GFN, make_key(ALL | 1, 0, 0), layout.FLAG_UNSYNC)
+    sp = shadow_page.alloc_shadow_page(m, GFN, make_key(ALL | 1, 0, 0), PageFlag.UNSYNC)
     shadow_page.install_leaf(m, sp, 0, GFN + 9, 0x140000E67, ACC_ALL, rmap.ORDER_APPEND)
     parent = shadow_page.alloc_shadow_page(m, 0x201, make_key(ALL | 2, 0, 0), 0)
     shadow_page.link_shadow_page(m, parent, 7, sp, rmap.ORDER_APPEND)
@@ -175,7 +179,7 @@ def test_unsync_page_loses_its_sptes_and_its_parents(m: state.Mmu) -> None:
 def test_look_up_of_a_4k_child_zaps_nothing(m: state.Mmu) -> None:
     huge_page(m, 1)
     unsync = make_key(ALL | 1, 0, 0)
-    shadow_page.alloc_shadow_page(m, GFN, unsync, layout.FLAG_UNSYNC)
+    shadow_page.alloc_shadow_page(m, GFN, unsync, PageFlag.UNSYNC)
     assert look_up(m) == (0, {})
     assert shadow_page.find_shadow_page(m, GFN, unsync) >= 0
 
@@ -208,20 +212,20 @@ def test_partial_split_flushes_under_every_policy(
     word = "leave_nonpresent" if leave else "grow"
     run(m, w, knobs(f"v2:flush={flush},occupied_rmap={word}"))
     assert flushes(m, w) == expected
-    flushed = m.out16[0, window.OUT16_FLAGS] & window.ATTEMPT_FLUSHED != 0
+    flushed = m.attempt[0].attempt_flags & AttemptFlag.FLUSHED != 0
     assert flushed == bool(expected)
 
 
 def test_flush_of_a_split_is_of_its_huge_page(m: state.Mmu) -> None:
     huge_page(m, 1, GFN + 512)
     run(m, opened(m), knobs("v2:flush=on_link_always"))
-    assert m.flush[0, window.FLUSH_START : window.FLUSH_END + 1].tolist() == [GFN + 512, GFN + 1024]
+    assert (m.flush[0].start, m.flush[0].end) == (GFN + 512, GFN + 1024)
 
 
 def child_with_table(m: state.Mmu) -> tuple[int, int]:
     """The 2M child that a split of the 1G page of GFN meets, and a 4K table that it points to."""
-    child = shadow_page.alloc_shadow_page(m, GFN, make_key(DIRECT | ALL | 2, 0, 0), 0)
-    below = shadow_page.alloc_shadow_page(m, GFN + 512, make_key(DIRECT | ALL | 1, 0, 0), 0)
+    child = shadow_page.alloc_shadow_page(m, GFN, make_key(Role.DIRECT | ALL | 2, 0, 0), 0)
+    below = shadow_page.alloc_shadow_page(m, GFN + 512, make_key(Role.DIRECT | ALL | 1, 0, 0), 0)
     shadow_page.link_shadow_page(m, child, 1, below, rmap.ORDER_APPEND)
     return int(child), int(below)
 
@@ -230,27 +234,31 @@ def child_with_table(m: state.Mmu) -> tuple[int, int]:
 def test_reused_child_with_a_table_below_flushes(
     m: state.Mmu, nonleaf: bool, expected: dict[str, int]
 ) -> None:
-    m.vm[0, layout.VM_HAS_TDP] = 1
+    m.vm[0].has_tdp = 1
     huge_page(m, 1, level=3)
     if nonleaf:
         child, below = child_with_table(m)
     else:
-        child, below = shadow_page.alloc_shadow_page(m, GFN, make_key(DIRECT | ALL | 2, 0, 0), 0), 0
+        child, below = shadow_page.alloc_shadow_page(m, GFN, make_key(Role.DIRECT | ALL | 2, 0, 0), 0), 0
     shadow_page.install_leaf(m, child, 2, GFN + 1024, 0x180000EE5, ACC_ALL, rmap.ORDER_APPEND)
     w = opened(m, 1)
-    m.window[w, window.WIN_TARGET] = 2
+    m.window[w].target = 2
     assert run(m, w, knobs("linux-6.0"))[-1] == (GFN, Outcome.SPLIT, 0)
     assert flushes(m, w) == expected
     assert shadow_page.get_spte(m, child, 2) == 0x180000EE5  # kept as it is
     if nonleaf:
-        assert entries(m, m.sp[below, layout.SP_PARENTS]) == [child * 512 + 1]
-    o = m.ctl[layout.CTL_OUT_TOP] - 1
+        assert entries(m, m.sp[below].parent_ptes) == [child * 512 + 1]
+    o = m.ctl.attempt_top - 1
     reused = 1 + nonleaf
-    columns = [window.OUT16_INSTALLED, window.OUT16_NONPRESENT, window.OUT16_REUSED]
-    assert m.out16[o, columns].tolist() == [512 - reused, 0, reused]
-    counters = (window.C_INSTALLED, window.C_REUSED, window.C_PAGES_REUSED, window.C_PAGES_CREATED)
-    assert [m.ctl[layout.CTL_COUNTERS + c] for c in counters] == [512 - reused, reused, 1, 0]
-    assert m.window[w, window.WIN_CHILD] == child
+    assert counts(m, o) == [512 - reused, 0, reused]
+    counters = (
+        Counter.SPTES_INSTALLED,
+        Counter.SPTES_REUSED,
+        Counter.SHADOW_PAGES_REUSED,
+        Counter.SHADOW_PAGES_CREATED,
+    )
+    assert [m.counter[c] for c in counters] == [512 - reused, reused, 1, 0]
+    assert m.window[w].child == child
     values = [shadow_page.get_spte(m, child, i) for i in (0, 3, 511)]
     assert values == [(HUGE | GFN << 12) + (i << 21) for i in (0, 3, 511)]
     assert entries(m, rmap.rmap_head(m, 0, GFN + 3 * 512, 2)) == [child * 512 + 3]
@@ -262,23 +270,27 @@ def test_counts_of_a_partial_split(m: state.Mmu) -> None:
     occupied(m, 3, 4, 500)
     w = opened(m)
     run(m, w)
-    counters = (window.C_PARTIAL, window.C_INSTALLED, window.C_NONPRESENT, window.C_PAGES_CREATED)
-    assert [m.ctl[layout.CTL_COUNTERS + c] for c in counters] == [1, 1021, 3, 2]
-    columns = [window.OUT16_INSTALLED, window.OUT16_NONPRESENT, window.OUT16_REUSED]
-    assert m.out16[:2, columns].tolist() == [[509, 3, 0], [512, 0, 0]]
-    created = window.ATTEMPT_CREATED
-    assert m.out16[:2, window.OUT16_FLAGS].tolist() == [created | window.ATTEMPT_FLUSHED, created]
+    counters = (
+        Counter.PARTIAL,
+        Counter.SPTES_INSTALLED,
+        Counter.SPTES_LEFT_NONPRESENT,
+        Counter.SHADOW_PAGES_CREATED,
+    )
+    assert [m.counter[c] for c in counters] == [1, 1021, 3, 2]
+    assert [counts(m, o) for o in (0, 1)] == [[509, 3, 0], [512, 0, 0]]
+    created = AttemptFlag.CREATED
+    assert m.attempt[:2].attempt_flags.tolist() == [created | AttemptFlag.FLUSHED, created]
 
 
 def test_child_is_where_the_recorded_lines_look_for_it(m: state.Mmu) -> None:
     sptep = huge_page(m, 1)
     w = opened(m)
     split.advance(m, w, V2, NEVER, False)
-    key = make_key(DIRECT | ALL | 1, 0, 0)
+    key = make_key(Role.DIRECT | ALL | 1, 0, 0)
     child = shadow_page.find_shadow_page(m, GFN, key)
-    assert m.window[w, window.WIN_CHILD] == child
-    assert m.sp32[child, layout.SP32_FLAGS] == layout.FLAG_LIVE | layout.FLAG_SPLIT
-    assert m.window[w, window.WIN_SPARE] == 0
+    assert m.window[w].child == child
+    assert m.sp[child].page_flags == PageFlag.LIVE | PageFlag.SPLIT
+    assert m.window[w].spare == 0
     assert shadow_page.get_spte(m, sptep // 512, 0) & ~0xFFF == child << 12
 
 
@@ -312,7 +324,7 @@ def test_4k_child_of_what_the_guest_may_execute_is_executable(
     if in_the_way:
         occupied(m, 3)
     run(m, opened(m))
-    child = shadow_page.find_shadow_page(m, GFN, child_key(m.sp[sp, layout.SP_KEY], 0, True, access))
+    child = shadow_page.find_shadow_page(m, GFN, child_key(m.sp[sp].key, 0, True, access))
     assert (shadow_page.get_spte(m, child, 5) < 0) == (access != ACC_ALL)
 
 
@@ -333,7 +345,7 @@ def of_the_same_bucket(m: state.Mmu) -> int:
 def test_unsync_page_of_another_gfn_of_the_bucket_stays(m: state.Mmu) -> None:
     huge_page(m, 1, level=3)
     other, unsync = of_the_same_bucket(m), make_key(ALL | 1, 0, 0)
-    sp = shadow_page.alloc_shadow_page(m, other, unsync, layout.FLAG_UNSYNC)
+    sp = shadow_page.alloc_shadow_page(m, other, unsync, PageFlag.UNSYNC)
     assert look_up(m) == (0, {})
     assert shadow_page.find_shadow_page(m, other, unsync) == sp
 
@@ -342,9 +354,9 @@ def test_unsync_page_of_another_gfn_of_the_bucket_stays(m: state.Mmu) -> None:
 def test_search_does_not_end_at_a_page_that_is_not_the_one(m: state.Mmu, live: bool) -> None:
     """Neither at one of another gfn nor at a root that is zapped and still in use."""
     huge_page(m, 1, level=3)
-    shadow_page.alloc_shadow_page(m, GFN, make_key(ALL | 1, 0, 0), layout.FLAG_UNSYNC)
+    shadow_page.alloc_shadow_page(m, GFN, make_key(ALL | 1, 0, 0), PageFlag.UNSYNC)
     gfn = of_the_same_bucket(m) if live else GFN
-    sp = shadow_page.alloc_shadow_page(m, gfn, make_key(DIRECT | ALL | 2, 0, 0), 0)
+    sp = shadow_page.alloc_shadow_page(m, gfn, make_key(Role.DIRECT | ALL | 2, 0, 0), 0)
     if not live:
-        m.sp32[sp, layout.SP32_FLAGS] = layout.FLAG_INVALID
+        m.sp[sp].page_flags = PageFlag.INVALID
     assert look_up(m) == (1, {"ZAP": 1})

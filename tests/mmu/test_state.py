@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from replay.mmu import state
-from replay.mmu.role import ACC_ALL, ACCESS_SHIFT, DIRECT, make_key
+from replay.mmu.role import ACC_ALL, ACCESS_SHIFT, make_key
+from replay.schema import Role
 
-KEY = make_key(DIRECT | ACC_ALL << ACCESS_SHIFT | 1, 0, 0)
+KEY = make_key(Role.DIRECT | ACC_ALL << ACCESS_SHIFT | 1, 0, 0)
 
 
 @pytest.mark.parametrize("take", [state.alloc_table, state.alloc_block], ids=["table", "block"])

@@ -8,7 +8,8 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from replay.mmu import layout, room, shadow_page, state, tables, tdp, window
+from replay.mmu import room, shadow_page, state, tables, tdp, window
+from replay.mmu.counters import Counter
 from replay.mmu.tdp_simulated import find_simulated
 from replay.schema import Outcome
 from tests.mmu.conftest import make_mmu
@@ -72,7 +73,7 @@ def test_split_of_a_range(mapped: list[tuple[int, int, int]], first: int, count:
     found = list(zip(*(columns[name].tolist() for name in ("gfn", "spte", "level")), strict=True))
     steps: list[Any] = list(guest.model.split(first, first + count, 1))
     assert found == [step[1:4] for step in steps if step[0] == "tdp_split"]
-    assert m.window[w, window.WIN_TDP_SPLIT] == len(found)
+    assert m.window[w].tdp_split == len(found)
     for gfn, _, level in found:
         below = gfn + 5 * (1 << 9 * (level - 2))
         assert value(m, below, level - 1) == guest.model.sptes[level - 1, below] or level > 2
@@ -111,7 +112,7 @@ def test_lines_that_swapped_on_two_cpus(m: state.Mmu) -> None:
     change(m, GIB, 3, second, third)
     change(m, GIB, 3, first, second)
     assert value(m, GIB, 3) == third
-    assert m.ctl[layout.CTL_COUNTERS + window.C_SWAPPED] == 1
+    assert m.counter[Counter.SWAPPED_TDP_CHANGES] == 1
 
 
 def test_vms_have_tables_of_their_own(m: state.Mmu) -> None:
@@ -131,7 +132,7 @@ def test_failed_split_is_the_environments_and_stays_huge(m: state.Mmu) -> None:
     change(m, 0, 2, 0, HUGE)
     w = int(window.open_window(m, 0, 1, 0, -1, 0, 512, 1))
     o = tdp.predict_split(m, w, 16)
-    assert (m.out16[o, window.OUT16_OUTCOME], m.out16[o, window.OUT16_ERRNO]) == (Outcome.BUSY, -16)
+    assert (m.attempt[o].outcome, m.attempt[o].errno) == (Outcome.BUSY, -16)
     again = tdp.predict_split(m, w, 0)
-    assert (m.out[again, window.OUT_GFN], m.out16[again, window.OUT16_OUTCOME]) == (0, Outcome.SPLIT)
+    assert (m.attempt[again].gfn, m.attempt[again].outcome) == (0, Outcome.SPLIT)
     assert tdp.predict_split(m, w, 0) == -1

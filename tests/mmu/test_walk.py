@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from replay.mmu import layout, shadow_page, state, walk
+from replay.mmu import shadow_page, state, walk
+from replay.mmu.records import PageFlag
 from replay.mmu.rmap import ORDER_APPEND
-from replay.mmu.role import ACC_ALL, ACC_EXEC, ACC_USER, ACC_WRITE, ACCESS_SHIFT, DIRECT, make_key
+from replay.mmu.role import ACC_ALL, ACC_EXEC, ACC_USER, ACC_WRITE, ACCESS_SHIFT, make_key
 from replay.mmu.spte import LEGACY, NX
+from replay.schema import Role
 
 PID = 77
 ALL = ACC_ALL << ACCESS_SHIFT
@@ -88,13 +90,13 @@ def test_read_through_a_clean_leaf_is_write_protected(m: state.Mmu, t: int) -> N
 
 
 def indirect(m: state.Mmu, gfn: int, level: int, variant: int = 0) -> int:
-    flags = layout.FLAG_ROOT if level == 4 else 0
+    flags = PageFlag.ROOT if level == 4 else 0
     return int(shadow_page.alloc_shadow_page(m, gfn, make_key(ALL | level, variant, 0), flags))
 
 
 def test_chain_follows_links_and_identity(m: state.Mmu, t: int) -> None:
     root, upper, middle, leaf = (indirect(m, 0x200 + i, 4 - i) for i in range(4))
-    m.task[t, layout.TASK_ROOT] = root
+    m.task[t].root = root
     shadow_page.link_shadow_page(m, root, 0, upper, ORDER_APPEND)
     begin(m, t, FOUR_LEVELS)
     assert [walk.chain(m, t, 0, level) for level in (4, 3, 2, 1)] == [root, upper, middle, leaf]
@@ -103,8 +105,8 @@ def test_chain_follows_links_and_identity(m: state.Mmu, t: int) -> None:
 
 def test_direct_page_below_a_guest_leaf(m: state.Mmu, t: int) -> None:
     root, upper, middle = (indirect(m, 0x200 + i, 4 - i) for i in range(3))
-    direct = shadow_page.alloc_shadow_page(m, 0x50000, make_key(DIRECT | ALL | 1, 0, 0), 0)
-    m.task[t, layout.TASK_ROOT] = root
+    direct = shadow_page.alloc_shadow_page(m, 0x50000, make_key(Role.DIRECT | ALL | 1, 0, 0), 0)
+    m.task[t].root = root
     begin(m, t, [*FOUR_LEVELS[:2], (0x50000000 | TABLE | 0x80, 2)])
     assert [walk.chain(m, t, 0, level) for level in (3, 2, 1)] == [upper, middle, direct]
 
@@ -114,27 +116,27 @@ def test_switch_to_a_root_that_leads_to_the_table_read(m: state.Mmu, t: int) -> 
     child = indirect(m, 0x201, 3)
     shadow_page.link_shadow_page(m, roots[1], 0, child, ORDER_APPEND)
     for i, root in enumerate(roots):
-        m.sp32[root, layout.SP32_FLAGS] |= layout.FLAG_ROOT
-        m.vm[0, layout.VM_ROOTS + i] = root + 1
-    m.task[t, layout.TASK_ROOT] = roots[0]
+        m.sp[root].page_flags |= PageFlag.ROOT
+        m.vm[0].roots[i] = root + 1
+    m.task[t].root = roots[0]
     begin(m, t, FOUR_LEVELS)
     assert walk.chain(m, t, 0, 4) == roots[1]
-    assert m.task[t, layout.TASK_ROOT] == roots[1]
+    assert m.task[t].root == roots[1]
 
 
 def test_walk_of_the_emulator_is_dropped(m: state.Mmu, t: int) -> None:
     begin(m, t, FOUR_LEVELS)
     walk.spte_requested(m, t, 0x99999, 1)
-    assert m.task[t, layout.TASK_WALK_TOP] == 0
+    assert m.task[t].walk_top == 0
     begin(m, t, FOUR_LEVELS)
     walk.spte_requested(m, t, 0x50003, 1)
-    assert (m.task[t, layout.TASK_WALK_TOP], m.task[t, layout.TASK_REQ_GFN]) == (4, 0x50003)
+    assert (m.task[t].walk_top, m.task[t].req_gfn) == (4, 0x50003)
 
 
 def test_request_that_prints_the_frame_of_the_address(m: state.Mmu, t: int) -> None:
     begin(m, t, FOUR_LEVELS)
     walk.spte_requested(m, t, ADDR >> 12, 1)
-    assert (m.task[t, layout.TASK_WALK_TOP], m.task[t, layout.TASK_REQ_GFN]) == (4, 0x50003)
+    assert (m.task[t].walk_top, m.task[t].req_gfn) == (4, 0x50003)
 
 
 def test_page_is_got_in_a_fault_only_after_a_walk_or_a_request(m: state.Mmu, t: int) -> None:

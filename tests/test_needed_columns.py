@@ -15,7 +15,7 @@ from replay.policy import Policy
 from replay.schema import COLUMN_TYPES, Columns
 from replay.trace.reader import Trace, read_trace
 
-RECORDED = Path(__file__).parents[2] / "traces" / "recorded"
+RECORDED = Path(__file__).parents[1] / "traces" / "recorded"
 TRACES = ("v2/C3-mixed4k", "v2/V-occ4k", "linux-6.1/C1-nested-2m", "linux-7.3.4/C2-alias")
 MARKER = "replay: vm_create"
 
