@@ -8,8 +8,8 @@ from typing import Any
 
 from replay.kernel import parse_kernel_version
 from replay.mmu.engine import trace_facts
-from replay.mmu.facts import TraceFacts
-from replay.mmu.spte import LAYOUTS, LEGACY
+from replay.mmu.evidence.facts import TraceFacts
+from replay.mmu.kernel.spte import LAYOUTS, LEGACY
 from replay.run import Request, Run, run_trace
 from replay.schema import EVENT_NAMES, Kind
 from replay.trace.trace import Trace

@@ -10,7 +10,7 @@ import pytest
 
 from replay.kernel import choose_policy
 from replay.mmu.engine import REPLAYED_COLUMNS, Options, replay_trace, trace_facts
-from replay.mmu.facts import FACT_COLUMNS
+from replay.mmu.evidence.facts import FACT_COLUMNS
 from replay.policy import Policy
 from replay.schema import COLUMN_TYPES, Columns
 from replay.trace.reader import Trace, read_trace

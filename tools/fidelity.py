@@ -30,7 +30,7 @@ from incomplete import Recorded, Tally, run_cuts, run_missing
 
 from replay.errors import ReplayError
 from replay.kernel import parse_kernel_version
-from replay.mmu.histogram import FIRST_BY_FLS
+from replay.mmu.results.rmap_histogram import FIRST_BY_FLS
 from replay.report.console import rmaps_text
 from replay.run import Request, Run, run_trace
 from replay.verdict.compare import Lines

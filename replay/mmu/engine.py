@@ -10,17 +10,18 @@ import numpy as np
 
 from replay.jit import compile_meanwhile
 from replay.kernel import KernelVersion, parse_kernel_version
-from replay.mmu import records, room, state, tables
-from replay.mmu.census import Census, collect
-from replay.mmu.counters import FIRST_DIVERGENCE, Counter
-from replay.mmu.facts import FACT_COLUMNS, TraceFacts, scan_facts, scan_rows
-from replay.mmu.histogram import COLUMNS_BY, RmapHistogram, columns_by, rmap_counts
-from replay.mmu.lookahead import LOOKAHEAD
-from replay.mmu.loop import ROWS_DONE, replay_rows
-from replay.mmu.moments import Moment, Moments
-from replay.mmu.placed_markers import place_markers, with_markers_placed
-from replay.mmu.records import LimitFrom, ManualProtect, ProbeSet
-from replay.mmu.truth import FLUSH_BIT, GET_PAGE_BIT, UNKNOWN
+from replay.mmu.event_loop import ROWS_DONE, replay_rows
+from replay.mmu.events.next_event import LOOKAHEAD
+from replay.mmu.events.vmm_markers import place_markers, with_markers_placed
+from replay.mmu.evidence.facts import FACT_COLUMNS, TraceFacts, scan_facts, scan_rows
+from replay.mmu.recorded.lines import FLUSH_BIT, GET_PAGE_BIT, UNKNOWN
+from replay.mmu.results import tables
+from replay.mmu.results.census import Census, collect
+from replay.mmu.results.moments import Moment, Moments
+from replay.mmu.results.rmap_histogram import COLUMNS_BY, RmapHistogram, columns_by, rmap_counts
+from replay.mmu.state import growth, mmu, records
+from replay.mmu.state.counters import FIRST_DIVERGENCE, Counter
+from replay.mmu.state.records import LimitFrom, ManualProtect, ProbeSet
 from replay.policy import FaultSplit, Policy
 from replay.schema import (
     COLUMN_TYPES,
@@ -147,19 +148,19 @@ def replay_trace(
         m.ctl.row = 0
         for moment in moments.of_batch(columns, stop):
             while replay_rows(m, columns, moment.row, codes, resched, -1) != ROWS_DONE:
-                m = room.grow(m)
+                m = growth.grow(m)
             histograms += _rmap_histograms(m, facts, moment, columns_of)
         while replay_rows(m, columns, stop, codes, resched, end_cause) != ROWS_DONE:
-            m = room.grow(m)
+            m = growth.grow(m)
     for moment in moments.of_end():
         histograms += _rmap_histograms(m, facts, moment, columns_of)
     census = collect(m) if options.census else None
-    m = room.without_pages(m)
+    m = growth.without_pages(m)
     return replace(_result(m, facts), rmap_histograms=tuple(histograms), census=census)
 
 
 def _rmap_histograms(
-    m: state.Mmu, facts: TraceFacts, moment: Moment, columns: Sequence[str]
+    m: mmu.Mmu, facts: TraceFacts, moment: Moment, columns: Sequence[str]
 ) -> list[RmapHistogram]:
     """One of each VM that ``moment`` is about; ``columns`` is what picks them, by VM."""
     return [
@@ -183,7 +184,7 @@ def _resched(text: str) -> tuple[int, int]:
     return (int(number) if word == "every" else 0, int(number) if word == "seed" else -1)
 
 
-def _split_at(m: state.Mmu, facts: TraceFacts, split_at: str) -> None:
+def _split_at(m: mmu.Mmu, facts: TraceFacts, split_at: str) -> None:
     """What opens windows: control lines, else recorded outcomes, else the end of the trace."""
     has_splits = facts.total(Kind.SPLIT_HUGE_PAGE) > 0
     m.ctl.split_time = NEVER
@@ -210,8 +211,8 @@ def tdp_mmu_on(facts: TraceFacts, options: Options, vm: int) -> bool:
 
 def _new_state(
     facts: TraceFacts, options: Options, doubtful_from: Mapping[int, int], kernel: KernelVersion | None
-) -> state.Mmu:
-    m = state.make(facts.vms, options.census)
+) -> mmu.Mmu:
+    m = mmu.make(facts.vms, options.census)
     compared = options.split_at in ("auto", "control", "recorded") and options.compare_recorded
     kinds = _compared_kinds(facts)
     m.ctl.has_recorded = facts.has_recorded and compared
@@ -299,7 +300,7 @@ _LINES = {"get_page": "get_pages", "tdp_get_page": "tdp_get_pages", "probes": "p
 # -- counters --------------------------------------------------------------------------------------
 
 
-def _result(m: state.Mmu, facts: TraceFacts) -> Replay:
+def _result(m: mmu.Mmu, facts: TraceFacts) -> Replay:
     counted = {counter.name.lower(): int(m.counter[counter]) for counter in Counter}
     names = list(counted)
     divergences = {name: counted.pop(name) for name in names[FIRST_DIVERGENCE:]}
@@ -363,7 +364,7 @@ def _result(m: state.Mmu, facts: TraceFacts) -> Replay:
     )
 
 
-def _unknown_lines(m: state.Mmu, vms: int) -> dict[int, int]:
+def _unknown_lines(m: mmu.Mmu, vms: int) -> dict[int, int]:
     """Recorded lines by VM that differ although they may be right."""
     wins = m.window[: m.ctl.window_top]
     top = m.ctl.attempt_top

@@ -10,19 +10,19 @@ import numpy as np
 
 from replay.errors import MalformedLine, TraceError
 from replay.schema import Columns
-from replay.trace import registers as reg
-from replay.trace.dialect import NOBODY
-from replay.trace.encodings import DecodedSource
 from replay.trace.formats import AUTO, BANNER, BINARY_FORMATS
-from replay.trace.lex import decoded
-from replay.trace.pages import INCOMPLETE_NAMES, WITHOUT
-from replay.trace.perf import PerfScript
-from replay.trace.repeats import repeated_lines
-from replay.trace.roles import RoleWords
-from replay.trace.rows import columns_of
-from replay.trace.scanner import new_scanner
+from replay.trace.scan import registers as reg
+from replay.trace.scan.header import NOBODY
+from replay.trace.scan.lex import decoded
+from replay.trace.scan.role_words import RoleWords
+from replay.trace.scan.rows import columns_of
+from replay.trace.scan.state import new_scanner
 from replay.trace.source import Source, TruncatedInput
-from replay.trace.store import BatchStore
+from replay.trace.table.batch_store import BatchStore
+from replay.trace.text.encodings import DecodedSource
+from replay.trace.text.perf_data import PerfScript
+from replay.trace.text.plugin_pages import INCOMPLETE_NAMES, WITHOUT
+from replay.trace.text.repeats import repeated_lines
 from replay.trace.trace import Trace
 from replay.trace.vms import SlotOwners, VmCreated, find_vms, vm_created
 

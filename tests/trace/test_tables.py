@@ -17,8 +17,8 @@ import pytest
 
 from replay.errors import OutputError, TraceError
 from replay.schema import COLUMN_TYPES, Columns, Kind
-from replay.trace import arrow_file
 from replay.trace.reader import Trace, read_trace, write_table
+from replay.trace.table import arrow_file
 
 ROWS = 3000
 ENDINGS = ("arrow", "parquet")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from replay.jit import jit
-from replay.mmu.state import mix
+from replay.mmu.state.mmu import mix
 from replay.synth.kvm.spte import PAGE_SHIFT, child_of, is_child
 
 TABLE_SHIFT = 9

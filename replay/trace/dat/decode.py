@@ -9,7 +9,6 @@ import numpy as np
 
 from replay.jit import by_reference, jit, kernel
 from replay.schema import Kind
-from replay.trace import registers as reg
 from replay.trace.dat.fields import EVENT_KIND, EVENT_SIZE
 from replay.trace.dat.pages import (
     AT_END,
@@ -27,10 +26,11 @@ from replay.trace.dat.pages import (
     set_time,
 )
 from replay.trace.dat.records import WITHOUT_TEXT, read_columns, read_other
-from replay.trace.event import IGNORED_LINE, NO_ROOM
-from replay.trace.payload import NUM
-from replay.trace.rows import end_row
-from replay.trace.scanner import PRINT
+from replay.trace.scan import registers as reg
+from replay.trace.scan.event import IGNORED_LINE, NO_ROOM
+from replay.trace.scan.payload import NUM
+from replay.trace.scan.rows import end_row
+from replay.trace.scan.state import PRINT
 
 # why ``decode`` stopped, beside the reasons of ``scan``; ``state[START]`` is the stream, or the new pid
 NEED_PAGES, IS_CORRUPT, NEED_TEXT = 20, 21, 22

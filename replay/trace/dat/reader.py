@@ -8,7 +8,6 @@ from typing import IO
 import numpy as np
 
 from replay.errors import MalformedLine, TraceError
-from replay.trace import registers as reg
 from replay.trace.dat import decode as decoding
 from replay.trace.dat import pages as paging
 from replay.trace.dat.container import CpuData, DatFile, read_container
@@ -26,10 +25,11 @@ from replay.trace.dat.pages import (
     STREAM_PAGE,
 )
 from replay.trace.dat.printk import printed
-from replay.trace.dialect import Task
-from replay.trace.lex import PADDING, grown
 from replay.trace.parser import Parser
-from replay.trace.scanner import with_task
+from replay.trace.scan import registers as reg
+from replay.trace.scan.header import Task
+from replay.trace.scan.lex import PADDING, grown
+from replay.trace.scan.state import with_task
 from replay.trace.source import Source
 from replay.trace.trace import Trace
 

@@ -6,7 +6,6 @@ import numpy as np
 
 from replay.jit import jit
 from replay.schema import Kind, Role
-from replay.trace.control import to_frames
 from replay.trace.dat.fields import (
     EVENT_KIND,
     EVENT_LARGEST,
@@ -26,12 +25,13 @@ from replay.trace.dat.fields import (
     OP_GEN,
     OP_ROLE,
 )
-from replay.trace.event import IGNORED_LINE, MALFORMED_LINE, clear_fields, read_marker
-from replay.trace.lex import NEWLINE, PADDING, load64
-from replay.trace.payload import END, GFN
-from replay.trace.registers import DONE, ROWS, START
-from replay.trace.rows import clear_row, write_fields
-from replay.trace.scanner import OTHER, PRINT
+from replay.trace.scan.control_lines import to_frames
+from replay.trace.scan.event import IGNORED_LINE, MALFORMED_LINE, clear_fields, read_marker
+from replay.trace.scan.lex import NEWLINE, PADDING, load64
+from replay.trace.scan.payload import END, GFN
+from replay.trace.scan.registers import DONE, ROWS, START
+from replay.trace.scan.rows import clear_row, write_fields
+from replay.trace.scan.state import OTHER, PRINT
 
 WITHOUT_TEXT = -20
 """What ``read_record`` returns, beside what the readers of lines do, where trace_printk's text is missing."""
