@@ -448,9 +448,9 @@ def runs_schema() -> pa.Schema:
 
     Names are the keys of the ``replay.run/1`` document joined by ``_``, those of ``trace`` and
     ``totals`` without their section.  What has no fixed keys (``losses``, ``policy_knobs``,
-    ``expected_not_compared``, ``recorded_skipped``, ``divergences``) is JSON text.  Where a trace could not
-    be replayed, all is
-    null but the first columns and ``error_code``, ``error_line`` and ``error_message``.
+    ``expected_not_compared``, ``expected_whole_from``, ``recorded_skipped``, ``divergences``) is JSON text.
+    Where a trace could not be replayed, all is null but the first columns and ``error_code``, ``error_line``
+    and ``error_message``.
     """
     import pyarrow as pa
 
@@ -465,7 +465,16 @@ def runs_schema() -> pa.Schema:
         *("shadow_pages_used_end", "shadow_pages_used_peak", "max_mmu_pages"),
         *(f"flushes_{word}" for word in flushes),
     ]
-    expected = ["recorded", "compared", "attempts", "matched", "mismatched", "missing", "unexpected"]
+    expected = [
+        "recorded",
+        "compared",
+        "compared_from",
+        "attempts",
+        "matched",
+        "mismatched",
+        "missing",
+        "unexpected",
+    ]
     expected += ["get_page_recorded", "get_page_compared", "get_page_matched", "get_page_absent"]
     expected += ["probes_expected", "probes_recorded", "probes_matched", "probes_absent"]
     expected += ["flushes_expected", "flushes_simulated"]
@@ -498,7 +507,7 @@ def runs_schema() -> pa.Schema:
             *counts(["windows", *totals]),
             pa.field("tdp_mmu_taken_as", pa.bool_()),
             pa.field("tdp_mmu_shown", pa.bool_()),
-            *text("tdp_mmu_by", "expected_source", "expected_not_compared"),
+            *text("tdp_mmu_by", "expected_source", "expected_not_compared", "expected_whole_from"),
             *counts(f"expected_{name}" for name in expected),
             *counts(f"{section}_{name}" for section, names in others.items() for name in names),
             *text("recorded_skipped", "divergences", "verdict"),

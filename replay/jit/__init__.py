@@ -18,7 +18,7 @@ from numba.np.numpy_support import from_dtype, map_layout
 
 from replay.jit.cache import KernelCache, NoCache, announce_compile, cache_directory, compile_meanwhile
 from replay.jit.compiler import KernelCompiler, PartCompiler
-from replay.jit.record import RecordArray, clear
+from replay.jit.record import RecordArray, clear, new_records
 from replay.jit.table import by_reference
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "compile_meanwhile",
     "jit",
     "kernel",
+    "new_records",
 ]
 
 Function = TypeVar("Function", bound=Callable[..., Any])

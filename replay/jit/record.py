@@ -130,3 +130,8 @@ class _PlainRecords(np.recarray):
 
 RecordArray = _PlainRecords if config.DISABLE_JIT else np.recarray
 """What a table of records has to be."""
+
+
+def new_records(count: int, dtype: np.dtype) -> Any:
+    """``count`` records, all of their numbers 0: an np.recarray, whose fields mypy does not know."""
+    return np.zeros(count, dtype).view(RecordArray)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from replay.jit import by_reference, jit, kernel
+from replay.jit import by_reference, jit, kernel, new_records
 from replay.mmu.state.mmu import (
     Mmu,
     frame_bucket,
@@ -16,7 +16,6 @@ from replay.mmu.state.mmu import (
     mapped_rows,
     mix,
     page_bucket,
-    records,
 )
 from replay.mmu.state.records import TASK
 
@@ -126,7 +125,7 @@ def grow(m: Mmu) -> Mmu:
             new[name] = _larger(getattr(m, name), top)
             census = f"{name}_census"
             if ctl.has_census and census in Mmu._fields:
-                new[census] = records(len(new[name]), getattr(m, census).dtype)
+                new[census] = new_records(len(new[name]), getattr(m, census).dtype)
                 new[census][:top] = getattr(m, census)[:top]
     words = int(ctl.bitmap_top + ctl.bitmap_want)
     if words > m.bitmap.shape[0]:
@@ -143,7 +142,7 @@ def grow(m: Mmu) -> Mmu:
         _rehash_gibs(m, larger)
         ctl.last_gib = -1
     if 2 * (ctl.tasks + MANY * _ROOM_TASK) >= m.task.shape[0]:
-        larger = larger._replace(task=records(2 * m.task.shape[0], TASK))
+        larger = larger._replace(task=new_records(2 * m.task.shape[0], TASK))
         _rehash_tasks(m, larger)
         ctl.last_task = 0
     return larger

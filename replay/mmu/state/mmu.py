@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from replay.jit import RecordArray, jit
+from replay.jit import RecordArray, jit, new_records
 from replay.memory import new_memory
 from replay.mmu.state.counters import Counter
 from replay.mmu.state.records import (
@@ -78,7 +78,7 @@ def make(vms: int, census: bool = False) -> Mmu:
     """
     pages = 4096
     m = Mmu(
-        sp=records(pages, SHADOW_PAGE),
+        sp=new_records(pages, SHADOW_PAGE),
         spt=mapped_rows(1024, 512),
         hash=np.zeros(pages, np.int32),
         frames=np.zeros(pages, np.int32),
@@ -86,20 +86,20 @@ def make(vms: int, census: bool = False) -> Mmu:
         region=mapped_records(256 * 512, REGION),
         gib=free_gibs(512),
         desc=mapped_records(1 << 16, DESCRIPTOR),
-        slot=records(128, MEMSLOT),
-        vm=records(max(vms, 1), VM),
-        task=records(256, TASK),
+        slot=new_records(128, MEMSLOT),
+        vm=new_records(max(vms, 1), VM),
+        task=new_records(256, TASK),
         bitmap=np.zeros(0, np.int64),
-        window=records(128, WINDOW),
-        window_census=records(128 if census else 1, WINDOW_CENSUS),
+        window=new_records(128, WINDOW),
+        window_census=new_records(128 if census else 1, WINDOW_CENSUS),
         attempt=mapped_records(1 << 16, ATTEMPT),
         attempt_census=mapped_records(1 << 16 if census else 1, ATTEMPT_CENSUS),
         source=mapped_records(1 << 14, SOURCE),
         flush=mapped_records(1 << 14, FLUSH),
         truth=mapped_records(1 << 15, LINE),
-        swap=records(SWAPS, SWAP),
+        swap=new_records(SWAPS, SWAP),
         counter=np.zeros(len(Counter), np.int64),
-        ctl=records(1, CONTROL)[0],
+        ctl=new_records(1, CONTROL)[0],
     )
     m.ctl.sp_free = m.ctl.spt_free = m.ctl.block_free = m.ctl.desc_free = -1
     m.ctl.last_gib = m.ctl.last_tdp = -1
@@ -110,14 +110,9 @@ def make(vms: int, census: bool = False) -> Mmu:
     return m
 
 
-def records(count: int, dtype: np.dtype) -> np.recarray:
-    """``count`` records, all of their numbers 0."""
-    return np.zeros(count, dtype).view(RecordArray)
-
-
 def free_gibs(count: int) -> np.recarray:
     """``count`` free rows of ``Mmu.gib``."""
-    rows = records(count, GIB)
+    rows = new_records(count, GIB)
     rows.key = -1
     return rows
 

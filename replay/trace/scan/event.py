@@ -34,7 +34,6 @@ from replay.trace.scan.lex import (
 )
 from replay.trace.scan.payload import FIELDS, NUM, read_payload
 from replay.trace.scan.raw_fields import is_raw, read_raw
-from replay.trace.scan.registers import BASE, CPU, DONE, LOST, ROWS
 from replay.trace.scan.rows import clear_row, write_fields
 from replay.trace.scan.state import INCOMPLETE, MAX_NAME, OTHER, PRINT, PRINTK
 from replay.trace.text.decorations import SPELLED_ESC, STRANGE
@@ -168,7 +167,7 @@ def _read_fields(buf, at, text, kind, row, rows, scanner):
         end = read_control(buf, text, kind, fields, marks)
         has_shape = not HAS_COUNTED_END[kind]
     elif is_raw(buf, text):
-        end = read_raw(buf, text, kind, scanner.state[BASE] == 16, fields)
+        end = read_raw(buf, text, kind, scanner.state.base == 16, fields)
     else:
         end = read_payload(buf, text, kind, row, rows, marks)
         has_shape = True
@@ -230,15 +229,15 @@ def _without_name(buf, at, names, arena, kinds):
 def read_event(buf, at, rows, scanner):
     """The event whose name is at ``at``: (kind or a word below 1 that says why there is none; text number).
 
-    The payload stands in row ``state[ROWS]`` then, that of a marker in ``fields``.
+    The payload stands in row ``state.rows`` then, that of a marker in ``fields``.
     """
     names, names_arena = scanner.names
     kinds, state, seen = scanner.kinds, scanner.state, scanner.seen_names
-    row = np.uint64(state[ROWS])
+    row = np.uint64(state.rows)
     places, shapes, ranges = scanner.places, scanner.shapes, scanner.ranges
     known, text = read_by_shape(buf, at, row, rows, places, shapes, ranges)
     if known > 0:
-        state[DONE] = text
+        state.done = text
         return known, np.int64(-1)
     start = skip_blanks(buf, at) if buf[at] == BLANK else at  # perf script pads names
     number, name, end = _look_up_name(buf, start, names, names_arena, seen)
@@ -271,13 +270,13 @@ def read_event(buf, at, rows, scanner):
     elif kind == _MARK_TEXT:
         if load64(buf, text) & WORD_MASKS[7] != _REPLAY:
             text = end + 2 if buf[end + 1] == BLANK else end + 1  # further blanks belong to the text
-    elif kind < _FIRST_CONTROL and state[BASE] == 0 and is_raw(buf, text):
+    elif kind < _FIRST_CONTROL and state.base == 0 and is_raw(buf, text):
         return np.int64(NO_BASE), np.int64(-1)
     else:
         text = _read_fields(buf, at, text, kind, row, rows, scanner)
         if text < 0:
             return np.int64(MALFORMED_LINE), np.int64(-1)
-        state[DONE] = text
+        state.done = text
         return kind, np.int64(-1)
     if is_decorated(buf, text, line_end(buf, text)):
         return np.int64(DECORATED), np.int64(-1)
@@ -314,8 +313,8 @@ def read_lost(buf, at, fields, state):
     if buf[at] != _UPPER_E or buf[at + 1] != _UPPER_V:
         return False
     fields[NUM] = np.uint64(lost) if end >= 0 else _MINUS_ONE
-    state[CPU] = cpu
-    state[LOST] += lost if end >= 0 else 1
+    state.cpu = cpu
+    state.lost += lost if end >= 0 else 1
     return True
 
 

@@ -39,17 +39,6 @@ from replay.trace.scan.lex import (
     slot_of,
     token_end,
 )
-from replay.trace.scan.registers import (
-    COLUMN,
-    CPU,
-    END,
-    FRACTION,
-    IS_NONE,
-    START,
-    TASK,
-    TIME,
-    WHOLE,
-)
 
 NO_HEADER = -1
 NEW_TASK = -2
@@ -105,7 +94,7 @@ def _read_fraction(buf, start, state):
     fraction, at = read_decimal(buf, start)
     if at < 0 or at - start > 9 or fraction < 0 or byte_at(buf, at) != COLON or byte_at(buf, at + 1) != BLANK:
         return np.int64(NO_HEADER)
-    state[TIME] = state[WHOLE] + fraction * _TEN_TO_THE[9 - (at - start)]
+    state.time = state.whole + fraction * _TEN_TO_THE[9 - (at - start)]
     return at + 2
 
 
@@ -113,7 +102,7 @@ def _read_fraction(buf, start, state):
 def _after_cpu(buf, at, state):
     """Index behind ``[CPU] flags time: `` that begins at ``at``; NO_HEADER if none.
 
-    Fills CPU, TIME, WHOLE (its whole seconds in ns) and FRACTION (index of the fraction, 0 none).
+    Fills ``cpu``, ``time``, ``whole`` (its whole seconds in ns) and ``fraction`` (its index, 0 none).
     """
     cpu, at = read_decimal(buf, at + 1)
     if at < 0 or byte_at(buf, at) != _CLOSE or byte_at(buf, at + 1) != BLANK:
@@ -126,25 +115,25 @@ def _after_cpu(buf, at, state):
     time, at = read_decimal(buf, skip_blanks(buf, at))
     if at < 0:
         return np.int64(NO_HEADER)
-    state[CPU] = cpu
+    state.cpu = cpu
     if byte_at(buf, at) == _DOT:
-        state[WHOLE], state[FRACTION] = time * 1_000_000_000, at + 1
+        state.whole, state.fraction = time * 1_000_000_000, at + 1
         return _read_fraction(buf, at + 1, state)
-    state[TIME], state[FRACTION] = time, 0
+    state.time, state.fraction = time, 0
     return at + 2 if byte_at(buf, at) == COLON and byte_at(buf, at + 1) == BLANK else np.int64(NO_HEADER)
 
 
 @jit
 def _find_task(buf, start, end, body, headers, arena, tasks, state):
-    """``body`` if ``buf[start:end]`` is a task's header, else NO_HEADER or NEW_TASK; fills TASK."""
+    """``body`` if ``buf[start:end]`` is a task's header, else NO_HEADER or NEW_TASK; fills ``task``."""
     task = intern(buf, start, end, LOOK_UP, headers, arena)
     if task < 0:
         if line_end(buf, start) < end:
             return np.int64(NO_HEADER)
-        state[START], state[END] = start, end
+        state.start, state.end = start, end
         return np.int64(NEW_TASK)
-    state[TASK] = task
-    return np.int64(body) if tasks[task, IS_NONE] == 0 else np.int64(NO_HEADER)
+    state.task = task
+    return np.int64(body) if tasks[task].is_none == 0 else np.int64(NO_HEADER)
 
 
 @jit
@@ -152,24 +141,24 @@ def read_header(buf, start, headers, arena, tasks, seen, state):
     """Read what stands before an event's name in the line at ``start``.
 
     ``headers`` and ``arena`` are the Strings of the tasks' headers as they are printed; ``tasks``
-    int64[n, TASK_PLACES] tells those that are none.  Fills TASK, CPU and TIME (ns) of
-    ``state`` int64.  Returns the index of the name; NO_HEADER if the CPU column is not where it was in the
-    line before, when ``search_header`` must look for it; NEW_TASK if ``buf[START:END]`` is a task's header
+    [n] TASK tells those that are none.  Fills task, cpu and time (ns) of
+    ``state``.  Returns the index of the name; NO_HEADER if the CPU column is not where it was in the
+    line before, when ``search_header`` must look for it; NEW_TASK if ``buf[start:end]`` is a task's header
     that is not in ``headers`` yet.
 
     Few headers differ in more than the fraction of their time: ``seen`` int64[SLOTS, SEEN] knows some of
     the last ones by the bytes that hold CPU and flags.
     """
-    column = start + state[COLUMN]
+    column = start + state.column
     slot = slot_of(buf, column + 3, SLOTS)
     length = seen[slot, SEEN_LENGTH]
     if seen[slot, SEEN_AT] >= 0 and same_bytes(buf, seen[slot, SEEN_AT], start, length):
-        state[TASK], state[CPU] = seen[slot, SEEN_TASK], seen[slot, SEEN_CPU]
-        state[WHOLE] = seen[slot, SEEN_WHOLE]
+        state.task, state.cpu = seen[slot, SEEN_TASK], seen[slot, SEEN_CPU]
+        state.whole = seen[slot, SEEN_WHOLE]
         word = load64(buf, start + length)
         microseconds = six_digits(word)
         if microseconds >= 0 and word >> _SIX_BYTES == _COLON_BLANK:  # as nearly always
-            state[TIME] = seen[slot, SEEN_WHOLE] + microseconds * 1000
+            state.time = seen[slot, SEEN_WHOLE] + microseconds * 1000
             return start + length + 8
         body = _read_fraction(buf, start + length, state)
         if body >= 0:
@@ -179,10 +168,10 @@ def read_header(buf, start, headers, arena, tasks, seen, state):
     body = _after_cpu(buf, column, state)
     if body >= 0:
         body = _find_task(buf, start, column, body, headers, arena, tasks, state)
-        if body >= 0 and 0 < state[FRACTION] - start < PADDING:
-            seen[slot, SEEN_AT], seen[slot, SEEN_LENGTH] = start, state[FRACTION] - start
-            seen[slot, SEEN_TASK], seen[slot, SEEN_CPU] = state[TASK], state[CPU]
-            seen[slot, SEEN_WHOLE] = state[WHOLE]
+        if body >= 0 and 0 < state.fraction - start < PADDING:
+            seen[slot, SEEN_AT], seen[slot, SEEN_LENGTH] = start, state.fraction - start
+            seen[slot, SEEN_TASK], seen[slot, SEEN_CPU] = state.task, state.cpu
+            seen[slot, SEEN_WHOLE] = state.whole
     return body
 
 
@@ -206,7 +195,7 @@ def search_header(buf, start, end, headers, arena, tasks, state):
             if body >= 0:
                 body = _find_task(buf, start, at, body, headers, arena, tasks, state)
                 if body >= 0:
-                    state[COLUMN] = at - start if at - start < PADDING - 16 else 0
+                    state.column = at - start if at - start < PADDING - 16 else 0
                 if body != NO_HEADER:
                     return body
             microseconds, close = read_hex(buf, at + 1)
@@ -214,8 +203,8 @@ def search_header(buf, start, end, headers, arena, tasks, state):
                 cpu_start = at
                 for _ in range(4):
                     cpu_start = _token_start(buf, start, cpu_start)
-                state[CPU], cpu_end = read_decimal(buf, cpu_start)
-                state[TIME] = np.int64(microseconds) * 1000
+                state.cpu, cpu_end = read_decimal(buf, cpu_start)
+                state.time = np.int64(microseconds) * 1000
                 while close < end and buf[close] != _PAREN_CLOSE:
                     close += 1
                 if cpu_end > 0 and buf[close + 1] == COLON and buf[close + 2] == BLANK:
@@ -224,8 +213,8 @@ def search_header(buf, start, end, headers, arena, tasks, state):
             time_start = _token_start(buf, start, at - 3)  # latency: CPUflags time us mark
             microseconds, time_end = read_decimal(buf, time_start)
             cpu_start = _token_start(buf, start, time_start)
-            state[CPU], cpu_end = read_decimal(buf, cpu_start)
+            state.cpu, cpu_end = read_decimal(buf, cpu_start)
             if time_end == at - 3 and cpu_end > 0 and byte_at(buf, at + 1) == BLANK:
-                state[TIME] = microseconds * 1000
+                state.time = microseconds * 1000
                 return _find_task(buf, start, cpu_start, at + 2, headers, arena, tasks, state)
     return np.int64(NO_HEADER)

@@ -12,20 +12,6 @@ from replay.memory import LARGE_PAGE, Arena
 from replay.schema import COLUMN_TYPES, Columns, Kind
 from replay.trace.scan.lex import keep_apart
 from replay.trace.scan.payload import FLAGS, LEVEL, ROLE, WIDE
-from replay.trace.scan.registers import (
-    COMM,
-    FIRST_BACK,
-    FIRST_LINE,
-    FIRST_TIME,
-    KVMMMU,
-    LAST_TIME,
-    LINES,
-    PID,
-    ROWS,
-    TGID,
-    TIME_BEFORE,
-    TIMES_BACK,
-)
 
 _LAST_KVMMMU = int(Kind.SPLIT_HUGE_PAGE)
 _ZERO, _ONE = np.uint64(0), np.uint64(1)
@@ -164,11 +150,11 @@ def clear_row(rows, row):
 def _note_time_back(time, row, rows, state):
     """Count row ``row`` if its ``time`` is before that of the row before; either may have none."""
     keep_apart()
-    before = rows.ts_ns[row - _ONE] if row > _ZERO else state[TIME_BEFORE]
+    before = rows.ts_ns[row - _ONE] if row > _ZERO else state.time_before
     if 0 < time < before:
-        if state[TIMES_BACK] == 0:
-            state[FIRST_BACK] = state[LINES]
-        state[TIMES_BACK] += 1
+        if state.times_back == 0:
+            state.first_back = state.lines
+        state.times_back += 1
 
 
 @jit
@@ -176,21 +162,21 @@ def end_row(kind, task, cpu, time, text, row, rows, tasks, state):
     """Complete row ``row``, whose payload has been written, and go to the next."""
     own = tasks[task]
     rows.kind[row] = kind
-    rows.pid[row] = own[PID]
-    rows.tgid[row] = own[TGID]
-    rows.comm[row] = own[COMM]
+    rows.pid[row] = own.pid
+    rows.tgid[row] = own.tgid
+    rows.comm[row] = own.comm
     rows.cpu[row] = cpu
     rows.ts_ns[row] = time
-    rows.line[row] = state[LINES]
+    rows.line[row] = state.lines
     rows.text[row] = text
-    if time > state[LAST_TIME]:
-        state[LAST_TIME] = time
-    elif time < state[LAST_TIME]:
+    if time > state.last_time:
+        state.last_time = time
+    elif time < state.last_time:
         _note_time_back(time, row, rows, state)
-    if 0 < time < state[FIRST_TIME]:
-        state[FIRST_TIME] = time
-    state[ROWS] += 1
+    if 0 < time < state.first_time:
+        state.first_time = time
+    state.rows += 1
     if kind <= _LAST_KVMMMU:
-        state[KVMMMU] += 1
-    if _SHOWS_VM[kind] and own[FIRST_LINE] == 0:
-        own[FIRST_LINE] = state[LINES]
+        state.kvmmmu += 1
+    if _SHOWS_VM[kind] and own.first_line == 0:
+        own.first_line = state.lines

@@ -29,25 +29,12 @@ from replay.trace.scan.registers import (
     AT_END,
     BASE_IS_NEW,
     COMMENT,
-    CPU,
-    DONE,
     DOUBTFUL,
-    DOUBTS,
-    END,
-    GIVEN_UP,
-    IGNORED,
-    LINES,
-    MALFORMED,
     MAX_MALFORMED,
     NO_TASK,
-    ROWS,
     ROWS_FULL,
-    START,
-    STOP,
-    TASK,
     TASK_IS_NEW,
     TEXTS_FULL,
-    TIME,
 )
 from replay.trace.scan.rows import end_row, write_fields
 
@@ -65,32 +52,32 @@ def _scan(buf, at, stop, rows, scanner):
     seen_headers, seen_names = scanner.seen_headers, scanner.seen_names
     for slot in range(SLOTS):  # they are known by places of ``buf``
         seen_headers[slot, SEEN_AT] = seen_names[slot, SEEN_AT] = -1
-    state[STOP] = AT_END
+    state.stop = AT_END
     while at < stop:
-        row = state[ROWS]
-        state[DONE] = at
+        row = state.rows
+        state.done = at
         if row == len(rows.kind):
-            state[STOP] = ROWS_FULL
+            state.stop = ROWS_FULL
             break
-        time = state[TIME]
+        time = state.time
         event = read_header(buf, at, headers, headers_arena, tasks, seen_headers, state)
         end = at
         if event == NO_HEADER:
-            state[TIME] = time  # what was read may have been of a line behind a short one
+            state.time = time  # what was read may have been of a line behind a short one
             end = line_end(buf, at)
             if buf[at] == _HASH:
-                state[STOP], state[START], state[END] = COMMENT, at, end
-                state[IGNORED] += 1
-                state[LINES] += 1
+                state.stop, state.start, state.end = COMMENT, at, end
+                state.ignored += 1
+                state.lines += 1
                 at = end + 1
                 break
             event = search_header(buf, at, end, headers, headers_arena, tasks, state)
         if event == NEW_TASK:
-            state[STOP] = TASK_IS_NEW
+            state.stop = TASK_IS_NEW
             break
         kind, text = np.int64(IGNORED_LINE), np.int64(-1)
         if event == NO_HEADER:
-            state[TASK], state[CPU], state[TIME] = NO_TASK, -1, time
+            state.task, state.cpu, state.time = NO_TASK, -1, time
             clear_fields(fields)
             if read_lost(buf, at, fields, state):
                 kind = np.int64(_LOST_EVENTS)
@@ -100,43 +87,43 @@ def _scan(buf, at, stop, rows, scanner):
                 if event >= 0 and not is_first:  # a known event behind a broken header
                     event, kind = np.int64(-1), np.int64(MALFORMED_LINE)
                 elif event >= 0:  # option nocontext-info, or copied without
-                    state[TIME] = 0
+                    state.time = 0
                 elif is_decorated(buf, at, end):
                     kind = np.int64(DECORATED)
         if event >= 0:
             kind, text = read_event(buf, event, rows, scanner)
         if kind == NO_ROOM or kind == NO_BASE:
-            state[STOP], state[START] = TEXTS_FULL if kind == NO_ROOM else BASE_IS_NEW, at
+            state.stop, state.start = TEXTS_FULL if kind == NO_ROOM else BASE_IS_NEW, at
             break
-        may_ask = kind == MALFORMED_LINE and state[DOUBTS] != 0 and state[MALFORMED] % state[DOUBTS] == 0
-        if (may_ask or kind == DECORATED) and state[GIVEN_UP] != at:
-            state[STOP], state[START], state[END] = DOUBTFUL, at, line_end(buf, at)
+        may_ask = kind == MALFORMED_LINE and state.doubts != 0 and state.malformed % state.doubts == 0
+        if (may_ask or kind == DECORATED) and state.given_up != at:
+            state.stop, state.start, state.end = DOUBTFUL, at, line_end(buf, at)
             break
-        state[LINES] += 1
-        end = state[DONE]
+        state.lines += 1
+        end = state.done
         if byte_at(buf, end) != NEWLINE:
             end = line_end(buf, end)
         if kind > 0:
             if kind >= _FIRST_MARK:
                 write_fields(row, rows, fields)
-            end_row(kind, state[TASK], state[CPU], state[TIME], text, np.uint64(row), rows, tasks, state)
+            end_row(kind, state.task, state.cpu, state.time, text, np.uint64(row), rows, tasks, state)
         elif kind == IGNORED_LINE:
-            state[IGNORED] += 1
+            state.ignored += 1
         else:
-            if state[MALFORMED] < MAX_MALFORMED:
-                number = state[MALFORMED]
-                malformed[number, 0], malformed[number, 1], malformed[number, 2] = at, end, state[LINES]
-            state[MALFORMED] += 1
+            if state.malformed < MAX_MALFORMED:
+                number = state.malformed
+                malformed[number, 0], malformed[number, 1], malformed[number, 2] = at, end, state.lines
+            state.malformed += 1
         at = end + 1
     return at
 
 
 @kernel
 def scan(buf, at, stop, rows, scanner):
-    """Parse the lines of ``buf[at:stop]`` into ``rows`` from row ``state[ROWS]`` on.
+    """Parse the lines of ``buf[at:stop]`` into ``rows`` from row ``state.rows`` on.
 
     ``buf`` uint8 has a newline before ``stop`` and PADDING newlines behind it.  Returns where it stopped;
-    ``state[STOP]`` says why.  A comment has been passed by then, any other line that is the reason is
+    ``state.stop`` says why.  A comment has been passed by then, any other line that is the reason is
     yet to be parsed.
     """
     return _scan(buf, at, stop, by_reference(rows), by_reference(scanner))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from replay.jit import new_records
 from replay.schema import EVENT_NAMES, Kind
 from replay.trace.scan import registers as reg
 from replay.trace.scan.control_lines import MARK_WORDS
@@ -45,7 +46,7 @@ class Scanner(NamedTuple):
     """What the scanner keeps from call to call."""
 
     headers: Strings  # what stands left of the CPU column, as printed; number n is task n
-    tasks: np.ndarray  # int64[n, registers.TASK_PLACES] of each header
+    tasks: Any  # [n] registers.TASK, of each header
     names: Strings  # of events
     kinds: np.ndarray  # int64[MAX_NAMES, 2] of each name: kind; lines of other events
     texts: Strings  # of markers
@@ -59,17 +60,16 @@ class Scanner(NamedTuple):
     ranges: np.ndarray  # uint8[MAX_SHAPES, RANGES]
     marks: np.ndarray  # int64[MARKS, 4] as in ``replay.trace.payload``
     fields: np.ndarray  # uint64[payload.FIELDS]
-    state: np.ndarray  # int64[registers.REGISTERS]
+    state: Any  # registers.REGISTERS
     malformed: np.ndarray  # int64[MAX_MALFORMED, 3]: begin, end and number of the first malformed lines
 
 
 def new_scanner() -> Scanner:
     """A scanner that knows the names of the events, and has read nothing."""
     names, kinds = _known_names()
-    tasks = np.zeros((256, reg.TASK_PLACES), np.int64)
-    state = np.zeros(reg.REGISTERS, np.int64)
-    tasks[reg.NO_TASK, [reg.PID, reg.TGID, reg.COMM]] = -1
-    state[reg.GIVEN_UP], state[reg.FIRST_TIME] = -1, reg.NEVER
+    tasks, state = new_records(256, reg.TASK), new_records(1, reg.REGISTERS)[0]
+    _name(tasks[reg.NO_TASK], -1, -1, -1)
+    state.given_up, state.first_time = -1, reg.NEVER
     return Scanner(
         added(new_strings(256, 256 * 64), b""),  # NO_TASK
         tasks,
@@ -99,16 +99,23 @@ def _known_names() -> tuple[Strings, np.ndarray]:
     return names, kinds
 
 
+def _name(task: Any, pid: int, tgid: int, comm: int) -> None:
+    """Set the columns of the record ``task``."""
+    task.pid, task.tgid, task.comm = pid, tgid, comm
+
+
 def with_task(scanner: Scanner, number: int, task: Task, comm: int) -> Scanner:
     """``scanner`` with ``task`` as number ``number``, the next one; ``comm`` goes into its column."""
     if number == len(scanner.tasks):
-        scanner = scanner._replace(tasks=np.concatenate([scanner.tasks, np.zeros_like(scanner.tasks)]))
-    scanner.tasks[number, [reg.PID, reg.TGID, reg.COMM]] = task.pid, task.tgid, comm
+        tasks = new_records(2 * number, reg.TASK)
+        tasks[:number] = scanner.tasks
+        scanner = scanner._replace(tasks=tasks)
+    _name(scanner.tasks[number], task.pid, task.tgid, comm)
     return scanner
 
 
 def with_header(scanner: Scanner, number: int, header: bytes, task: Task | None, comm: int) -> Scanner:
     """As ``with_task``, for the task that ``header`` shows, None if it is no task's."""
     scanner = with_task(scanner, number, task or NOBODY, comm)
-    scanner.tasks[number, reg.IS_NONE] = 0 if task else -1
+    scanner.tasks[number].is_none = 0 if task else -1
     return scanner._replace(headers=added(scanner.headers, header))

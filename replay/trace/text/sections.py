@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from replay.jit import new_records
 from replay.schema import Columns
 from replay.trace.scan import registers as reg
 from replay.trace.scan.header import parse_task
@@ -57,11 +58,11 @@ def thread_count() -> int:
 
 def fork(scanner: Scanner) -> Scanner:
     """A scanner that knows what ``scanner`` knows of tasks and names, and has counted nothing yet."""
-    tasks, kinds, state = scanner.tasks.copy(), scanner.kinds.copy(), np.zeros_like(scanner.state)
-    tasks[:, reg.FIRST_LINE] = kinds[:, 1] = 0
-    for kept in (reg.COLUMN, reg.DOUBTS, reg.BASE):
+    tasks, kinds, state = scanner.tasks.copy(), scanner.kinds.copy(), new_records(1, reg.REGISTERS)[0]
+    tasks.first_line = kinds[:, 1] = 0
+    for kept in ("column", "doubts", "base"):
         state[kept] = scanner.state[kept]
-    state[reg.TIME], state[reg.GIVEN_UP], state[reg.FIRST_TIME] = _NO_TIME, -1, reg.NEVER
+    state.time, state.given_up, state.first_time = _NO_TIME, -1, reg.NEVER
     shapes = 1 + int(scanner.shapes[0, NEXT])
     return scanner._replace(
         headers=Strings(*(array.copy() for array in scanner.headers)),
@@ -137,7 +138,7 @@ class _SectionScan:
         self._rows = new_rows(batch_rows)
         self._own_comms: dict[str, int] = {}
         self._found = Section(
-            column=int(scanner.state[reg.COLUMN]),
+            column=int(scanner.state.column),
             known_tasks=int(scanner.headers.table[0, 0]),
             known_names=int(scanner.names.table[0, 0]),
             scanner=scanner,
@@ -152,21 +153,21 @@ class _SectionScan:
         """Scan the lines of ``buf[:stop]``; false if the section is to be given up."""
         state, place = self._scanner.state, 0
         while True:
-            malformed = int(state[reg.MALFORMED])
+            malformed = int(state.malformed)
             with np.errstate(over="ignore"):  # hashes wrap around, which numpy tells without compilation
                 place = scan(buf, place, stop, self._rows, self._scanner)
             self._found.malformed.extend(malformed_lines(self._scanner, malformed, buf))
-            reason = state[reg.STOP]
+            reason = state.stop
             if reason == reg.AT_END:
                 return True
             if reason == reg.ROWS_FULL:
                 self._end_batch()
                 self._batch_rows = min(self._batch_rows, max(256, self._batch_rows // 8))
-                self._rows, state[reg.ROWS] = self._new_rows(self._batch_rows), 0
+                self._rows, state.rows = self._new_rows(self._batch_rows), 0
             elif reason == reg.TEXTS_FULL:
                 self._scanner = self._scanner._replace(texts=grown(self._scanner.texts, stop))
             elif reason == reg.COMMENT or reason == reg.TASK_IS_NEW:
-                text = buf[state[reg.START] : state[reg.END]].tobytes()
+                text = buf[state.start : state.end].tobytes()
                 if reason == reg.COMMENT:
                     self._found.comments.append(text)
                 elif not self._add_task(text):
@@ -189,10 +190,10 @@ class _SectionScan:
         return True
 
     def _end_batch(self) -> None:
-        count = int(self._scanner.state[reg.ROWS])
+        count = int(self._scanner.state.rows)
         if count:
             self._found.batches.append(columns_of(self._rows, count))
-            self._scanner.state[reg.TIME_BEFORE] = self._rows.ts_ns[count - 1]
+            self._scanner.state.time_before = self._rows.ts_ns[count - 1]
 
     def finish(self) -> Section:
         """All of it."""
@@ -202,7 +203,7 @@ class _SectionScan:
 
 def malformed_lines(scanner: Scanner, first: int, buf: np.ndarray) -> list[tuple[int, str]]:
     """Number and text of the malformed lines of ``buf`` that ``scanner`` has kept, from ``first`` on."""
-    last = min(int(scanner.state[reg.MALFORMED]), reg.MAX_MALFORMED)
+    last = min(int(scanner.state.malformed), reg.MAX_MALFORMED)
     if first >= last:  # as nearly always
         return []
     return [
@@ -227,7 +228,7 @@ def can_join(scanner: Scanner, section: Section) -> bool:
     own = section.scanner
     names = int(scanner.names.table[0, 0]) + int(own.names.table[0, 0])
     return (
-        section.column == scanner.state[reg.COLUMN]
+        section.column == scanner.state.column
         and (not section.batches or section.batches[0].ts_ns[0] != _NO_TIME)
         and own.texts.table[0, 0] <= MAX_TEXTS
         and names <= MAX_NAMES // 2
@@ -247,41 +248,41 @@ def join(scanner: Scanner, section: Section, tasks: np.ndarray, numbers: Numbers
     ``tasks`` int32: the number that each task of the section has in ``scanner``.  ``numbers`` are its own.
     """
     own, state = section.scanner, scanner.state
-    lines = int(state[reg.LINES])
+    lines = int(state.lines)
     scanner, texts = _with_strings(scanner, "texts", own.texts, 0, numbers)
     for columns in section.batches:
         np.add(columns.line, lines, out=columns.line)
         marked = np.flatnonzero(columns.text >= 0)
         columns.text[marked] = texts[columns.text[marked]]
-    seen = np.flatnonzero(own.tasks[: len(tasks), reg.FIRST_LINE])
-    new = seen[scanner.tasks[tasks[seen], reg.FIRST_LINE] == 0]
-    scanner.tasks[tasks[new], reg.FIRST_LINE] = own.tasks[new, reg.FIRST_LINE] + lines
+    seen = np.flatnonzero(own.tasks[: len(tasks)].first_line)
+    new = seen[scanner.tasks.first_line[tasks[seen]] == 0]
+    scanner.tasks.first_line[tasks[new]] = own.tasks.first_line[new] + lines
     scanner, names = _with_strings(scanner, "names", own.names, section.known_names, numbers)
     np.add.at(scanner.kinds[:, 1], names, own.kinds[: len(names), 1])
-    for counter in (reg.LINES, reg.KVMMMU, reg.IGNORED, reg.MALFORMED, reg.LOST):
+    for counter in ("lines", "kvmmmu", "ignored", "malformed", "lost"):
         state[counter] += own.state[counter]
     _add_times_back(state, section, lines)
-    state[reg.FIRST_TIME] = min(state[reg.FIRST_TIME], own.state[reg.FIRST_TIME])
-    state[reg.LAST_TIME] = max(state[reg.LAST_TIME], own.state[reg.LAST_TIME])
-    state[reg.COLUMN] = own.state[reg.COLUMN]
-    if own.state[reg.TIME] != _NO_TIME:
-        state[reg.TIME] = own.state[reg.TIME]
+    state.first_time = min(state.first_time, own.state.first_time)
+    state.last_time = max(state.last_time, own.state.last_time)
+    state.column = own.state.column
+    if own.state.time != _NO_TIME:
+        state.time = own.state.time
     return scanner
 
 
-def _add_times_back(state: np.ndarray, section: Section, lines: int) -> None:
+def _add_times_back(state: Any, section: Section, lines: int) -> None:
     """Add the rows of ``section`` whose time is before that of the row before, the first one too."""
     own = section.scanner.state
-    first_lines = [lines + int(own[reg.FIRST_BACK])] if own[reg.TIMES_BACK] else []
+    first_lines = [lines + int(own.first_back)] if own.times_back else []
     if section.batches:
         first = section.batches[0]
-        if 0 < first.ts_ns[0] < state[reg.TIME_BEFORE]:
-            state[reg.TIMES_BACK] += 1
+        if 0 < first.ts_ns[0] < state.time_before:
+            state.times_back += 1
             first_lines.insert(0, int(first.line[0]))
-        state[reg.TIME_BEFORE] = section.batches[-1].ts_ns[-1]
-    if state[reg.FIRST_BACK] == 0 and first_lines:
-        state[reg.FIRST_BACK] = first_lines[0]
-    state[reg.TIMES_BACK] += own[reg.TIMES_BACK]
+        state.time_before = section.batches[-1].ts_ns[-1]
+    if state.first_back == 0 and first_lines:
+        state.first_back = first_lines[0]
+    state.times_back += own.times_back
 
 
 def number_comms(section: Section, comms: Mapping[str, int]) -> None:

@@ -81,7 +81,7 @@ class TextParser(Parser):
         super()._begin()
         self._saw_header = False
         self._numbers = Numbers({}, {})
-        self._scanner.state[reg.DOUBTS] = self._file_format != "ftrace"
+        self._scanner.state.doubts = self._file_format != "ftrace"
         self._long_lines = 0
         self._at_beginning = True  # the first lines are being scanned, and can be again
 
@@ -166,12 +166,12 @@ class TextParser(Parser):
         """Count a line that is too long to be read, by its beginning."""
         self._at_beginning = False
         state = self._scanner.state
-        state[reg.LINES] += 1
-        state[reg.MALFORMED] += 1
+        state.lines += 1
+        state.malformed += 1
         self._long_lines += 1
-        if state[reg.MALFORMED] <= reg.MAX_MALFORMED:
+        if state.malformed <= reg.MAX_MALFORMED:
             text = line[:MALFORMED_TEXT].tobytes().decode(errors="replace").strip()
-            self._add_malformed([(int(state[reg.LINES]), text)])
+            self._add_malformed([(int(state.lines), text)])
 
     def _parse_sections(self, file: int, at: int, chunk_bytes: int, threads: int) -> None:
         """Parse sections of ``file`` from ``at`` on by several threads, and go to where the rest begins."""
@@ -217,7 +217,7 @@ class TextParser(Parser):
 
     def _rows_of(self, count: int, read: int) -> int:
         """About as many rows as ``count`` bytes have, or few more, if they are as the first ``read`` were."""
-        rows = self._trace.events + int(self._scanner.state[reg.ROWS])
+        rows = self._trace.events + int(self._scanner.state.rows)
         return min(self._batch_rows, 256 + rows * (count + count // 32) // read)
 
     def _section(
@@ -247,7 +247,7 @@ class TextParser(Parser):
         known = np.arange(section.known_tasks)
         new = [self._task_numbers.get(header) or self._add_header(header) for header in section.headers]
         state = self._scanner.state
-        room, lines = reg.MAX_MALFORMED - int(state[reg.MALFORMED]), int(state[reg.LINES])
+        room, lines = reg.MAX_MALFORMED - int(state.malformed), int(state.lines)
         self._scanner = join(self._scanner, section, np.append(known, new).astype(np.int32), self._numbers)
         self._add_malformed([(lines + line, text) for line, text in section.malformed[: max(0, room)]])
         for comment in section.comments:
@@ -271,14 +271,14 @@ class TextParser(Parser):
         """Scan the whole lines of ``buf[at:stop]``, none of which is too long."""
         if self._forms.used:
             buf, at, stop = self._rewritten(buf, at, stop)
-        first, self._scanner.state[reg.GIVEN_UP] = at, -1
+        first, self._scanner.state.given_up = at, -1
         while True:
             state = self._scanner.state
-            malformed = int(state[reg.MALFORMED])
+            malformed = int(state.malformed)
             with np.errstate(over="ignore"):  # hashes wrap around, which numpy tells without compilation
                 at = scan(buf, at, stop, self._rows, self._scanner)
             self._add_malformed(malformed_lines(self._scanner, malformed, buf))
-            reason = state[reg.STOP]
+            reason = state.stop
             if reason == reg.AT_END:
                 break
             if reason == reg.ROWS_FULL:
@@ -288,15 +288,15 @@ class TextParser(Parser):
             elif reason == reg.COMMENT:
                 self._take_comment(buf)
             elif reason == reg.BASE_IS_NEW:
-                start = int(state[reg.START])
+                start = int(state.start)
                 sample = buf[start : min(stop, start + RAW_SAMPLE_BYTES)].tobytes()
-                state[reg.BASE] = 16 if is_in_hex(sample) else 10
+                state.base = 16 if is_in_hex(sample) else 10
             elif self._is_other_form(buf, stop):
                 if self._at_beginning:
                     self._begin()
                     at = first
                 buf, at, stop = self._rewritten(buf, at, stop)
-                first, self._scanner.state[reg.GIVEN_UP] = at, -1
+                first, self._scanner.state.given_up = at, -1
             elif reason == reg.TASK_IS_NEW:
                 self._add_task(buf)
             else:
@@ -310,19 +310,19 @@ class TextParser(Parser):
         return padded, 0, len(text)
 
     def _is_other_form(self, buf: np.ndarray, stop: int) -> bool:
-        """The line at START, malformed or of a new task, needs a stage that has not been used so far."""
+        """The line at ``start``, malformed or of a new task, needs a stage that has not been used so far."""
         state = self._scanner.state
-        start, end = int(state[reg.START]), int(state[reg.END])
-        if state[reg.STOP] == reg.TASK_IS_NEW:
+        start, end = int(state.start), int(state.end)
+        if state.stop == reg.TASK_IS_NEW:
             if not has_foreign(buf[start:end].tobytes()):
                 return False
             end = min(stop, start + MAX_LINE)
         text = buf[start : min(stop, start + MAX_LINE)].tobytes()
-        is_native = state[reg.DOUBTS] == 0  # as the user says
+        is_native = state.doubts == 0  # as the user says
         line = text[: end - start].partition(b"\n")[0]
         if self._forms.learn(line, (DECORATED,) if is_native else None):
             return True
-        if state[reg.STOP] == reg.TASK_IS_NEW or is_native or WRAPPED in self._forms.used:
+        if state.stop == reg.TASK_IS_NEW or is_native or WRAPPED in self._forms.used:
             return False
         before = buf[max(0, start - MAX_LINE) : max(0, start - 1)].tobytes().rpartition(b"\n")[2]
         if is_cut_header(before) or goes_on(text.split(b"\n", MAX_LINES)[:MAX_LINES]):
@@ -330,20 +330,20 @@ class TextParser(Parser):
         return WRAPPED in self._forms.used
 
     def _give_up_line(self) -> None:
-        """The line at START is malformed; after many of them few are looked at again."""
+        """The line at ``start`` is malformed; after many of them few are looked at again."""
         self._useless_doubts += 1
-        self._scanner.state[reg.GIVEN_UP] = self._scanner.state[reg.START]
-        self._scanner.state[reg.DOUBTS] = 1 if self._useless_doubts < MAX_DOUBTS else RARE_DOUBTS
+        self._scanner.state.given_up = self._scanner.state.start
+        self._scanner.state.doubts = 1 if self._useless_doubts < MAX_DOUBTS else RARE_DOUBTS
 
     def _has_events(self) -> bool:
         """Some line has been an event, if only a malformed one."""
         state = self._scanner.state
-        malformed = state[reg.MALFORMED] - self._long_lines  # which may be of anything
-        seen = state[reg.ROWS] or malformed or self._trace.events
+        malformed = state.malformed - self._long_lines  # which may be of anything
+        seen = state.rows or malformed or self._trace.events
         return bool(seen or self._scanner.kinds[:, 1].any())
 
     def _check_is_trace(self) -> None:
-        if not self._scanner.state[reg.ROWS] and not self._trace.events and (other := other_text(self._head)):
+        if not self._scanner.state.rows and not self._trace.events and (other := other_text(self._head)):
             raise TraceError(self._source.path, 0, f"not a trace of events: {other}")
         if self._has_events():
             return
@@ -358,7 +358,7 @@ class TextParser(Parser):
     def _add_task(self, buf: np.ndarray) -> None:
         """Add the header that the scanner met to its tables."""
         state = self._scanner.state
-        start, end = int(state[reg.START]), int(state[reg.END])
+        start, end = int(state.start), int(state.end)
         self._add_header(buf[start:end].tobytes())
 
     def _add_header(self, header: bytes) -> int:
@@ -371,7 +371,7 @@ class TextParser(Parser):
         return number
 
     def _take_comment(self, buf: np.ndarray) -> None:
-        start, end = self._scanner.state[[reg.START, reg.END]].tolist()
+        start, end = int(self._scanner.state.start), int(self._scanner.state.end)
         self._read_comment(buf[start:end].tobytes().decode(errors="replace"))
 
     def _read_comment(self, text: str) -> None:
