@@ -9,7 +9,7 @@ import pytest
 from replay.mmu.state import growth, mmu
 
 if os.environ.get("NUMBA_DISABLE_JIT") != "1":
-    collect_ignore_glob = ["test_*.py"]
+    collect_ignore_glob = ["*/test_*.py"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
