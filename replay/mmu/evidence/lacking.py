@@ -4,16 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from replay.mmu.evidence.facts import (
-    ALLOC_FAILURES,
-    INDIRECT_PAGES,
-    LATE_FLUSHES,
-    LOCK_DROPS,
-    SHADOW_SPLITS,
-    WINDOW_SPLITS,
-    ZAPS_OF_PAGES,
-    TraceFacts,
-)
+from replay.mmu.evidence.facts import TraceFacts
 from replay.schema import Kind
 
 _TOGETHER = (
@@ -39,22 +30,22 @@ def lacking(facts: TraceFacts, vm: int, shadow_only: bool = False) -> list[Kind]
 
 def _of_tracepoints(facts: TraceFacts, vm: int, shadow_only: bool) -> Iterator[Kind]:
     of_vm = facts.facts[vm]
-    if of_vm[WINDOW_SPLITS]:
+    if of_vm.window_splits:
         yield Kind.SPLIT_HUGE_PAGE
-    if of_vm[ZAPS_OF_PAGES]:
+    if of_vm.zaps_of_pages:
         yield Kind.PREPARE_ZAP_PAGE
     if facts.hides_windows(vm):
         yield Kind.TDP_TRY_SPLIT
     if facts.has(vm, Kind.TDP_TRY_SPLIT):
         yield Kind.TDP_MMU_SPTE_CHANGED
-    if not of_vm[SHADOW_SPLITS]:
+    if not of_vm.shadow_splits:
         return
     yield Kind.GET_PAGE
     yield Kind.SET_SPTE
     yield Kind.SPTE_REQUESTED
     if not (facts.shows_v2 or shadow_only):  # merged code splits nothing without the TDP MMU
         yield Kind.TDP_MMU_SPTE_CHANGED
-    if of_vm[INDIRECT_PAGES]:
+    if of_vm.indirect_pages:
         if facts.tdp_mmu[0] is None and not shadow_only:
             yield Kind.TDP_MMU_SPTE_CHANGED
         yield Kind.PAGETABLE_WALK
@@ -69,7 +60,7 @@ def _of_probes(facts: TraceFacts, vm: int) -> Iterator[Kind]:
     if facts.has(vm, Kind.SLOT_TRY_SPLIT, Kind.SLOT_TRY_SPLIT_RET):
         yield Kind.SET_REGION
         yield Kind.COMMIT_REGION
-    if not facts.facts[vm, SHADOW_SPLITS]:
+    if not facts.facts[vm].shadow_splits:
         return
     if not facts.has(vm, Kind.MARK_MEMSLOT):
         yield Kind.SET_REGION  # limit, host addresses and read-only memory are those of slots
@@ -85,9 +76,9 @@ def _of_patch_probes(facts: TraceFacts, vm: int) -> Iterator[Kind]:
     of_vm = facts.facts[vm]
     if facts.has(vm, Kind.V2_TRY_SPLIT_BEGIN) and not facts.has(vm, *_OF_RANGES):
         yield Kind.SLOT_TRY_SPLIT
-    if (of_vm[LOCK_DROPS] and facts.total(Kind.SPLIT_HUGE_PAGE)) or facts.has(vm, Kind.V2_DROP_FLUSH):
+    if (of_vm.lock_drops and facts.total(Kind.SPLIT_HUGE_PAGE)) or facts.has(vm, Kind.V2_DROP_FLUSH):
         yield Kind.V2_LOCK_DROPPED
-    if of_vm[ALLOC_FAILURES] and facts.probe_lines:
+    if of_vm.alloc_failures and facts.probe_lines:
         yield Kind.V2_ALLOC_FAILED
-    if of_vm[LATE_FLUSHES] and facts.probe_lines:
+    if of_vm.late_flushes and facts.probe_lines:
         yield Kind.V2_RANGE_YIELD
