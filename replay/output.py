@@ -18,14 +18,14 @@ def replacing(path: str | os.PathLike[str], is_named: bool = True) -> Iterator[P
     was.  What is no regular file, as /dev/stdout, is written in place if the user named it
     (``is_named``).  Raises ``OutputError`` for any ``OSError`` of the block.
     """
-    target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file():
+    target = temporary = Path(path)
+    if target.exists() and not target.is_file():  # the link /dev/stdout leads to no name if that is a pipe
         if target.is_dir():
             raise OutputError(path, "Is a directory")
         if not is_named:
             raise OutputError(path, "not a regular file")
-        temporary = target
     else:
+        target = Path(os.path.realpath(path))
         temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
     try:
         yield temporary

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,3 +64,10 @@ def test_directory_in_the_way(tmp_path: Path) -> None:
         make_directory(tmp_path / "file")
     with pytest.raises(OutputError, match="Not a directory"):
         write_text(tmp_path / "file" / "below", "text")
+
+
+def test_pipe_behind_the_name_of_standard_output() -> None:
+    program = "from replay.output import write_text; write_text('/dev/stdout', 'text')"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "text"
+    assert Path("/dev/stdout").is_symlink()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from replay.jit import jit
-from replay.mmu.kernel.dirty_log import need_bitmap, protect_cleared, walks_shadow_mmu
+from replay.mmu.kernel.dirty_log import KVM_MEM_MAX_NR_PAGES, need_bitmap, protect_cleared, walks_shadow_mmu
 from replay.mmu.kernel.slot_passes import protect_slot, uses_pml
 from replay.mmu.recorded.lines import compare_lines, drop_simulated, simulated_line
 from replay.mmu.recorded.split_lines import finish, finish_shadow
@@ -133,7 +133,7 @@ def begin_clear_window(
     """KVM_CLEAR_DIRTY_LOG by a marker: one range for each 64-page word; pages are counted in the slot."""
     first_page = max(first_page, 0)
     last_page = min(last_page, m.slot[s].npages)
-    if first_page >= last_page:
+    if first_page >= last_page or m.slot[s].npages > KVM_MEM_MAX_NR_PAGES:
         return OK
     if need_bitmap(m, s) == NO_ROOM:
         return NO_ROOM

@@ -15,6 +15,9 @@ from replay.mmu.state.mmu import Mmu
 from replay.mmu.tdp.simulated import protect_cleared_pages, protect_huge
 from replay.policy import ClearEnd, KnobCodes
 
+KVM_MEM_MAX_NR_PAGES = (1 << 31) - 1
+"""The largest slot that KVM accepts (kvm_host.h): of larger ones, which a trace may claim, no log is kept."""
+
 
 @jit
 def walks_shadow_mmu(m: Mmu, vm: int, k: KnobCodes) -> bool:
