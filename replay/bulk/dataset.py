@@ -73,7 +73,7 @@ def results_version() -> str:
     """Changes when the same trace may give other results: a hash of the sources that they come from."""
     package = Path(replay.__file__).parent
     files = [path for room in ("trace", "mmu", "verdict") for path in (package / room).rglob("*.py")]
-    names = ("schema.py", "policy.py", "kernel.py", "run.py", "arrow.py", "bulk/rows.py")
+    names = ("schema.py", "policy.py", "kernel.py", "options.py", "run.py", "arrow.py", "bulk/rows.py")
     files += [package / name for name in names]
     digest = hashlib.sha256()
     for path in sorted(files):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from replay.errors import UsageError
-from replay.mmu.engine import Options
+from replay.options import Options
 from replay.policy import PRESETS
 from replay.verdict.compare import Comparison, Lines, compare_golden, compare_recorded
 from replay.verdict.doubt import Doubt

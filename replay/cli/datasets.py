@@ -1,18 +1,14 @@
-"""The commands ``bulk`` and ``query``, beside those of ``replay.cli``."""
+"""The commands about many traces: ``bulk`` and ``query``."""
 
 from __future__ import annotations
 
-import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from replay.cli import (
-    DIFFERED,
-    MATCHED,
+from replay.cli.options import (
     FormatOption,
     JsonOption,
     KernelOption,
@@ -24,15 +20,12 @@ from replay.cli import (
     SetOption,
     SplitAtOption,
     StrictOption,
-    _request,
-    app,
 )
+from replay.cli.show import DIFFERED, MATCHED, show_json, standard_output
 
-__all__ = ["app"]
 SHOWN_ROWS = 100
 
 
-@app.command()
 def bulk(
     paths: Annotated[
         list[str],
@@ -84,34 +77,33 @@ def bulk(
 
     Exit code 0: nothing mismatched or failed. 1: something did. 2: nothing could be done.
     """
-    from replay.bulk.memory import parse_size
     from replay.bulk.run import Where, run_bulk
-    from replay.errors import UsageError
-    from replay.report.bulk import bulk_progress
+    from replay.report.bulk import bulk_progress, print_bulk
+    from replay.run import Request
 
-    if scheduler is not None and (jobs is not None or memory is not None):
-        raise UsageError("--jobs and --memory are for local processes: the cluster's own limits hold")
-    request = _request(
-        None, settings, split_at, resched, max_mmu_pages, expect, strict, allow_lost, file_format
+    where = Where.parse(scheduler, jobs, memory)
+    request = Request(
+        kernel=kernel,
+        settings=tuple(settings or ()),
+        split_at=split_at,
+        resched=resched,
+        max_mmu_pages=max_mmu_pages,
+        nested=nested,
+        expect=expect,
+        strict=strict,
+        allow_lost=allow_lost,
+        file_format=file_format,
     )
-    request = replace(request, nested=nested, kernel=kernel)
-    where = Where(scheduler, jobs, None if memory is None else parse_size(memory))
     with bulk_progress(sys.stderr, quiet) as progress:
         summary = run_bulk(paths, output, policies or [], request, where, progress)
     if as_json:
-        print(json.dumps(summary.document, indent=1))
+        show_json(summary.document)
     elif not quiet:
-        from replay.report.bulk import print_bulk
-        from replay.report.console import console
-
-        print_bulk(console(sys.stdout), summary)
-    if summary.failed == len(summary.rows):
-        first = summary.worst[0]
-        raise UsageError(f"no trace could be replayed: {first['path']}: {first['error_message']}")
+        print_bulk(standard_output(), summary.document)
+    summary.raise_if_all_failed()
     raise typer.Exit(DIFFERED if summary.failed or summary.mismatched else MATCHED)
 
 
-@app.command()
 def query(
     directory: Annotated[str, typer.Argument(metavar="DIR", help="A dataset of replay bulk.")],
     sql: Annotated[str, typer.Argument(metavar="SQL", help="Tables: runs, outcomes, windows, flushes.")],
@@ -125,24 +117,20 @@ def query(
 
     Exit code 0. 2: no dataset, or the query cannot be answered.
     """
-    from replay.bulk.query import json_rows, write_csv
+    from replay.bulk.query import json_rows, write_csv, write_parquet
     from replay.bulk.query import query as ask
-    from replay.errors import UsageError
+    from replay.output import check_ending
 
-    if output is not None and output.suffix != ".parquet":
-        raise UsageError(f"{output}: the ending must be .parquet")
+    if output is not None:
+        check_ending(output, ".parquet")
     answer = ask(directory, sql)
     if output is not None:
-        from replay.output import replacing
-
-        with replacing(output) as temporary:
-            answer.write_parquet(temporary)
+        write_parquet(answer, output)
     if as_json:
-        print(json.dumps(json_rows(answer), indent=1))
+        show_json(json_rows(answer))
     elif as_csv:
         write_csv(answer, sys.stdout)
     elif output is None:
         from replay.report.bulk import print_rows
-        from replay.report.console import console
 
-        print_rows(console(sys.stdout), answer.columns, answer.rows(), SHOWN_ROWS)
+        print_rows(standard_output(), answer.columns, answer.rows(), SHOWN_ROWS)
