@@ -9,8 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from replay.errors import UsageError
-from replay.options import Nested, Options, SplitAt, SplitKind
+from replay.options import Nested, Options
 from replay.policy import Policy
 
 if TYPE_CHECKING:
@@ -110,7 +109,8 @@ def _run(trace: str | Trace, request: Request, asked: Options, progress: Progres
     policy, choice = _chosen_policy(request, asked.kernel, golden)
 
     from replay.mmu.engine import compile_in_other_process, replay_trace, trace_facts
-    from replay.verdict.compare import compare_golden, compare_recorded, unchecked
+    from replay.verdict.compare import compare_recorded, unchecked
+    from replay.verdict.compare_golden import compare_golden
     from replay.verdict.doubt import doubtful_from, doubts_of
     from replay.verdict.golden import golden_of
 
@@ -123,7 +123,7 @@ def _run(trace: str | Trace, request: Request, asked: Options, progress: Progres
         policy, choice, facts = _policy_of_trace(trace, asked.kernel)
     policy = policy.with_settings(request.settings)
     options = asked if golden is None else _given(Options().with_given(**golden.options), request)
-    check_split_time(options.split_at, trace)
+    options.split_at.check_reached(trace.last_ts_ns)
     facts = facts or trace_facts(trace)
     doubts = doubts_of(trace, facts, request.allow_lost, is_asked_for and not policy.nested_only)
     replay = replay_trace(trace, policy, options, facts, doubtful_from(doubts, facts.vms))
@@ -273,16 +273,6 @@ def _given(options: Options, request: Request) -> Options:
         rmap_histogram=request.rmap_histogram,
         census=request.census,
     )
-
-
-def check_split_time(split_at: SplitAt, trace: Trace) -> None:
-    """Raises ``UsageError`` where ``trace`` has ended by the time at which it is to be split."""
-    if split_at.kind is not SplitKind.TIME:
-        return
-    last = trace.last_ts_ns
-    if last is None or split_at.ns > last:
-        end = "has no times" if last is None else f"ends at {last / 1e9:.6f}"
-        raise UsageError(f"--split-at {split_at.text}: the trace {end}; 'end' splits there")
 
 
 def write_run(directory: str | os.PathLike[str], run: Run) -> Path:

@@ -91,3 +91,15 @@ def test_wrong_options(given: dict[str, str], message: str) -> None:
 @pytest.mark.parametrize(("text", "ns"), [("4.6e9", 4_600_000_000 * 10**9), ("4.7e9", None), ("x", None)])
 def test_nanoseconds(text: str, ns: int | None) -> None:
     assert nanoseconds(text) == ns
+
+
+def test_time_that_the_trace_does_not_reach() -> None:
+    at = SplitAt.parse("11.009")
+    at.check_reached(11_009_000_000)
+    SplitAt.parse("end").check_reached(None)
+    with pytest.raises(
+        UsageError, match="--split-at 11.009: the trace ends at 11.008999; 'end' splits there"
+    ):
+        at.check_reached(11_008_999_999 - 999)
+    with pytest.raises(UsageError, match="--split-at 11.009: the trace has no times"):
+        at.check_reached(None)

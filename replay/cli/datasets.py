@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from replay.cli.options import (
+    AnswerOption,
+    BulkExpectOption,
+    BulkPoliciesOption,
+    CsvOption,
+    DatasetArgument,
     FormatOption,
+    JobsOption,
     JsonOption,
     KernelOption,
     LostOption,
     MaxPagesOption,
+    MemoryOption,
     NestedOption,
+    NewDatasetOption,
     QuietOption,
     ReschedOption,
+    SchedulerOption,
     SetOption,
     SplitAtOption,
+    SqlArgument,
     StrictOption,
+    TracesArgument,
 )
 from replay.cli.show import DIFFERED, MATCHED, show_json, standard_output
 
@@ -27,44 +36,19 @@ SHOWN_ROWS = 100
 
 
 def bulk(
-    paths: Annotated[
-        list[str],
-        typer.Argument(metavar="PATH...", help="Traces, directories, patterns; - for a list on stdin."),
-    ],
-    output: Annotated[
-        str, typer.Option("-o", "--output", metavar="DIR", help="The dataset: a directory or an fsspec URL.")
-    ],
-    policies: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--policy", metavar="auto|NAME|FILE.toml", help="Policy, default auto; repeatable: read once."
-        ),
-    ] = None,
+    paths: TracesArgument,
+    output: NewDatasetOption,
+    policies: BulkPoliciesOption = None,
     kernel: KernelOption = None,
     settings: SetOption = None,
     split_at: SplitAtOption = None,
-    expect: Annotated[
-        str | None,
-        typer.Option(
-            "--expect",
-            metavar="recorded|none",
-            help="What to compare with. Default: golden files beside traces, else the recorded outcomes.",
-        ),
-    ] = None,
+    expect: BulkExpectOption = None,
     max_mmu_pages: MaxPagesOption = None,
     resched: ReschedOption = None,
     nested: NestedOption = None,
-    jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", min=1, metavar="N", help="Processes. Default: all cores.")
-    ] = None,
-    memory: Annotated[
-        str | None,
-        typer.Option("--memory", metavar="SIZE", help="For all processes: 4G. Default: 4/5 of what is free."),
-    ] = None,
-    scheduler: Annotated[
-        str | None,
-        typer.Option("--scheduler", metavar="ADDRESS", help="Of a Dask cluster: tcp://HOST:PORT."),
-    ] = None,
+    jobs: JobsOption = None,
+    memory: MemoryOption = None,
+    scheduler: SchedulerOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     strict: StrictOption = False,
@@ -105,13 +89,11 @@ def bulk(
 
 
 def query(
-    directory: Annotated[str, typer.Argument(metavar="DIR", help="A dataset of replay bulk.")],
-    sql: Annotated[str, typer.Argument(metavar="SQL", help="Tables: runs, outcomes, windows, flushes.")],
+    directory: DatasetArgument,
+    sql: SqlArgument,
     as_json: JsonOption = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write Parquet; ends in .parquet.")
-    ] = None,
+    as_csv: CsvOption = False,
+    output: AnswerOption = None,
 ) -> None:
     """Ask a dataset in SQL (that of polars).
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
 from replay.cli.options import (
+    CheckedPathsArgument,
     FormatOption,
+    GoldenOption,
+    JunitOption,
     MaxPagesOption,
     PolicyOption,
     QuietOption,
@@ -17,15 +17,14 @@ from replay.cli.options import (
     SplitAtOption,
     StrictOption,
     TraceArgument,
+    UpdateOption,
 )
 from replay.cli.show import DIFFERED, MATCHED, reading, show_line, standard_output
 
 
 def expect(
     trace: TraceArgument,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Default: TRACE.expected.json.")
-    ] = None,
+    output: GoldenOption = None,
     policy: PolicyOption = None,
     settings: SetOption = None,
     split_at: SplitAtOption = None,
@@ -55,16 +54,9 @@ def expect(
 
 
 def check(
-    paths: Annotated[
-        list[Path],
-        typer.Argument(metavar="PATH...", help="Traces with golden files, or directories of them."),
-    ],
-    update: Annotated[
-        bool, typer.Option("--update", help="Show what differs, then rewrite the golden files.")
-    ] = False,
-    junit: Annotated[
-        Path | None, typer.Option("--junit", metavar="FILE", help="Write the results as JUnit XML, too.")
-    ] = None,
+    paths: CheckedPathsArgument,
+    update: UpdateOption = False,
+    junit: JunitOption = None,
     quiet: QuietOption = False,
     strict: StrictOption = False,
 ) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
 from replay.cli.options import (
+    ComparedPoliciesOption,
     ExpectOption,
     FormatOption,
     JsonOption,
@@ -16,8 +14,13 @@ from replay.cli.options import (
     MaxPagesOption,
     NestedOption,
     PolicyOption,
+    QuestionsArgument,
     QuietOption,
+    RequireOption,
     ReschedOption,
+    ResultsOption,
+    RmapColumnsOption,
+    RmapHistogramOption,
     SetOption,
     SplitAtOption,
     StrictOption,
@@ -33,37 +36,14 @@ def run(
     settings: SetOption = None,
     split_at: SplitAtOption = None,
     expect: ExpectOption = None,
-    require: Annotated[
-        str | None,
-        typer.Option(
-            "--require", metavar="match", help="Exit with 1 for every verdict but match, for use in CI."
-        ),
-    ] = None,
+    require: RequireOption = None,
     max_mmu_pages: MaxPagesOption = None,
     resched: ReschedOption = None,
     nested: NestedOption = None,
     as_json: JsonOption = False,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="DIR", help="Write the result tables there.")
-    ] = None,
-    rmap_histogram: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--rmap-histogram",
-            metavar="end|SECONDS|WORDS",
-            help="Print rmap lengths as KVM's mmu_rmaps_stat: at the end, at a time, or behind the marker "
-            "lines that hold these words; repeatable.",
-        ),
-    ] = None,
-    rmap_columns: Annotated[
-        str,
-        typer.Option(
-            "--rmap-columns",
-            metavar="auto|fls|ffs",
-            help="Column of a length: fls as labelled, ffs as kernels up to 7.1, auto as the one that "
-            "recorded.",
-        ),
-    ] = "auto",
+    output: ResultsOption = None,
+    rmap_histogram: RmapHistogramOption = None,
+    rmap_columns: RmapColumnsOption = "auto",
     quiet: QuietOption = False,
     strict: StrictOption = False,
     allow_lost: LostOption = False,
@@ -113,12 +93,7 @@ def run(
 
 def compare(
     trace: TraceArgument,
-    policies: Annotated[
-        list[str],
-        typer.Option(
-            "--policy", metavar="NAME|FILE.toml", help="Policy, also NAME:KNOB=VALUE,...; give two or more."
-        ),
-    ],
+    policies: ComparedPoliciesOption,
     kernel: KernelOption = None,
     settings: SetOption = None,
     split_at: SplitAtOption = None,
@@ -159,9 +134,7 @@ def compare(
 
 def review(
     trace: TraceArgument,
-    questions: Annotated[
-        list[str] | None, typer.Argument(metavar="[QUESTION]...", help="A2, B7 ...; all if none is given.")
-    ] = None,
+    questions: QuestionsArgument = None,
     policy: PolicyOption = None,
     kernel: KernelOption = None,
     settings: SetOption = None,

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
 from replay.cli.options import (
     FormatOption,
     JsonOption,
+    NewTraceOption,
     QuietOption,
+    ScenarioArgument,
+    SeedOption,
     StrictOption,
+    TableOption,
     TraceArgument,
 )
 from replay.cli.show import reading, show_json, show_line, standard_output
@@ -19,9 +18,7 @@ from replay.cli.show import reading, show_json, show_line, standard_output
 
 def parse(
     trace: TraceArgument,
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="FILE", help="Ends in .parquet, .arrow or .feather.")
-    ],
+    output: TableOption,
     quiet: QuietOption = False,
     strict: StrictOption = False,
     file_format: FormatOption = None,
@@ -63,9 +60,9 @@ def info(
 
 
 def synth(
-    scenario: Annotated[Path, typer.Argument(metavar="SCENARIO", help="A scenario, TOML.")],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The trace to write.")],
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="The same seed gives the same trace.")] = 0,
+    scenario: ScenarioArgument,
+    output: NewTraceOption,
+    seed: SeedOption = 0,
     quiet: QuietOption = False,
 ) -> None:
     """Write a synthetic trace."""

@@ -10,7 +10,8 @@ import pytest
 from replay.errors import UsageError
 from replay.options import Options
 from replay.policy import PRESETS
-from replay.verdict.compare import Comparison, Lines, compare_golden, compare_recorded
+from replay.verdict.compare import Comparison, Lines, compare_recorded
+from replay.verdict.compare_golden import compare_golden
 from replay.verdict.doubt import Doubt
 from replay.verdict.golden import Golden, golden_of
 
