@@ -59,7 +59,7 @@ class SplitAt:
         return SplitAt(SplitKind.TIME, ns, text)
 
     def check_reached(self, last_ns: int | None) -> None:
-        """Raises ``UsageError`` where a trace has ended before that time; ``last_ns``: None if without times."""
+        """Raises ``UsageError`` where a trace has ended by then, at ``last_ns``, or has no times (None)."""
         if self.kind is SplitKind.TIME and (last_ns is None or self.ns > last_ns):
             end = "has no times" if last_ns is None else f"ends at {last_ns / 1e9:.6f}"
             raise UsageError(f"--split-at {self.text}: the trace {end}; 'end' splits there")
