@@ -10,10 +10,10 @@ import os
 try:
     import signal
     from typing import NoReturn
+
+    from replay.interrupt import INTERRUPTED, end_at_once
 except KeyboardInterrupt:
     os._exit(130)
-
-INTERRUPTED = 128 + signal.SIGINT
 
 
 def main() -> NoReturn:
@@ -25,11 +25,6 @@ def main() -> NoReturn:
         run()
     except KeyboardInterrupt:
         os._exit(INTERRUPTED)
-
-
-def end_at_once(number: int, frame: object) -> NoReturn:
-    """A handler for when there is nothing to be removed yet, or any more."""
-    os._exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from replay.errors import OutputError
+from replay.errors import OutputError, UsageError
 
 
 @contextmanager
@@ -43,6 +43,14 @@ def write_text(path: str | os.PathLike[str], text: str, is_named: bool = True) -
     """Write a text file, whole or not at all.  ``is_named`` as of ``replacing``."""
     with replacing(path, is_named) as temporary:
         temporary.write_text(text, "utf-8")
+
+
+def check_ending(path: Path, *endings: str) -> None:
+    """Raises ``UsageError`` for a path that ends in none of ``endings``."""
+    if path.suffix not in endings:
+        *others, last = endings
+        allowed = f"{', '.join(others)} or {last}" if others else last
+        raise UsageError(f"{path}: the ending must be {allowed}")
 
 
 def make_directory(path: str | os.PathLike[str]) -> Path:

@@ -80,19 +80,6 @@ class SparePage(IntEnum):
     KEEP = 1  # used by the next attempt
 
 
-class OnError(IntEnum):
-    """What an attempt that fails ends."""
-
-    NEXT_HEAD = 0  # this rmap head only; the walk goes on with the next one
-
-
-class TdpOrder(IntEnum):
-    """The TDP MMU's part of a window, relative to the shadow MMU's."""
-
-    AFTER = 0
-    BEFORE = 1
-
-
 class AllocFailure(IntEnum):
     """A GFP_NOWAIT allocation under the lock fails."""
 
@@ -136,10 +123,8 @@ class KnobCodes(NamedTuple):
     clear_end: int
     rmap_order: int
     spare_page: int
-    on_error: int
     lock_drop_traced: int
     alloc_failure: int
-    tdp_order: int
     pml: int
     fault_split: int
 
@@ -169,11 +154,9 @@ class Policy:
     clear_end: ClearEnd = ClearEnd.INCLUSIVE
     rmap_order: RmapOrder = RmapOrder.APPEND
     spare_page: SparePage = SparePage.LEAK
-    on_error: OnError = OnError.NEXT_HEAD
     lock_drop_traced: bool = False
     """A lock drop leaves a split line with -EAGAIN."""
     alloc_failure: AllocFailure = AllocFailure.UNCHECKED
-    tdp_order: TdpOrder = TdpOrder.AFTER
     pml: Pml = Pml.AUTO
     fault_split: FaultSplit = FaultSplit.AUTO
 
@@ -248,6 +231,8 @@ def _setting(text: str) -> tuple[str, str]:
 
 
 def _knob_value(knob: str, value: object, where: str) -> bool | int | IntEnum:
+    if knob in RETIRED_KNOBS:
+        raise UsageError(f"{where}: knob {knob!r} is gone, it never had an effect: leave it out")
     if knob not in KnobCodes._fields:
         raise UsageError(f"{where}: unknown knob {knob!r}: use one of {', '.join(KnobCodes._fields)}")
     default = getattr(PRESETS["v2"], knob)
@@ -320,6 +305,8 @@ PRESETS: dict[str, Policy] = {
 
 LATER_KNOBS: dict[str, str | int | bool] = {"pml": "auto", "fault_split": "auto"}
 """What a golden file means that is older than the knobs."""
+RETIRED_KNOBS = ("on_error", "tdp_order")
+"""Knobs that no code ever read: an older golden file may have them, and means nothing by them."""
 
 DESCRIPTIONS: dict[str, str] = {
     "v2": "patch 20 of the v2 series, exactly as posted",
@@ -329,3 +316,12 @@ DESCRIPTIONS: dict[str, str] = {
     "linux-2026": "merged code with the 2026 security fix: every split flushes",
     "off": "eager_page_split=N: nothing is split up front",
 }
+
+
+def policies_document() -> dict[str, Any]:
+    """The document ``replay.policies/1``: every preset, what it models, and its knobs."""
+    listed = [
+        {"name": name, "models": DESCRIPTIONS[name], "knobs": policy.knobs()}
+        for name, policy in PRESETS.items()
+    ]
+    return {"schema": "replay.policies/1", "policies": listed}

@@ -28,7 +28,7 @@ class TraceItem(pytest.Item):
 
     def runtest(self) -> None:
         """Fail where the run differs, skip where there is no golden file."""
-        from replay.verdict.check import check_trace
+        from replay.check import check_trace
         from replay.verdict.golden import has_golden
 
         if not has_golden(self.trace):
@@ -72,8 +72,8 @@ def pytest_collection_modifyitems(
     directories = [Path(directory) for directory in config.getoption("replay_traces")]
     if not directories:
         return
+    from replay.check import find_traces, without_golden
     from replay.errors import InputError
-    from replay.verdict.check import find_traces, without_golden
 
     try:
         traces = [*find_traces(directories), *without_golden(directories)]

@@ -9,24 +9,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from replay.errors import UsageError
+from replay.options import Nested, Options
 from replay.policy import Policy
-from replay.text_files import decimal_number, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from replay.kernel import Choice
-    from replay.mmu.engine import Options, Replay
+    from replay.kernel import Choice, KernelVersion
+    from replay.mmu.engine import Replay
     from replay.mmu.evidence.facts import TraceFacts
     from replay.trace.trace import Trace
     from replay.verdict.compare import Comparison
     from replay.verdict.golden import Golden
 
-MAX_RESCHED = 2**63 - 1
-MAX_MMU_PAGES = 2**32 - 1
-"""More than 16 TiB of page tables; the kernel's ioctl takes 32 bits."""
-SPLIT_AT_WORDS = ("auto", "recorded", "control", "end", "never")
 Progress = Callable[[int, int | None], None]
 """Called with the bytes of the trace read so far, and their number, None where it is not known."""
 
@@ -77,9 +72,17 @@ class Run:
     @cached_property
     def document(self) -> dict[str, Any]:
         """The ``replay.run/1`` document."""
+        from replay.kernel import Choice
         from replay.verdict.document import run_document
 
-        return run_document(self)
+        return run_document(
+            trace=self.trace,
+            policy=self.policy,
+            choice=Choice(self.policy.name, self.policy_reason, self.alternative),
+            replay=self.replay,
+            comparison=self.comparison,
+            notes=self.notes,
+        )
 
     @cached_property
     def golden(self) -> Golden:
@@ -98,12 +101,16 @@ def run_trace(trace: str | Trace, request: Request, progress: Progress | None = 
 
     Raises ``ReplayError`` for whatever a user can cause.
     """
-    check_options(request)
+    return _run(trace, request, parse_options(request), progress)
+
+
+def _run(trace: str | Trace, request: Request, asked: Options, progress: Progress | None = None) -> Run:
     golden = _golden(trace if isinstance(trace, str) else trace.path, request)
-    policy, choice = _chosen_policy(request, golden)
+    policy, choice = _chosen_policy(request, asked.kernel, golden)
 
     from replay.mmu.engine import compile_in_other_process, replay_trace, trace_facts
-    from replay.verdict.compare import compare_golden, compare_recorded, unchecked
+    from replay.verdict.compare import compare_recorded, unchecked
+    from replay.verdict.compare_golden import compare_golden
     from replay.verdict.doubt import doubtful_from, doubts_of
     from replay.verdict.golden import golden_of
 
@@ -113,10 +120,10 @@ def run_trace(trace: str | Trace, request: Request, progress: Progress | None = 
     facts = None
     is_asked_for = policy is not None
     if policy is None:
-        policy, choice, facts = _policy_of_trace(trace, request)
+        policy, choice, facts = _policy_of_trace(trace, asked.kernel)
     policy = policy.with_settings(request.settings)
-    options = _options(request, golden)
-    check_split_time(options.split_at, trace)
+    options = asked if golden is None else _given(Options().with_given(**golden.options), request)
+    options.split_at.check_reached(trace.last_ts_ns)
     facts = facts or trace_facts(trace)
     doubts = doubts_of(trace, facts, request.allow_lost, is_asked_for and not policy.nested_only)
     replay = replay_trace(trace, policy, options, facts, doubtful_from(doubts, facts.vms))
@@ -154,7 +161,13 @@ def _notes(trace: Trace, policy: Policy, options: Options, replay: Replay) -> It
         yield "there is no event of the system kvmmmu: nothing was replayed"
     shown, why = replay.tdp_mmu_shown
     has_pages = replay.counters["shadow_pages_used_peak"] != 0
-    if policy.enabled and policy.nested_only and options.nested == "auto" and shown is None and has_pages:
+    if (
+        policy.enabled
+        and policy.nested_only
+        and options.nested is Nested.AUTO
+        and shown is None
+        and has_pages
+    ):
         yield (
             f"whether kvm.tdp_mmu is on is not shown ({why}): taken as off, so that {policy.name} splits "
             "no shadow page; --nested yes or no decides"
@@ -169,12 +182,12 @@ def run_policies(
     Raises ``ReplayError`` for whatever a user can cause.
     """
     requests = [replace(request, policy=policy, expect="recorded") for policy in policies]
+    asked = parse_options(request)
     for each in requests:  # no long read before a wrong name is told
-        check_options(each)
-        _chosen_policy(each, None)
+        _chosen_policy(each, asked.kernel, None)
     if isinstance(trace, str):
         trace = _read(trace, request, progress)
-    return [run_trace(trace, each) for each in requests]
+    return [_run(trace, each, asked) for each in requests]
 
 
 def _read(path: str, request: Request, progress: Progress | None) -> Trace:
@@ -195,102 +208,71 @@ def _golden(path: str, request: Request) -> Golden | None:
     return read_golden(golden_path(path), is_named=False) if path != "-" and has_golden(path) else None
 
 
-def _chosen_policy(request: Request, golden: Golden | None) -> tuple[Policy | None, Choice]:
-    """The policy and why; None where the trace itself has to tell."""
+def _chosen_policy(
+    request: Request, kernel: KernelVersion | None, golden: Golden | None
+) -> tuple[Policy | None, Choice]:
+    """The policy and why, ``kernel`` being that of the request; None where the trace itself has to tell."""
     from replay.kernel import Choice
     from replay.verdict.golden import policy_of
 
     if isinstance(request.policy, Policy):
         return request.policy, Choice(request.policy.name, "as asked for")
     if request.policy is not None and request.policy != "auto":
-        policy = named_policy(request.policy, request)
+        policy = named_policy(request.policy, kernel)
         return policy, Choice(policy.name, "as asked for")
-    if golden is not None and request.kernel is None:
+    if golden is not None and kernel is None:
         policy = policy_of(golden)
         return policy, Choice(policy.name, "the golden file was made with it")
     return None, Choice("", "")
 
 
-def named_policy(text: str, request: Request) -> Policy:
-    """The policy that ``text`` names, with the knobs that the age of the kernel of ``request`` decides.
+def named_policy(text: str, kernel: KernelVersion | None) -> Policy:
+    """The policy that ``text`` names, with the knobs that the age of a kernel that was asked for decides.
 
     Raises as ``Policy.parse`` does.
     """
-    from replay.kernel import asked_kernel
-
-    kernel = asked_kernel(request.kernel)
     return Policy.parse(text, kernel.knobs if kernel else None)
 
 
-def _policy_of_trace(trace: Trace, request: Request) -> tuple[Policy, Choice, TraceFacts]:
-    """The policy that the trace speaks for, by its outcomes and its kernel, and why."""
-    from replay.kernel import asked_kernel, choose_policy, parse_kernel_version
+def _policy_of_trace(trace: Trace, asked: KernelVersion | None) -> tuple[Policy, Choice, TraceFacts]:
+    """The policy that the trace speaks for, by its outcomes and its kernel or that asked for, and why."""
+    from replay.kernel import choose_policy, parse_kernel_version
     from replay.mmu.engine import trace_facts
 
     facts = trace_facts(trace)
-    asked = asked_kernel(request.kernel)
     kernel = asked or parse_kernel_version(trace.kernel)
     choice = choose_policy(kernel, *facts.policy_evidence, asked=asked is not None)
     knobs = (kernel.knobs if kernel else {}) | facts.kernel_knobs
     return Policy.parse(choice.policy).with_knobs(knobs, "the trace"), choice, facts
 
 
-def _options(request: Request, golden: Golden | None) -> Options:
-    from replay.kernel import asked_kernel
-    from replay.mmu.engine import Options
-    from replay.verdict.golden import OPTION_NAMES
+def parse_options(request: Request) -> Options:
+    """The options of a request, those that it leaves open at their defaults.
 
-    chosen: dict[str, Any] = {} if golden is None else dict(golden.options)
-    for name in OPTION_NAMES:
-        if getattr(request, name) is not None:
-            chosen[name] = getattr(request, name)
-    return Options(
-        **chosen,
-        compare_recorded=request.expect != "none",
-        rmap_histogram=request.rmap_histogram,
-        rmap_columns=request.rmap_columns,
-        census=request.census,
-        kernel=asked_kernel(request.kernel),
-    )
-
-
-def check_options(request: Request) -> None:
-    """Raises ``UsageError`` where an option has a value that means nothing."""
-    from replay.kernel import asked_kernel
-    from replay.mmu.results.moments import is_seconds
+    Raises ``UsageError`` where one has a value that means nothing.
+    """
     from replay.trace.formats import check_format
 
     check_format(request.file_format)
-    asked_kernel(request.kernel)
-    at = request.split_at
-    if at is not None and at not in SPLIT_AT_WORDS and not is_seconds(at):
-        raise UsageError(f"--split-at {at}: use {', '.join(SPLIT_AT_WORDS)}, or seconds of the trace's clock")
-    if request.nested not in (None, "auto", "yes", "no"):
-        raise UsageError(f"--nested {request.nested}: use auto, yes or no")
-    if request.rmap_columns not in ("auto", "fls", "ffs"):
-        raise UsageError(f"--rmap-columns {request.rmap_columns}: use auto, fls or ffs")
-    if request.resched not in (None, "recorded", "never"):
-        word, _, count = request.resched.partition("=")
-        number = decimal_number(count)
-        known = word in ("every", "seed") and number is not None and number <= MAX_RESCHED
-        if not known or (word == "every" and number == 0):
-            raise UsageError(
-                f"--resched {shown(request.resched)}: use recorded, never, every=N or seed=S, "
-                f"numbers up to {MAX_RESCHED}"
-            )
-    pages = request.max_mmu_pages
-    if pages is not None and not 1 <= pages <= MAX_MMU_PAGES:
-        raise UsageError(f"--max-mmu-pages {shown(pages)}: use 1 to {MAX_MMU_PAGES}")
+    return _given(Options(), request)
 
 
-def check_split_time(split_at: str, trace: Trace) -> None:
-    """Raises ``UsageError`` where ``trace`` has ended by the time at which it is to be split."""
-    if split_at in SPLIT_AT_WORDS:
-        return
-    last = trace.last_ts_ns
-    if last is None or float(split_at) * 1e9 > last:
-        end = "has no times" if last is None else f"ends at {last / 1e9:.6f}"
-        raise UsageError(f"--split-at {split_at}: the trace {end}; 'end' splits there")
+def _given(options: Options, request: Request) -> Options:
+    """``options`` with those of the request."""
+    given = options.with_given(
+        kernel=request.kernel,
+        split_at=request.split_at,
+        nested=request.nested,
+        rmap_columns=request.rmap_columns,
+        resched=request.resched,
+        max_mmu_pages=request.max_mmu_pages,
+    )
+    return replace(
+        given,
+        compare_recorded=request.expect != "none",
+        rmap_histogram=request.rmap_histogram,
+        census=request.census,
+    )
 
 
 def write_run(directory: str | os.PathLike[str], run: Run) -> Path:

@@ -442,6 +442,39 @@ BULK_TABLES = ("runs", "outcomes", "windows", "flushes")
 """The tables of a dataset of many runs."""
 
 
+def _names_of_totals() -> list[str]:
+    """Columns of ``runs`` that have the numbers of ``totals``."""
+    flushes = ("total", *(cause.name.lower() for cause in FlushCause), "lost")
+    return [
+        *("attempts", "split", "partial"),
+        *("by_level_1g_attempts", "by_level_1g_split", "by_level_2m_attempts", "by_level_2m_split"),
+        *(f"skipped_{word}" for word in SKIP_WORDS),
+        *("retries", "retries_cache", "retries_resched"),
+        *("sptes_installed", "sptes_left_nonpresent", "sptes_reused"),
+        *("shadow_pages_created", "shadow_pages_reused", "shadow_pages_leaked"),
+        *("shadow_pages_used_end", "shadow_pages_used_peak", "max_mmu_pages"),
+        *(f"flushes_{word}" for word in flushes),
+    ]
+
+
+_FAULTS = ("avoided", "write_protected", "nonpresent", "lazy_splits")
+_NUMBERS_OF_SECTIONS = {
+    "expected": (
+        *("recorded", "compared", "compared_from"),
+        *("attempts", "matched", "mismatched", "missing", "unexpected"),
+        *("get_page_recorded", "get_page_compared", "get_page_matched", "get_page_absent"),
+        *("probes_expected", "probes_recorded", "probes_matched", "probes_absent"),
+        *("flushes_expected", "flushes_simulated"),
+    ),
+    "environment": ("lock_drops", "yields", "alloc_failures"),
+    "tdp": ("huge_sptes", "attempts", "split", "failed"),
+    "recorded": ("attempts", "split", "retries"),
+    "tdp_faults": _FAULTS,
+    "faults": _FAULTS,
+}
+"""Columns of ``runs`` that have the numbers of other sections of the document, by section."""
+
+
 @cache
 def runs_schema() -> pa.Schema:
     """Arrow schema of ``runs`` in a dataset: one row a trace and policy.
@@ -453,38 +486,6 @@ def runs_schema() -> pa.Schema:
     and ``error_message``.
     """
     import pyarrow as pa
-
-    flushes = ("total", *(cause.name.lower() for cause in FlushCause), "lost")
-    totals = [
-        *("attempts", "split", "partial"),
-        *("by_level_1g_attempts", "by_level_1g_split", "by_level_2m_attempts", "by_level_2m_split"),
-        *(f"skipped_{word}" for word in SKIP_WORDS),
-        *("retries", "retries_cache", "retries_resched"),
-        *("sptes_installed", "sptes_left_nonpresent", "sptes_reused"),
-        *("shadow_pages_created", "shadow_pages_reused", "shadow_pages_leaked"),
-        *("shadow_pages_used_end", "shadow_pages_used_peak", "max_mmu_pages"),
-        *(f"flushes_{word}" for word in flushes),
-    ]
-    expected = [
-        "recorded",
-        "compared",
-        "compared_from",
-        "attempts",
-        "matched",
-        "mismatched",
-        "missing",
-        "unexpected",
-    ]
-    expected += ["get_page_recorded", "get_page_compared", "get_page_matched", "get_page_absent"]
-    expected += ["probes_expected", "probes_recorded", "probes_matched", "probes_absent"]
-    expected += ["flushes_expected", "flushes_simulated"]
-    others = {
-        "environment": ("lock_drops", "yields", "alloc_failures"),
-        "tdp": ("huge_sptes", "attempts", "split", "failed"),
-        "recorded": ("attempts", "split", "retries"),
-        "tdp_faults": ("avoided", "write_protected", "nonpresent", "lazy_splits"),
-        "faults": ("avoided", "write_protected", "nonpresent", "lazy_splits"),
-    }
 
     def counts(names: Iterable[str]) -> list[pa.Field]:
         return [pa.field(name, pa.int64()) for name in names]
@@ -504,12 +505,11 @@ def runs_schema() -> pa.Schema:
             pa.field("vms", pa.list_(pa.string())),
             *text("kernel"),  # its version, null where the trace does not tell it
             *text("policy_name", "policy_reason", "policy_alternative", "policy_knobs"),
-            *counts(["windows", *totals]),
+            *counts(["windows", *_names_of_totals()]),
             pa.field("tdp_mmu_taken_as", pa.bool_()),
             pa.field("tdp_mmu_shown", pa.bool_()),
             *text("tdp_mmu_by", "expected_source", "expected_not_compared", "expected_whole_from"),
-            *counts(f"expected_{name}" for name in expected),
-            *counts(f"{section}_{name}" for section, names in others.items() for name in names),
+            *counts(f"{section}_{name}" for section, names in _NUMBERS_OF_SECTIONS.items() for name in names),
             *text("recorded_skipped", "divergences", "verdict"),
             pa.field("verdict_reasons", pa.list_(pa.string())),
             *text("error_code"),  # the words of class RunError

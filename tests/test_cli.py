@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from replay.bulk.commands import app
+from replay.cli import app
 from replay.ending import CommandError
 from replay.errors import ReplayError
 
@@ -602,7 +602,7 @@ def test_nobody_reads_standard_output(trace: Path, command: list[str]) -> None:
     assert (closed.returncode, closed.stderr) == (0, b"")
 
 
-@pytest.mark.parametrize("module", ["replay.ending", "typer", "replay.bulk.commands", "replay.run", "numba"])
+@pytest.mark.parametrize("module", ["replay.ending", "typer", "replay.cli", "replay.run", "numba"])
 def test_interrupted_while_modules_are_imported(trace: Path, module: str) -> None:
     code = f"""
 import os, signal, sys

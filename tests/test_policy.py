@@ -37,10 +37,8 @@ def test_v2_is_the_patch_as_posted() -> None:
         "clear_end": "inclusive",
         "rmap_order": "append",
         "spare_page": "leak",
-        "on_error": "next_head",
         "lock_drop_traced": False,
         "alloc_failure": "unchecked",
-        "tdp_order": "after",
         "pml": "auto",
         "fault_split": "auto",
     }
@@ -168,3 +166,13 @@ def test_missing_toml_file(tmp_path: Path) -> None:
 def test_import_brings_no_numba() -> None:
     code = "import sys, replay.policy; sys.exit('numba' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("knob", "value"), [("tdp_order", "before"), ("on_error", "next_head")])
+def test_knob_that_is_gone(tmp_path: Path, knob: str, value: str) -> None:
+    file = tmp_path / "old.toml"
+    file.write_text(f'{knob} = "{value}"\n')
+    for text, where in ((str(file), str(file)), (f"v2:{knob}={value}", f"policy 'v2:{knob}={value}'")):
+        with pytest.raises(UsageError) as error:
+            Policy.parse(text)
+        assert str(error.value) == f"{where}: knob {knob!r} is gone, it never had an effect: leave it out"

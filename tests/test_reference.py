@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from replay.mmu.engine import Options, Replay, replay_trace
+from replay.mmu.engine import Replay, replay_trace
+from replay.options import Options, SplitAt, SplitKind
 from replay.policy import Policy
 from replay.run import Request, run_trace
 from replay.trace.reader import read_trace
@@ -26,7 +27,7 @@ FIELDS = ("mmu", "gfn", "level", "spte", "errno", "installed", "nonpresent", "re
 
 
 def replayed(trace: Path, policy: str) -> Replay:
-    return replay_trace(read_trace(str(trace)), Policy.parse(policy), Options(split_at="control"))
+    return replay_trace(read_trace(str(trace)), Policy.parse(policy), Options(SplitAt(SplitKind.CONTROL)))
 
 
 def simulated_attempts(replay: Replay) -> dict[int, list[Row]]:

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from replay.bulk.plan import find_tasks
+from replay.check import check_trace, find_traces, without_golden
 from replay.errors import InputError
 from replay.trace.files import trace_files
-from replay.verdict.check import check_trace, find_traces, without_golden
 
 TRACE = Path(__file__).parents[1] / "traces" / "by-hand" / "n1-rwx.txt"
 GOLDEN = Path(f"{TRACE}.expected.json")

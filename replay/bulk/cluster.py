@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from replay.bulk.dataset import results_version
+from replay.bulk.manifest import results_version
 from replay.bulk.plan import Task
 from replay.bulk.rows import WorkerDied
 from replay.bulk.work import Job, Reply, stage_error, work

@@ -14,7 +14,6 @@ import posixpath
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -22,20 +21,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-import replay
+from replay.bulk.manifest import SCHEMA, read_manifest, results_version
 from replay.bulk.part import PART_NAME, REPLACES, Partition, PartWriter, Row
 from replay.bulk.storage import STAGING, Storage, read_staged
-from replay.errors import OutputError, UsageError
+from replay.errors import OutputError
 from replay.schema import BULK_TABLES, bulk_schema
-from replay.text_files import parse_json
 from replay.trace.files import MANIFEST
 
 if TYPE_CHECKING:
     from replay.bulk.rows import Tables
     from replay.bulk.work import Reply
-
-SCHEMA = "replay.dataset/1"
-MAX_MANIFEST_BYTES = 16 << 20
 
 Say = Callable[[str], None]
 
@@ -56,31 +51,6 @@ def _number(part: str) -> int:
     return int(part.removeprefix("part-").removesuffix(".parquet"))
 
 
-def _is_manifest(content: Any) -> bool:
-    """``content`` is of the form that ``Dataset`` gives ``_replay.json``."""
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        return False
-    options, policies = content.get("options"), content.get("policies")
-    return (
-        isinstance(content.get("version"), str)
-        and isinstance(options, dict)
-        and isinstance(policies, dict)
-        and all(knobs is None or isinstance(knobs, dict) for knobs in policies.values())
-    )
-
-
-def results_version() -> str:
-    """Changes when the same trace may give other results: a hash of the sources that they come from."""
-    package = Path(replay.__file__).parent
-    files = [path for room in ("trace", "mmu", "verdict") for path in (package / room).rglob("*.py")]
-    names = ("schema.py", "policy.py", "kernel.py", "run.py", "arrow.py", "bulk/rows.py")
-    files += [package / name for name in names]
-    digest = hashlib.sha256()
-    for path in sorted(files):
-        digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
 class Dataset:
     """An open dataset; hold ``storage.lock()`` while there is one."""
 
@@ -97,7 +67,7 @@ class Dataset:
         self.discarded = 0
         version = results_version()
         self.key = hashlib.sha256(json.dumps([version, options]).encode()).hexdigest()
-        known = self._check_manifest(options, policies)
+        known = read_manifest(storage, options, policies)
         if known and known["version"] != version:
             self._discard_all()
         self._adopted: dict[str, dict[str, str]] = defaultdict(dict)
@@ -111,28 +81,6 @@ class Dataset:
         """The highest number of a part in whose place lies something else."""
         self._partitions = {label: self._open(label) for label in manifest["policies"]}
         self.finish()
-
-    def _check_manifest(self, options: Mapping[str, Any], policies: Mapping[str, Any]) -> Any:
-        if not self.storage.exists(MANIFEST):
-            return None
-        with self.storage.reading(MANIFEST) as file:
-            try:
-                known = parse_json(file.read(MAX_MANIFEST_BYTES).decode())
-            except ValueError:
-                known = {}
-        where = self.storage.url
-        if not _is_manifest(known):
-            raise UsageError(f"{where}: {MANIFEST} is not of schema {SCHEMA!r}: use another directory")
-        for name, value in options.items():
-            if known["options"].get(name) != value:
-                raise UsageError(
-                    f"{where}: holds results with {name} = {known['options'].get(name)!r}, "
-                    f"not {value!r}: use another directory"
-                )
-        for label, knobs in policies.items():
-            if known["policies"].get(label, knobs) != knobs:
-                raise UsageError(f"{where}: policy {label} had other knobs then: use another directory")
-        return known
 
     def _discard_all(self) -> None:
         for table in (*BULK_TABLES, STAGING):

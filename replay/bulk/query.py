@@ -6,11 +6,13 @@ import json
 import math
 import re
 from datetime import date, time, timedelta
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from replay.bulk.part import is_part
 from replay.bulk.storage import Storage
 from replay.errors import InputError, UsageError
+from replay.output import replacing
 from replay.printable import printable_lines
 from replay.schema import BULK_TABLES
 from replay.trace.files import MANIFEST
@@ -79,6 +81,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.hex()
     return str(value)
+
+
+def write_parquet(answer: pl.DataFrame, path: Path) -> None:
+    """Write a Parquet file, whole or not at all.  Raises ``OutputError``."""
+    with replacing(path) as temporary:
+        answer.write_parquet(temporary)
 
 
 def write_csv(answer: pl.DataFrame, file: IO[str]) -> None:

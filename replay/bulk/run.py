@@ -13,14 +13,14 @@ from typing import Any, Protocol
 
 from replay.bulk.dataset import Dataset
 from replay.bulk.local import Known, Pool
-from replay.bulk.memory import default_memory
+from replay.bulk.memory import default_memory, parse_size
 from replay.bulk.plan import Task, find_tasks
 from replay.bulk.storage import STAGING, Storage
 from replay.bulk.work import Job, Reply
 from replay.errors import UsageError
 from replay.kernel import HOST, host_release
 from replay.policy import Policy
-from replay.run import Request, check_options, named_policy
+from replay.run import Request, named_policy, parse_options
 
 BULK_SCHEMA = "replay.bulk/1"
 COMMIT_TRACES, COMMIT_BYTES = 500, 1 << 26
@@ -34,16 +34,23 @@ class Watcher(Protocol):
 
     def say(self, line: str) -> None: ...
     def begin(self, traces: int, cost: int) -> None: ...
-    def advance(self, task: Task, verdicts: Mapping[str, str]) -> None: ...
+    def advance(self, cost: int, text_bytes: int, verdicts: Mapping[str, str]) -> None: ...
 
 
 @dataclass(frozen=True)
 class Where:
-    """The processes that replay."""
+    """The processes that replay: local ones, or those of a cluster."""
 
     scheduler: str | None = None
     jobs: int | None = None
     memory: int | None = None
+
+    @staticmethod
+    def parse(scheduler: str | None, jobs: int | None, memory: str | None) -> Where:
+        """What the command line asks for.  Raises ``UsageError``."""
+        if scheduler is not None and (jobs is not None or memory is not None):
+            raise UsageError("--jobs and --memory are for local processes: the cluster's own limits hold")
+        return Where(scheduler, jobs, None if memory is None else parse_size(memory))
 
 
 @dataclass
@@ -91,6 +98,12 @@ class Summary:
             | {"reasons": row["verdict_reasons"]}
             for row in bad[:SHOWN_WORST]
         ]
+
+    def raise_if_all_failed(self) -> None:
+        """Raises ``UsageError``, with the first error, where no trace could be replayed."""
+        if self.failed == len(self.rows):
+            first = self.worst[0]
+            raise UsageError(f"no trace could be replayed: {first['path']}: {first['error_message']}")
 
     @property
     def document(self) -> dict[str, Any]:
@@ -186,7 +199,7 @@ def _replay(
             dataset.keep(reply)
             summary.replayed += bool(reply.verdicts)
             summary.kept += not reply.verdicts
-            watcher.advance(task, reply.verdicts)
+            watcher.advance(task.cost, task.text_bytes, reply.verdicts)
             staged, staged_bytes = staged + 1, staged_bytes + reply.staged_bytes
             if staged >= COMMIT_TRACES or staged_bytes >= COMMIT_BYTES:
                 if commit is not None:
@@ -199,14 +212,14 @@ def _replay(
 
 def _checked(request: Request, policies: Sequence[str]) -> tuple[Request, dict[str, str | Policy]]:
     """The request, and the policies by their labels, each read once."""
-    check_options(request)
+    asked = parse_options(request)
     if request.kernel == HOST:
         request = replace(request, kernel=host_release())  # of this machine, wherever the workers are
     if request.expect not in (None, "recorded", "none"):
         raise UsageError(f"--expect {request.expect}: use recorded or none; golden files stand beside traces")
     chosen: dict[str, str | Policy] = {}
     for label in policies or [AUTO]:
-        chosen[label] = AUTO if label == AUTO else named_policy(label, request)
+        chosen[label] = AUTO if label == AUTO else named_policy(label, asked.kernel)
         policy = chosen[label]
         if isinstance(policy, Policy):
             policy.with_settings(request.settings)

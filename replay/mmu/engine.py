@@ -18,10 +18,11 @@ from replay.mmu.recorded.lines import FLUSH_BIT, GET_PAGE_BIT, UNKNOWN
 from replay.mmu.results import tables
 from replay.mmu.results.census import Census, collect
 from replay.mmu.results.moments import Moment, Moments
-from replay.mmu.results.rmap_histogram import COLUMNS_BY, RmapHistogram, columns_by, rmap_counts
+from replay.mmu.results.rmap_histogram import RmapHistogram, columns_by, rmap_counts
 from replay.mmu.state import growth, mmu, records
 from replay.mmu.state.counters import FIRST_DIVERGENCE, Counter
 from replay.mmu.state.records import LimitFrom, ManualProtect, ProbeSet
+from replay.options import Nested, Options, SplitAt, SplitKind
 from replay.policy import FaultSplit, Policy
 from replay.schema import (
     COLUMN_TYPES,
@@ -42,25 +43,10 @@ if TYPE_CHECKING:
 NEVER = 1 << 62
 _MOST_HELD = 4 * LOOKAHEAD
 """Rows of short batches that are held back until they are handled together, so that few are copied twice."""
+_COMPARED = (SplitKind.AUTO, SplitKind.CONTROL, SplitKind.RECORDED)
+"""The other windows are not those of the recording."""
 REPLAYED_COLUMNS = tuple(name for name in COLUMN_TYPES if name not in ("tgid", "cpu", "comm", "text"))
 """What ``replay_rows`` reads of an event."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to replay; the words are those of the command line."""
-
-    split_at: str = "auto"
-    resched: str = "recorded"
-    max_mmu_pages: int | None = None
-    nested: str = "auto"
-    compare_recorded: bool = True
-    rmap_histogram: tuple[str, ...] = ()
-    """Moments at which rmaps are counted, see ``Moments``."""
-    rmap_columns: str = COLUMNS_BY[0]
-    census: bool = False
-    kernel: KernelVersion | None = None
-    """The kernel that recorded, where the trace does not name it."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +90,7 @@ def compile_kernels() -> None:
     nothing = _no_events()
     facts = scan_facts([nothing], 1)
     m = _new_state(facts, Options(), {}, None)
-    replay_rows(m, nothing, 0, Policy().codes(), _resched("recorded"), -1)
+    replay_rows(m, nothing, 0, Policy().codes(), Options().resched.codes, -1)
 
 
 def compile_in_other_process() -> None:
@@ -138,7 +124,7 @@ def replay_trace(
     layouts = m.vm.layout.tolist()
     columns_of = [columns_by(options.rmap_columns, code, kernel) for code in layouts]
     codes = policy.codes()
-    resched = _resched(options.resched)
+    resched = options.resched.codes
     cause = WindowCause.END if m.ctl.split_time == NEVER else WindowCause.TIME
     batches = trace.batches(REPLAYED_COLUMNS + moments.columns)
     if any(facts.vmm_marks(vm) for vm in range(facts.vms)):
@@ -176,44 +162,36 @@ def _rmap_histograms(
     ]
 
 
-def _resched(text: str) -> tuple[int, int]:
-    """(drop the lock at every n-th attempt, 0 as recorded, -1 never; seed of random drops or -1)."""
-    word, _, number = text.partition("=")
-    if word == "never":
-        return -1, -1
-    return (int(number) if word == "every" else 0, int(number) if word == "seed" else -1)
-
-
-def _split_at(m: mmu.Mmu, facts: TraceFacts, split_at: str) -> None:
+def _split_at(m: mmu.Mmu, facts: TraceFacts, split_at: SplitAt) -> None:
     """What opens windows: control lines, else recorded outcomes, else the end of the trace."""
     has_splits = facts.total(Kind.SPLIT_HUGE_PAGE) > 0
     m.ctl.split_time = NEVER
-    if split_at == "auto":
+    if split_at.kind == SplitKind.AUTO:
         for vm in range(facts.vms):
             m.vm[vm].by_control = facts.vm_has_control(vm)
             m.vm[vm].by_record = not facts.vm_has_control(vm) and has_splits
             m.vm[vm].split_due = not facts.has_control and not has_splits and facts.has_mmu_events(vm)
-    elif split_at == "control":
+    elif split_at.kind == SplitKind.CONTROL:
         m.vm.by_control = 1
-    elif split_at == "recorded":
+    elif split_at.kind == SplitKind.RECORDED:
         m.vm.by_record = 1
-    elif split_at == "end":
+    elif split_at.kind == SplitKind.END:
         m.vm.split_due = 1
-    elif split_at != "never":
+    elif split_at.kind != SplitKind.NEVER:
         m.vm.split_due = 1
-        m.ctl.split_time = round(float(split_at) * 1e9)
+        m.ctl.split_time = split_at.ns
 
 
 def tdp_mmu_on(facts: TraceFacts, options: Options, vm: int) -> bool:
     """Whether kvm.tdp_mmu is taken to be on: as asked for, else as the trace shows, else not."""
-    return options.nested == "yes" or (options.nested == "auto" and facts.tdp_mmu_of(vm))
+    return options.nested == Nested.YES or (options.nested == Nested.AUTO and facts.tdp_mmu_of(vm))
 
 
 def _new_state(
     facts: TraceFacts, options: Options, doubtful_from: Mapping[int, int], kernel: KernelVersion | None
 ) -> mmu.Mmu:
     m = mmu.make(facts.vms, options.census)
-    compared = options.split_at in ("auto", "control", "recorded") and options.compare_recorded
+    compared = options.split_at.kind in _COMPARED and options.compare_recorded
     kinds = _compared_kinds(facts)
     m.ctl.has_recorded = facts.has_recorded and compared
     _split_at(m, facts, options.split_at)

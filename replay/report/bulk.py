@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -14,10 +14,6 @@ from replay.printable import printable
 from replay.report.console import print_line, print_table
 from replay.report.figures import number
 from replay.report.progress import ERASE_LINE, REDRAW_SECONDS
-
-if TYPE_CHECKING:
-    from replay.bulk.plan import Task
-    from replay.bulk.run import Summary
 
 LOG_SECONDS = 10.0
 """Between two lines where standard error is no terminal."""
@@ -46,14 +42,14 @@ class BulkProgress:
         self._traces, self._cost = traces, cost
         self._told = self._begun = time.monotonic()
 
-    def advance(self, task: Task, verdicts: Mapping[str, str]) -> None:
+    def advance(self, cost: int, text_bytes: int, verdicts: Mapping[str, str]) -> None:
         """One more trace has been replayed, or, without a verdict, had been before."""
         self._done += 1
-        self._done_cost += task.cost
+        self._done_cost += cost
         if verdicts:
             self._replayed += 1
-            self._replayed_cost += task.cost
-            self._replayed_text += task.text_bytes
+            self._replayed_cost += cost
+            self._replayed_text += text_bytes
         self._bad += any(verdict in ("mismatch", "error") for verdict in verdicts.values())
         now = time.monotonic()
         if now - self._told < (REDRAW_SECONDS if self._terminal else LOG_SECONDS):
@@ -88,7 +84,7 @@ class Silence:
 
     def say(self, line: str) -> None: ...
     def begin(self, traces: int, cost: int) -> None: ...
-    def advance(self, task: Task, verdicts: Mapping[str, str]) -> None: ...
+    def advance(self, cost: int, text_bytes: int, verdicts: Mapping[str, str]) -> None: ...
 
 
 @contextmanager
@@ -110,28 +106,28 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
-def print_bulk(out: Console, summary: Summary) -> None:
-    """Print what a bulk run came to: verdicts by policy, and what is worst."""
+def print_bulk(out: Console, document: Mapping[str, Any]) -> None:
+    """Print a ``replay.bulk/1`` document: verdicts by policy, and what is worst."""
+    replayed, peak = document["replayed"], document["peak_bytes"]
+    spent = f" in {_duration(document['seconds'])}" if replayed else ""
     print_line(
         out,
-        f"{summary.directory}: {number(summary.traces)} traces, {number(summary.replayed)} replayed"
-        f"{f' in {_duration(summary.seconds)}' if summary.replayed else ''}, "
-        f"{number(summary.kept)} done before"
-        + (f", {summary.peak_bytes >> 20:,} MiB at most" if summary.peak_bytes else ""),
+        f"{document['directory']}: {number(document['traces'])} traces, {number(replayed)} replayed"
+        f"{spent}, "
+        f"{number(document['kept'])} done before" + (f", {peak >> 20:,} MiB at most" if peak else ""),
     )
     print_line(out)
-    counts = summary.verdicts
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     words = ("match", "mismatch", "unchecked", "error")
     table.add_column("policy")
     for word in words:
         table.add_column(word, justify="right")
-    for policy, by_word in counts.items():
+    for policy, by_word in document["verdicts"].items():
         table.add_row(policy, *(number(by_word.get(word, 0)) for word in words))
     print_table(out, table)
-    if worst := summary.worst:
+    if worst := document["worst"]:
         print_line(out)
-        bad = summary.failed + summary.mismatched
+        bad = document["failed"] + document["mismatched"]
         print_line(out, "worst" + (f" ({len(worst)} of {number(bad)})" if bad > len(worst) else ""))
         for row in worst:
             print_line(out, f"  {row['path']}, policy {row['policy']}: {_what(row)}")

@@ -33,8 +33,20 @@ def print_check(out: Console, check: Check) -> None:
             print_line(out, f"  to accept: replay check --update {check.trace}")
 
 
-def print_tally(out: Console, checks: Iterable[Check]) -> None:
+def print_each(out: Console | None, checks: Iterable[Check]) -> list[Check]:
+    """Print each of ``checks`` as soon as it is there, nothing without ``out``; all of them at the end."""
+    done = []
+    for check in checks:
+        done.append(check)
+        if out is not None:
+            print_check(out, check)
+    return done
+
+
+def print_tally(out: Console | None, checks: Iterable[Check]) -> None:
     """Print how many passed, failed, could not be used, and have no golden file."""
+    if out is None:
+        return
     statuses = [check.status for check in checks]
     passed = statuses.count("passed") + statuses.count("updated")
     parts = [f"{passed} passed, {statuses.count('failed')} failed"]

@@ -6,7 +6,7 @@ import numpy as np
 
 from replay.mmu.kernel.role import ACC_EXEC, ACC_USER, ACC_WRITE
 from replay.mmu.kernel.spte import access_tracked
-from replay.review.answer import Answer, Table, many, percent, share
+from replay.review.answer import Answer, Cell, Table, many, percent, share
 from replay.review.runs import Arrays, Result, Runs
 from replay.schema import Kind, Role
 
@@ -67,16 +67,6 @@ def existing_child_check(runs: Runs) -> Answer:
     """A4."""
     found = runs.reviewed.looked_up
     exists, occupied = found["child_exists"] != 0, found["occupied"]
-    parts = {"0": occupied == 0, "1..511": (occupied > 0) & (occupied < 512), "512": occupied == 512}
-    counts = {
-        (word, part): int((mask & (exists == there)).sum())
-        for word, there in (("exists", True), ("does not exist", False))
-        for part, mask in parts.items()
-    }
-    rows = [
-        (word, *(counts[word, part] for part in parts), sum(counts[word, part] for part in parts))
-        for word in ("exists", "does not exist")
-    ]
     any_occupied = int((occupied > 0).sum())
     both = int((exists & (occupied > 0)).sum())
     orphan = exists & (found["child_parents"] == 0)
@@ -105,7 +95,7 @@ def existing_child_check(runs: Runs) -> Answer:
         "at each attempt that came as far as the look-up: is there a page of the child's gfn and role, and "
         "how many of its 512 gfns have a non-empty rmap",
         [
-            Table("child table, by child gfns with a non-empty rmap", ("child", *parts, "all"), rows),
+            _children_by_rmaps(exists, occupied),
             Table(
                 "existing children, were there no first check",
                 ("what it would come to", "children"),
@@ -118,6 +108,16 @@ def existing_child_check(runs: Runs) -> Answer:
         ],
         [] if len(exists) else ["no attempt came as far as the check"],
     )
+
+
+def _children_by_rmaps(exists: np.ndarray, occupied: np.ndarray) -> Table:
+    """Look-ups by whether the child exists, and by how many of its 512 gfns have a non-empty rmap."""
+    parts = {"0": occupied == 0, "1..511": (occupied > 0) & (occupied < 512), "512": occupied == 512}
+    rows: list[tuple[Cell, ...]] = []
+    for word, there in (("exists", True), ("does not exist", False)):
+        counts = [int((mask & (exists == there)).sum()) for mask in parts.values()]
+        rows.append((word, *counts, sum(counts)))
+    return Table("child table, by child gfns with a non-empty rmap", ("child", *parts, "all"), rows)
 
 
 def _redundant(exists: int, free: int, usable: int) -> str:

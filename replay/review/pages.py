@@ -6,11 +6,11 @@ import numpy as np
 
 from replay.mmu.kernel.spte import PT_WRITABLE_MASK
 from replay.mmu.state.records import UNLIMITED
+from replay.options import MAX_MMU_PAGES
 from replay.review.answer import Answer, Cell, Table, many, percent, share
 from replay.review.flushes import DROP_RATES
 from replay.review.memory import HEADER_BYTES, PAGE_BYTES
 from replay.review.runs import Arrays, Result, Runs, first_of, groups, last_of, rows_of, sums
-from replay.run import MAX_MMU_PAGES
 from replay.schema import Columns, Flag, Kind, Outcome
 
 SHOWN_PLACES = 8

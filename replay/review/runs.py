@@ -106,7 +106,8 @@ class Runs:
         ``alone`` runs each window through by itself: the recorded environment is left out, and
         lock drops are those of ``resched``.
         """
-        policy = named_policy(name, self._request).with_settings([*self._request.settings, *settings])
+        policy = named_policy(name, self._first.run.options.kernel)
+        policy = policy.with_settings([*self._request.settings, *settings])
         return self._result(policy, resched, None, alone)
 
     def _result(self, policy: Policy, resched: str | None, max_mmu_pages: int | None, alone: bool) -> Result:

@@ -1,4 +1,4 @@
-"""Outcomes meet expectations: the recorded lines of the trace itself, or a golden file.
+"""Outcomes meet expectations: the recorded lines of the trace itself; a golden file in ``compare_golden``.
 
 The words are those of ``schema.Match`` for both: ``missing`` is an attempt that is expected but not
 simulated, ``unexpected`` one that is simulated but not expected.
@@ -6,14 +6,13 @@ simulated, ``unexpected`` one that is simulated but not expected.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from replay.schema import Kind, Match
+from replay.schema import Kind
 from replay.verdict.doubt import NEVER_MATCH, REASONS, Doubt, reason_of
-from replay.verdict.golden import Attempt, Golden
 
 if TYPE_CHECKING:
     from replay.mmu.engine import Replay
@@ -35,7 +34,6 @@ _UNSHOWN = {
 
 _FAULT_TIME = "fault_time_tdp_splits"
 _WHAT_IF = ("end", "time")
-_KEY = ("window", "vm", "mmu", "gfn", "level", "role")
 _RECORDED = ("gfn", "spte", "level", "errno")
 
 
@@ -118,13 +116,13 @@ def compare_recorded(replay: Replay, doubts: Sequence[Doubt] = ()) -> Comparison
     recorded = replay.recorded_lines["splits"] + get_page.recorded + replay.recorded_lines["probes"]
     compared = recorded - sum(not_compared.values())
     differing = [
-        *_attempt_reasons(counters),
+        *attempt_reasons(counters),
         *_line_reasons("kvm_mmu_get_page lines of splits", get_page),
         *_line_reasons("probe lines of splits", probes),
         *(_flush_reasons(replay, doubted=False) or _flush_places(_lines(counters, "flush_lines"))),
     ]
     left_out = {reason: not_compared[reason] for reason in REASONS if not_compared[reason]}
-    verdict, reasons = _verdict(
+    verdict, reasons = verdict_of(
         differing, compared > 0 or _has_empty_window(replay), _open_questions(replay, doubts, left_out)
     )
     return Comparison(
@@ -207,48 +205,13 @@ def _before_trace(replay: Replay) -> str:
     return f"the trace begins in the middle of a VM's life: {shown}{rest}"
 
 
-def compare_golden(golden: Golden, run: Golden, doubts: Sequence[str] = ()) -> Comparison:
-    """Compare a run with a golden file; ``run`` is the golden file that the run itself would write."""
-    counts = dict.fromkeys(("matched", "mismatched", "missing", "unexpected"), 0)
-    differences: list[Difference] = []
-    for match, place, expected, got in _pair(golden.outcomes, run.outcomes):
-        counts[match.name.lower()] += 1
-        if match is not Match.MATCHED and len(differences) < SHOWN_DIFFERENCES:
-            differences.append(_golden_difference(place, expected, got))
-    reasons = _attempt_reasons(counts)
-    if golden.policy != run.policy:
-        reasons.append(f"the golden file is of policy {golden.policy}, the run of {run.policy}")
-    for name in ("knobs", "options", "totals", "flushes"):
-        reasons += _unequal(name, getattr(golden, name), getattr(run, name))
-    if not reasons and golden.outcomes != run.outcomes:
-        reasons.append("the same attempts in another order")
-    if not reasons and golden.outcomes_digest != run.outcomes_digest:
-        reasons.append("outcomes_digest does not fit the outcomes of the golden file")
-    verdict, reasons = _verdict(reasons, True, doubts)
-    flushes = golden.flushes.get("total")
-    return Comparison(
-        source="file",
-        recorded=len(golden.outcomes),
-        compared=len(golden.outcomes),
-        attempts=len(golden.outcomes),
-        flushes_expected=flushes if type(flushes) is int else None,
-        verdict=verdict,
-        reasons=reasons,
-        differences=differences,
-        matched=counts["matched"],
-        mismatched=counts["mismatched"],
-        missing=counts["missing"],
-        unexpected=counts["unexpected"],
-    )
-
-
 def _has_empty_window(replay: Replay) -> bool:
     """A probe opened a window in which nothing was recorded: that nothing was attempted is compared."""
     rows = replay.windows.select(["cause", "doubted"]).to_pylist()
     return any(row["cause"] not in _WHAT_IF and not row["doubted"] for row in rows)
 
 
-def _verdict(
+def verdict_of(
     differing: Sequence[str], is_compared: bool, open_questions: Sequence[str]
 ) -> tuple[str, list[str]]:
     """The verdict, and the reasons why it is not ``match``."""
@@ -260,7 +223,8 @@ def _verdict(
     return ("partial" if open_questions else "match"), reasons
 
 
-def _attempt_reasons(counts: Mapping[str, int | None]) -> list[str]:
+def attempt_reasons(counts: Mapping[str, int | None]) -> list[str]:
+    """One text for each way in which attempts differ; ``counts`` are by the words of ``MATCH_TEXTS``."""
     return [
         f"{count:,} {'attempt' if count == 1 else 'attempts'} {text}"
         for name, text in MATCH_TEXTS.items()
@@ -322,59 +286,3 @@ def _split_line(row: Mapping[str, Any], prefix: str) -> str:
         f"{name} {'?' if value is None else f'{value:x}'}" for name, value in (("gfn", gfn), ("spte", spte))
     )
     return f"{text} level {level} errno {'none' if errno is None else errno}"
-
-
-def _pair(
-    expected: list[Attempt], got: list[Attempt]
-) -> Iterator[tuple[Match, str, Attempt | None, Attempt | None]]:
-    """Line up two lists of attempts by the SPTE they are at, in the order of ``got``, then what is left."""
-    waiting: dict[tuple[object, ...], list[int]] = defaultdict(list)
-    for index in reversed(range(len(expected))):
-        waiting[_key(expected[index])].append(index)
-    for index, attempt in enumerate(got):
-        indices = waiting[_key(attempt)]
-        if not indices:
-            yield Match.UNEXPECTED, f"attempt {index}", None, attempt
-            continue
-        other = expected[indices.pop()]
-        yield (Match.MATCHED if other == attempt else Match.MISMATCHED), f"attempt {index}", other, attempt
-    for index in sorted(index for indices in waiting.values() for index in indices):
-        yield Match.MISSING, f"attempt {index}", expected[index], None
-
-
-def _key(attempt: Attempt) -> tuple[object, ...]:
-    return tuple(str(attempt.get(name)) for name in _KEY)
-
-
-def _golden_difference(place: str, expected: Attempt | None, got: Attempt | None) -> Difference:
-    """Name the attempt, and on each side what differs; all of it where the other side has none."""
-    some = got or expected or {}
-    window, mmu, gfn, level = (some.get(name) for name in ("window", "mmu", "gfn", "level"))
-    where = f"{place}, window {window}, {mmu} gfn {gfn} level {level}"
-    if expected is None or got is None:
-        return Difference(where, _words(expected, None), _words(got, None))
-    names = {name for name in expected.keys() | got.keys() if expected.get(name) != got.get(name)}
-    return Difference(where, _words(expected, names), _words(got, names))
-
-
-def _words(attempt: Attempt | None, names: set[str] | None) -> str:
-    if attempt is None:
-        return ""
-    shown = {
-        name: value
-        for name, value in attempt.items()
-        if (name not in _KEY if names is None else name in names)
-    }
-    return " ".join(f"{name} {'none' if value is None else value}" for name, value in shown.items())
-
-
-def _unequal(name: str, expected: Mapping[str, Any], got: Mapping[str, Any]) -> list[str]:
-    """One text for each key whose value differs, nested keys joined by dots."""
-    reasons = []
-    for key in [*expected, *(key for key in got if key not in expected)]:
-        left, right = expected.get(key), got.get(key)
-        if isinstance(left, Mapping) and isinstance(right, Mapping):
-            reasons += _unequal(f"{name}.{key}", left, right)
-        elif left != right:
-            reasons.append(f"{name}.{key}: expected {left}, got {right}")
-    return reasons

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from replay.trace.files import shown_path
@@ -9,8 +10,11 @@ from replay.verdict.migrations import migrations
 from replay.verdict.outcome import FAULT_WORDS, recorded, rmap_histograms, totals, windows
 
 if TYPE_CHECKING:
-    from replay.run import Run
-    from replay.verdict.compare import Lines
+    from replay.kernel import Choice
+    from replay.mmu.engine import Replay
+    from replay.policy import Policy
+    from replay.trace.trace import Trace
+    from replay.verdict.compare import Comparison, Lines
 
 RUN_SCHEMA = "replay.run/1"
 _TRACE = (
@@ -29,62 +33,66 @@ _TRACE = (
     "last_ts_ns",
     "vms",
 )
+_ENVIRONMENT = ("lock_drops", "yields", "alloc_failures")
+_TDP = ("huge_sptes", "attempts", "split", "failed")
 
 
-def run_document(run: Run) -> dict[str, Any]:
-    """The whole document, ready for ``json.dumps``."""
-    policy, replay, comparison = run.policy, run.replay, run.comparison
+def run_document(
+    *,
+    trace: Trace,
+    policy: Policy,
+    choice: Choice,
+    replay: Replay,
+    comparison: Comparison,
+    notes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The whole document, ready for ``json.dumps``; ``choice`` says why it was this policy."""
     counters = replay.counters
     shown, shown_by = replay.tdp_mmu_shown
     return {
         "schema": RUN_SCHEMA,
-        "trace": {name: getattr(run.trace, name) for name in _TRACE} | {"path": shown_path(run.trace.path)},
+        "trace": {name: getattr(trace, name) for name in _TRACE} | {"path": shown_path(trace.path)},
         "policy": {
             "name": policy.name,
-            "reason": run.policy_reason,
-            "alternative": run.alternative,
+            "reason": choice.reason,
+            "alternative": choice.alternative,
             "knobs": policy.knobs(),
         },
         "tdp_mmu": {"taken_as": replay.tdp_mmu, "shown": shown, "by": shown_by},
         "windows": windows(replay),
-        "migrations": migrations(run.trace, replay.windows),
+        "migrations": migrations(trace, replay.windows),
         "totals": totals(counters),
-        "expected": {
-            "source": comparison.source,
-            "recorded": comparison.recorded,
-            "compared": comparison.compared,
-            "not_compared": comparison.not_compared,
-            "compared_from": comparison.compared_from,
-            "whole_from": {run.trace.vms[vm]: line for vm, line in replay.whole.items()},
-            "attempts": comparison.attempts,
-            "matched": comparison.matched,
-            "mismatched": comparison.mismatched,
-            "missing": comparison.missing,
-            "unexpected": comparison.unexpected,
-            "get_page": _get_page(comparison.get_page),
-            "probes": _probes(comparison.probes),
-            "flushes_expected": comparison.flushes_expected,
-            "flushes_simulated": counters["flushes_simulated"],
-        },
-        "environment": {
-            "lock_drops": counters["env_lock_drops"],
-            "yields": counters["env_yields"],
-            "alloc_failures": counters["env_alloc_failures"],
-        },
-        "tdp": {
-            "huge_sptes": counters["tdp_huge_sptes"],
-            "attempts": counters["tdp_attempts"],
-            "split": counters["tdp_split"],
-            "failed": counters["tdp_failed"],
-            "faults": {word: counters[f"tdp_faults_{word}"] for word in FAULT_WORDS},
-        },
+        "expected": _expected(trace, replay, comparison),
+        "environment": {word: counters[f"env_{word}"] for word in _ENVIRONMENT},
+        "tdp": {word: counters[f"tdp_{word}"] for word in _TDP}
+        | {"faults": {word: counters[f"tdp_faults_{word}"] for word in FAULT_WORDS}},
         "recorded": recorded(replay),
         "faults": {word: counters[f"faults_{word}"] for word in FAULT_WORDS},
         "rmap_histogram": rmap_histograms(replay),
         "divergences": dict(sorted(replay.divergences.items())),
         "verdict": comparison.verdict,
         "verdict_reasons": comparison.reasons,
-        "notes": list(run.notes),
+        "notes": list(notes),
+    }
+
+
+def _expected(trace: Trace, replay: Replay, comparison: Comparison) -> dict[str, Any]:
+    return {
+        "source": comparison.source,
+        "recorded": comparison.recorded,
+        "compared": comparison.compared,
+        "not_compared": comparison.not_compared,
+        "compared_from": comparison.compared_from,
+        "whole_from": {trace.vms[vm]: line for vm, line in replay.whole.items()},
+        "attempts": comparison.attempts,
+        "matched": comparison.matched,
+        "mismatched": comparison.mismatched,
+        "missing": comparison.missing,
+        "unexpected": comparison.unexpected,
+        "get_page": _get_page(comparison.get_page),
+        "probes": _probes(comparison.probes),
+        "flushes_expected": comparison.flushes_expected,
+        "flushes_simulated": replay.counters["flushes_simulated"],
     }
 
 

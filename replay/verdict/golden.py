@@ -17,19 +17,20 @@ from typing import TYPE_CHECKING, Any
 
 from replay.errors import GoldenError, ReplayError, UsageError
 from replay.kernel import KERNEL_KNOBS
+from replay.options import Nested, Options
 from replay.output import write_text
-from replay.policy import LATER_KNOBS, PRESETS, Policy
+from replay.policy import LATER_KNOBS, PRESETS, RETIRED_KNOBS, Policy
 from replay.text_files import TextFileError, parse_json, read_text_file, shown
 from replay.verdict.outcome import totals
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from replay.mmu.engine import Options, Replay
+    from replay.mmu.engine import Replay
 
 GOLDEN_SCHEMA = "replay.expected/1"
 GOLDEN_SUFFIX = ".expected.json"
-OPTION_NAMES = {"split_at": (str,), "resched": (str,), "max_mmu_pages": (int, NoneType), "nested": (str,)}
+_OPTION_TYPES = {"split_at": (str,), "resched": (str,), "max_mmu_pages": (int, NoneType), "nested": (str,)}
 """The options of a run that a golden file keeps, and their types; ``nested`` only where it is not auto."""
 
 _IDENTITY = ("window", "vm", "mmu", "gfn", "level", "role", "spte")
@@ -87,16 +88,22 @@ def golden_of(policy: Policy, options: Options, replay: Replay) -> Golden:
     return Golden(
         policy=policy.name,
         knobs=policy.knobs(),
-        options={
-            name: getattr(options, name)
-            for name in OPTION_NAMES
-            if name != "nested" or options.nested != "auto"
-        },
+        options=_option_texts(options),
         totals=figures,
         flushes=flushes,
         outcomes=outcomes,
         outcomes_digest=_digest(outcomes),
     )
+
+
+def _option_texts(options: Options) -> dict[str, Any]:
+    """The options of a run as a golden file has them, in the order of ``_OPTION_TYPES``."""
+    texts: dict[str, Any] = {
+        "split_at": options.split_at.text,
+        "resched": options.resched.text,
+        "max_mmu_pages": options.max_mmu_pages,
+    }
+    return texts if options.nested is Nested.AUTO else texts | {"nested": options.nested.value}
 
 
 def attempts(outcomes: pa.Table) -> list[Attempt]:
@@ -171,7 +178,7 @@ def read_golden(path: str | os.PathLike[str], is_named: bool = True) -> Golden:
         if not isinstance(content.get(name), kind):
             raise GoldenError(path, 0, f"{name!r} is missing or of another type")
     for name, value in content["options"].items():
-        if isinstance(value, bool) or not isinstance(value, OPTION_NAMES.get(name, ())):
+        if isinstance(value, bool) or not isinstance(value, _OPTION_TYPES.get(name, ())):
             raise GoldenError(path, 0, f"option {shown(name)!r} is unknown or of another type")
     for number, attempt in enumerate(content["outcomes"]):
         if not isinstance(attempt, dict) or not all(map(_is_value, attempt.values())):
@@ -182,8 +189,9 @@ def read_golden(path: str | os.PathLike[str], is_named: bool = True) -> Golden:
         if not _are_counts(content[name], depth):
             raise GoldenError(path, 0, f"{name!r} is not of counts")
     _check_options(path, content["options"])
+    knobs = {name: value for name, value in content["knobs"].items() if name not in RETIRED_KNOBS}
     known = {name: content[name] for name in _TYPES}
-    return Golden(**known | {"knobs": LATER_KNOBS | content["knobs"]})
+    return Golden(**known | {"knobs": LATER_KNOBS | knobs})
 
 
 def _is_value(value: object) -> bool:
@@ -202,9 +210,7 @@ def _are_counts(content: dict[str, Any], depth: int) -> bool:
 
 
 def _check_options(path: str | os.PathLike[str], options: dict[str, Any]) -> None:
-    from replay.run import Request, check_options
-
     try:
-        check_options(Request(**options))
+        Options().with_given(**options)
     except UsageError as error:
         raise GoldenError(path, 0, f"its options: {error}") from error

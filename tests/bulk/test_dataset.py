@@ -10,7 +10,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from replay.bulk.dataset import MAX_MANIFEST_BYTES, Dataset, results_version
+from replay.bulk.dataset import Dataset
+from replay.bulk.manifest import MAX_MANIFEST_BYTES, results_version
 from replay.bulk.plan import Task, find_tasks
 from replay.bulk.storage import STAGING, Storage, write_staged
 from replay.bulk.work import Job, work

@@ -30,9 +30,9 @@ def seconds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_progress(stream: io.StringIO, seconds: list[float]) -> None:
     with bulk_progress(stream, quiet=False) as progress:
         progress.begin(4, 4 * TASK.cost)
-        progress.advance(TASK, {})
+        progress.advance(TASK.cost, TASK.text_bytes, {})
         seconds[0] = 20.0
-        progress.advance(TASK, {"v2": "mismatch", "off": "match"})
+        progress.advance(TASK.cost, TASK.text_bytes, {"v2": "mismatch", "off": "match"})
         progress.say("that is all")
     line = "2 of 4 traces, 0/s, 0 MB/s, 0:40 to go, 1 bad"
     if stream.isatty():
@@ -46,6 +46,6 @@ def test_quiet(seconds: list[float]) -> None:
     with bulk_progress(stream, quiet=True) as progress:
         progress.begin(1, 1)
         seconds[0] = 100.0
-        progress.advance(TASK, {"v2": "error"})
+        progress.advance(TASK.cost, TASK.text_bytes, {"v2": "error"})
         progress.say("nothing")
     assert stream.getvalue() == ""

@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from replay.mmu.engine import Options
+from replay.options import Options
 from replay.policy import DESCRIPTIONS, PRESETS
 from replay.report.console import console, print_policies, print_run
 from replay.report.progress import read_progress

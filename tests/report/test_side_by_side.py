@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any, cast
 
-from replay.mmu.engine import Options
+from replay.options import Options
 from replay.policy import PRESETS
 from replay.report.console import console
 from replay.report.side_by_side import print_side_by_side

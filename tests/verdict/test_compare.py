@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from replay.errors import UsageError
-from replay.mmu.engine import Options
+from replay.options import Options
 from replay.policy import PRESETS
-from replay.verdict.compare import Comparison, Lines, compare_golden, compare_recorded
+from replay.verdict.compare import Comparison, Lines, compare_recorded
+from replay.verdict.compare_golden import compare_golden
 from replay.verdict.doubt import Doubt
 from replay.verdict.golden import Golden, golden_of
 
@@ -20,7 +21,18 @@ V2 = PRESETS["v2"]
 def test_recorded_match(make_replay: Any) -> None:
     comparison = compare_recorded(make_replay())
     assert comparison == Comparison(
-        "recorded", 6, 6, {}, 4, 4, 0, 0, 0, Lines(2, 2, 2), Lines(), flushes_expected=1, verdict="match"
+        source="recorded",
+        recorded=6,
+        compared=6,
+        attempts=4,
+        matched=4,
+        mismatched=0,
+        missing=0,
+        unexpected=0,
+        get_page=Lines(2, 2, 2),
+        probes=Lines(),
+        flushes_expected=1,
+        verdict="match",
     )
 
 
@@ -167,7 +179,18 @@ def golden(replay: Any, policy: str = "v2", options: Options | None = None) -> G
 
 def test_golden_match(make_replay: Any) -> None:
     comparison = compare_golden(golden(make_replay()), golden(make_replay()))
-    assert comparison == Comparison("file", 4, 4, {}, 4, 4, 0, 0, 0, flushes_expected=1, verdict="match")
+    assert comparison == Comparison(
+        source="file",
+        recorded=4,
+        compared=4,
+        attempts=4,
+        matched=4,
+        mismatched=0,
+        missing=0,
+        unexpected=0,
+        flushes_expected=1,
+        verdict="match",
+    )
 
 
 def test_golden_difference_names_the_attempt_and_what_differs(make_replay: Any) -> None:

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from replay.errors import GoldenError, OutputError
-from replay.mmu.engine import Options
+from replay.options import Options, SplitAt
 from replay.policy import PRESETS, ClearEnd, RmapOrder
 from replay.verdict.golden import Golden, golden_of, golden_path, policy_of, read_golden, write_golden
 
 
 @pytest.fixture
 def golden(make_replay: Any) -> Golden:
-    return golden_of(PRESETS["v2"], Options(split_at="end", max_mmu_pages=64), make_replay())
+    return golden_of(PRESETS["v2"], Options(SplitAt.parse("end"), max_mmu_pages=64), make_replay())
 
 
 def test_what_is_written_is_read_back(golden: Golden, tmp_path: Path) -> None:
@@ -68,6 +68,15 @@ def test_policy_by_name_or_by_knobs(golden: Golden) -> None:
     policy = policy_of(own)
     assert policy.name == "mine"
     assert policy.knobs() == PRESETS["v2"].knobs() | knobs
+
+
+def test_knobs_that_are_gone_mean_nothing(golden: Golden, tmp_path: Path) -> None:
+    path = tmp_path / "g.json"
+    old = {"on_error": "next_head", "tdp_order": "before"}
+    write_golden(path, replace(golden, policy="v2:tdp_order=before", knobs=golden.knobs | old))
+    read = read_golden(path)
+    assert read == replace(golden, policy="v2:tdp_order=before")
+    assert policy_of(read) == replace(PRESETS["v2"], name="v2:tdp_order=before")
 
 
 @pytest.mark.parametrize(

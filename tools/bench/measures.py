@@ -112,7 +112,8 @@ def synthesis(inputs: Inputs) -> Iterator[Row]:
 
 def replaying(inputs: Inputs) -> Iterator[Row]:
     """The simulated MMU alone, on columns in memory: mixed events, and a guest far larger than the cache."""
-    from replay.mmu.engine import Options, replay_trace
+    from replay.mmu.engine import replay_trace
+    from replay.options import Options, SplitAt
     from replay.policy import Policy
     from replay.trace.reader import read_trace
 
@@ -122,7 +123,7 @@ def replaying(inputs: Inputs) -> Iterator[Row]:
         trace = read_trace(str(path))
         without = _replay_seconds(trace, "never", inputs.runs)
         yield Row(f"replay, {name}", trace.events / without / 1e6, "M events/s")
-    options = Options(split_at="end", compare_recorded=False)
+    options = Options(SplitAt.parse("end"), compare_recorded=False)
     splits = replay_trace(trace, Policy.parse("v2"), options).counters["split"] or 1
     each = (_replay_seconds(trace, "end", inputs.runs) - without) / splits
     yield Row("split of a 2M page", each * 1e9, "ns", "25 us of Linux", each / 25e-6)
@@ -195,10 +196,11 @@ def make_inputs(directory: Path, lines: int, runs: int, longest: int) -> Inputs:
 
 def _replay_seconds(trace: Trace, split_at: str, runs: int) -> float:
     """Processor time of one replay by policy v2."""
-    from replay.mmu.engine import Options, replay_trace
+    from replay.mmu.engine import replay_trace
+    from replay.options import Options, SplitAt
     from replay.policy import Policy
 
-    options = Options(split_at=split_at, compare_recorded=False)
+    options = Options(SplitAt.parse(split_at), compare_recorded=False)
     return best_call(lambda: replay_trace(trace, Policy.parse("v2"), options), runs).cpu
 
 

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 from replay.kernel import choose_policy
-from replay.mmu.engine import Options, replay_trace, trace_facts
+from replay.mmu.engine import replay_trace, trace_facts
+from replay.options import Options
 from replay.policy import Policy
 from replay.trace.reader import read_trace
 from tools.bench.timing import best_call, best_command

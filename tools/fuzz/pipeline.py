@@ -17,6 +17,7 @@ from typing import Any
 from unittest import mock
 
 from replay import warmup
+from replay.check import check_traces
 from replay.errors import ReplayError, UsageError
 from replay.info import info_document
 from replay.policy import PRESETS, KnobCodes, Policy, allowed_values
@@ -32,7 +33,6 @@ from replay.synth import write_trace
 from replay.synth.kvm import play as synth_play
 from replay.trace.reader import read_trace, write_table
 from replay.trace.trace import Trace
-from replay.verdict.check import check_traces
 from replay.verdict.golden import golden_path, write_golden
 from replay.verdict.outcome import ERRNO_WORDS
 

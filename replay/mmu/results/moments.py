@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from replay.errors import UsageError
+from replay.options import nanoseconds
 from replay.schema import Columns
 
 if TYPE_CHECKING:
     from replay.trace.trace import Trace
 
 END = "end"
-MAX_SECONDS = 4.6e9
-"""Nanoseconds of 62 bits, 145 years."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Moments:
     """
 
     def __init__(self, trace: Trace, wanted: Sequence[str]) -> None:
-        self._times = {at: round(float(at) * 1e9) for at in wanted if is_seconds(at)}
+        self._times = {at: ns for at in wanted if (ns := nanoseconds(at)) is not None}
         self._texts: dict[int, list[str]] = {}
         self._last: tuple[int, int] | None = None
         self._at_end = END in wanted
@@ -95,11 +94,3 @@ class Moments:
         if row:
             return int(columns.ts_ns[row - 1]), int(columns.line[row - 1])
         return self._last or (None, None)
-
-
-def is_seconds(text: str) -> bool:
-    """True if ``text`` is a number of seconds, not negative, that the clock of a trace can show."""
-    try:
-        return 0 <= float(text) <= MAX_SECONDS
-    except ValueError:
-        return False

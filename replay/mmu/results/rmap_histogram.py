@@ -23,13 +23,11 @@ if TYPE_CHECKING:
 
 RMAP_LOG_SIZE = 11
 LEVELS = 3
-COLUMNS_BY = ("auto", "fls", "ffs")
-"""What picks the column of a list by its length; ``auto``: what the kernel that recorded took."""
 FIRST_BY_FLS = (7, 2)
 
 
 def columns_by(word: str, layout: int, kernel: KernelVersion | None) -> str:
-    """``fls`` or ``ffs`` for a word of ``COLUMNS_BY``.
+    """``fls`` or ``ffs`` for a word of ``options.RMAP_COLUMNS``.
 
     The layout of EPT tells the kernel's age as well as its version does; where neither is known, ``fls``.
     """
