@@ -1,6 +1,6 @@
-"""Entry of the command ``replay``.
+"""Entry point of the command ``replay``.
 
-Importing what a command needs takes long: an interrupt ends it as quietly then as it does later.
+What a command needs takes a while to import: an interrupt during that time ends it as quietly as one later.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import os
 try:
     import signal
     from typing import NoReturn
+
+    from replay.interrupt import INTERRUPTED, end_at_once
 except KeyboardInterrupt:
     os._exit(130)
-
-INTERRUPTED = 128 + signal.SIGINT
 
 
 def main() -> NoReturn:
@@ -25,11 +25,6 @@ def main() -> NoReturn:
         run()
     except KeyboardInterrupt:
         os._exit(INTERRUPTED)
-
-
-def end_at_once(number: int, frame: object) -> NoReturn:
-    """A handler for when there is nothing to be removed yet, or any more."""
-    os._exit(128 + number)
 
 
 if __name__ == "__main__":

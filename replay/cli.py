@@ -465,6 +465,7 @@ def _request(
     allow_lost: bool,
     file_format: str | None,
 ) -> Request:
+    """The request of the options that most commands share."""
     from replay.run import Request
 
     return Request(

@@ -13,9 +13,9 @@ from typing import Any, NoReturn
 
 import typer
 
-from replay.__main__ import INTERRUPTED, end_at_once
 from replay.bulk.commands import app
 from replay.errors import ReplayError
+from replay.interrupt import INTERRUPTED, end_at_once
 from replay.printable import printable
 
 UNUSABLE = 2

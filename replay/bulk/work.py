@@ -141,4 +141,5 @@ def _xxh64(path: str | os.PathLike[str]) -> str:
 
 @cache
 def storage_of(url: str) -> Storage:
+    """The storage of a dataset, kept for the next task of this process."""
     return Storage(url)

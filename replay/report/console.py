@@ -158,6 +158,7 @@ def _value(value: str | int | bool) -> str:
 
 
 def trace_line(trace: Mapping[str, Any]) -> str:
+    """The first line of a summary: what was read, and what is missing or damaged in it."""
     vms = len(trace["vms"])
     parts = [
         f"{trace['path']}: {trace['format']}",

@@ -46,8 +46,10 @@ def share(part: int, whole: int) -> float | None:
 
 
 def percent(part: int, whole: int) -> str:
+    """``part`` of ``whole`` as text with one decimal, ``?`` if ``whole`` is 0."""
     return f"{100 * part / whole:.1f} %" if whole else "?"
 
 
 def many(count: int, thing: str, plural: str = "") -> str:
+    """A count with its noun in the singular or plural; ``plural`` where it does not end in s."""
     return f"{count:,} {thing if count == 1 else plural or thing + 's'}"

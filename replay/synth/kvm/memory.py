@@ -73,6 +73,7 @@ def disallow_huge(m: Model, vm: int, gfn: int, by: int) -> None:
 
 @jit
 def backing_shift(m: Model, slot: int) -> int:
+    """log2 of the gfns in one host page of the slot: 0, 9 or 18."""
     return 9 * (m.slot[slot, SLOT_BACKING] - 1)
 
 
@@ -94,6 +95,7 @@ def host_pfn(m: Model, slot: int, gfn: int) -> int:
 
 @jit
 def is_resident(m: Model, slot: int, gfn: int) -> bool:
+    """Whether the host page of ``gfn`` has a frame."""
     page = gfn >> backing_shift(m, slot)
     chunk = find_chunk(m, RESIDENT, slot, page >> 9)
     return chunk >= 0 and m.chunk[chunk, CHUNK_WORDS + (page >> 5 & 15)] >> (page & 31) & 1 != 0

@@ -88,6 +88,7 @@ def alloc_page(m: Model, vm: int, gfn: int, level: int, direct: int, access: int
 
 @jit
 def free_page(m: Model, sp: int) -> None:
+    """Put a shadow page on the free list; a root that used it has none from now on."""
     root = m.sp[sp, SP_ROOT]
     if root >= 0 and m.root[root, ROOT_SP] == sp:
         m.root[root, ROOT_SP] = NONE

@@ -173,6 +173,7 @@ def _unaccount(m: Model, vm: int, sp: int) -> None:
 
 @jit
 def _keep_invalid_root(m: Model, vm: int, sp: int) -> None:
+    """Append a root that is still in use to the VM's list of invalid roots."""
     m.root[m.sp[sp, SP_ROOT], ROOT_SP] = NONE
     last = m.vm[vm, VM_LAST_INVALID_ROOT]
     m.sp[sp, SP_NEWER] = NONE
