@@ -33,7 +33,7 @@ TraceArgument = Annotated[
     str,
     typer.Argument(
         metavar="TRACE",
-        help="Trace text or trace.dat (also .gz .zst .xz), perf.data, an event table, or - for stdin.",
+        help="Trace text, trace.dat (also .gz .zst .xz), perf.data, an event table, or - for stdin.",
     ),
 ]
 PolicyOption = Annotated[
@@ -41,8 +41,8 @@ PolicyOption = Annotated[
     typer.Option(
         "--policy",
         metavar="auto|NAME|FILE.toml",
-        help="Policy, also NAME:KNOB=VALUE,...; auto: the golden file's, else that of the recorded "
-        "outcomes, else that of the kernel.",
+        help="Policy, also NAME:KNOB=VALUE,...; auto (default): the golden file's, otherwise the one that "
+        "best explains the recorded outcomes, otherwise the one of the kernel's version.",
     ),
 ]
 KernelOption = Annotated[
@@ -50,8 +50,8 @@ KernelOption = Annotated[
     typer.Option(
         "--kernel",
         metavar="RELEASE|host",
-        help="Which kernel it is: as uname -r or a banner names it, or this machine's. Decides --policy auto "
-        "where recorded outcomes do not, and the knobs that go with a kernel's age.",
+        help="The recorded kernel: a release as printed by uname -r or a banner, or this machine's (host). "
+        "Decides --policy auto if recorded outcomes do not, and knobs that depend on the kernel's version.",
     ),
 ]
 SetOption = Annotated[
@@ -63,7 +63,7 @@ SplitAtOption = Annotated[
     typer.Option(
         "--split-at",
         metavar="auto|recorded|control|end|never|SECONDS",
-        help="When dirty logging is turned on. Default auto: as the trace says, else at its end.",
+        help="When dirty logging is enabled. Default auto: when the trace says so, otherwise at its end.",
     ),
 ]
 ReschedOption = Annotated[
@@ -71,7 +71,7 @@ ReschedOption = Annotated[
     typer.Option(
         "--resched",
         metavar="recorded|never|every=N|seed=S",
-        help="Lock drops of the environment. Default recorded.",
+        help="When the kernel drops the MMU lock. Default: as recorded.",
     ),
 ]
 MaxPagesOption = Annotated[
@@ -83,7 +83,7 @@ ExpectOption = Annotated[
     typer.Option(
         "--expect",
         metavar="FILE|recorded|none",
-        help="What to compare with. Default: the golden file beside the trace, else the recorded outcomes.",
+        help="What to compare with. Default: the golden file beside the trace, otherwise recorded outcomes.",
     ),
 ]
 NestedOption = Annotated[
@@ -91,7 +91,7 @@ NestedOption = Annotated[
     typer.Option(
         "--nested",
         metavar="auto|yes|no",
-        help="Whether kvm.tdp_mmu is on, so that merged code splits the pages of nested guests. "
+        help="Whether kvm.tdp_mmu is on, so that merged code splits shadow pages of nested guests. "
         "Default auto: as the trace shows.",
     ),
 ]
@@ -100,13 +100,13 @@ FormatOption = Annotated[
     typer.Option(
         "--format",
         metavar="auto|ftrace|trace-cmd|perf-script|dmesg|trace-dat|perf-data|table",
-        help="What the trace is. Default auto: its content tells.",
+        help="Format of the trace. Default auto: detected from the content.",
     ),
 ]
-StrictOption = Annotated[bool, typer.Option("--strict", help="Malformed lines are an error.")]
-LostOption = Annotated[bool, typer.Option("--allow-lost", help="A trace with lost events may match.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+StrictOption = Annotated[bool, typer.Option("--strict", help="Treat a malformed line as an error.")]
+LostOption = Annotated[bool, typer.Option("--allow-lost", help="Let a trace with lost events match.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors.")]
 
 
 @app.command()
@@ -120,7 +120,7 @@ def run(
     require: Annotated[
         str | None,
         typer.Option(
-            "--require", metavar="match", help="Exit with 1 for every verdict but match, for use in CI."
+            "--require", metavar="match", help="Exit with 1 for any verdict except match, for use in CI."
         ),
     ] = None,
     max_mmu_pages: MaxPagesOption = None,
@@ -128,15 +128,15 @@ def run(
     nested: NestedOption = None,
     as_json: JsonOption = False,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="DIR", help="Write the result tables there.")
+        Path | None, typer.Option("-o", "--output", metavar="DIR", help="Write the result tables to DIR.")
     ] = None,
     rmap_histogram: Annotated[
         list[str] | None,
         typer.Option(
             "--rmap-histogram",
             metavar="end|SECONDS|WORDS",
-            help="Print rmap lengths as KVM's mmu_rmaps_stat: at the end, at a time, or behind the marker "
-            "lines that hold these words; repeatable.",
+            help="Print rmap lengths like KVM's mmu_rmaps_stat: at the end, at a time, or after each marker "
+            "line that contains these words; repeatable.",
         ),
     ] = None,
     rmap_columns: Annotated[
@@ -144,8 +144,8 @@ def run(
         typer.Option(
             "--rmap-columns",
             metavar="auto|fls|ffs",
-            help="Column of a length: fls as labelled, ffs as kernels up to 7.1, auto as the one that "
-            "recorded.",
+            help="How a length selects its column: fls as labelled, ffs as kernels up to 7.1 do, auto as the "
+            "recorded kernel does.",
         ),
     ] = "auto",
     quiet: QuietOption = False,
@@ -153,12 +153,12 @@ def run(
     allow_lost: LostOption = False,
     file_format: FormatOption = None,
 ) -> None:
-    """Replay a trace and compare with what is expected.
+    """Replay a trace and compare it with the expected outcomes.
 
-    Simulates eager page splitting where dirty logging is turned on and prints a summary and a verdict.
+    Simulates eager page splitting whenever dirty logging is enabled, and prints a summary and a verdict.
 
-    Exit code 0: all that could be compared matched, or nothing could. 1: something did not match. 2: cannot
-    be used.
+    Exit code 0: everything that could be compared matched, or nothing could be compared. 1: something did
+    not match. 2: the command line or an input cannot be used.
     """
     from replay.errors import UsageError
     from replay.run import run_alternative, run_trace, write_run
@@ -213,7 +213,7 @@ def compare(
 ) -> None:
     """Replay a trace under several policies, side by side.
 
-    Exit code 0, whatever the results are. 2: cannot be used.
+    Exit code 0, whatever the results are. 2: the command line or an input cannot be used.
     """
     from replay.run import run_policies
 
@@ -236,7 +236,7 @@ def compare(
 def review(
     trace: TraceArgument,
     questions: Annotated[
-        list[str] | None, typer.Argument(metavar="[QUESTION]...", help="A2, B7 ...; all if none is given.")
+        list[str] | None, typer.Argument(metavar="[QUESTION]...", help="For example A2 or B7. Default: all.")
     ] = None,
     policy: PolicyOption = None,
     kernel: KernelOption = None,
@@ -250,12 +250,12 @@ def review(
     strict: StrictOption = False,
     file_format: FormatOption = None,
 ) -> None:
-    """Answer questions of the patch review from a trace, with numbers.
+    """Answer questions of the patch review with numbers from a trace.
 
-    The policy is the one under review, v2 if none is given; other policies are run beside it where a question
-    compares them, with the same --set.
+    --policy is the policy under review, by default v2. If a question compares policies, the others are run
+    as well, with the same --set.
 
-    Exit code 0, whatever the answers are. 2: cannot be used.
+    Exit code 0, whatever the answers are. 2: the command line or an input cannot be used.
     """
     from replay.review.questions import review_trace
 
@@ -278,7 +278,7 @@ def review(
 def parse(
     trace: TraceArgument,
     output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="FILE", help="Ends in .parquet, .arrow or .feather.")
+        Path, typer.Option("-o", "--output", metavar="FILE", help="A name in .parquet, .arrow or .feather.")
     ],
     quiet: QuietOption = False,
     strict: StrictOption = False,
@@ -288,7 +288,7 @@ def parse(
     from replay.errors import UsageError
 
     if output.suffix not in (".parquet", ".arrow", ".feather"):
-        raise UsageError(f"{output}: the ending must be .parquet, .arrow or .feather")
+        raise UsageError(f"{output}: the file name must end in .parquet, .arrow or .feather")
     from replay.trace.reader import read_trace, write_table
 
     with _progress(quiet) as progress:
@@ -308,7 +308,7 @@ def info(
     quiet: QuietOption = False,
     file_format: FormatOption = None,
 ) -> None:
-    """Say what a trace holds, and what can be replayed from it."""
+    """Show what a trace contains, and what can be replayed from it."""
     from replay.info import info_document
     from replay.trace.reader import read_trace
 
@@ -338,7 +338,7 @@ def expect(
     strict: StrictOption = False,
     file_format: FormatOption = None,
 ) -> None:
-    """Write the golden file of a trace from a run."""
+    """Replay a trace and write the result as its golden file."""
     from replay.errors import UsageError
     from replay.run import run_trace
     from replay.verdict.golden import golden_path, write_golden
@@ -360,18 +360,19 @@ def expect(
 def check(
     paths: Annotated[
         list[Path],
-        typer.Argument(metavar="PATH...", help="Traces with golden files, or directories of them."),
+        typer.Argument(metavar="PATH...", help="Traces with golden files, or directories that contain them."),
     ],
     update: Annotated[
-        bool, typer.Option("--update", help="Show what differs, then rewrite the golden files.")
+        bool,
+        typer.Option("--update", help="Show what differs, then overwrite golden files with the new results."),
     ] = False,
     junit: Annotated[
-        Path | None, typer.Option("--junit", metavar="FILE", help="Write the results as JUnit XML, too.")
+        Path | None, typer.Option("--junit", metavar="FILE", help="Also write the results as JUnit XML.")
     ] = None,
     quiet: QuietOption = False,
     strict: StrictOption = False,
 ) -> None:
-    """Run traces with golden files and compare."""
+    """Replay traces that have golden files and compare the results."""
     from replay.output import write_text
     from replay.report.check import junit_text, print_check, print_tally
     from replay.report.console import console
@@ -401,7 +402,7 @@ def check(
 
 @app.command()
 def synth(
-    scenario: Annotated[Path, typer.Argument(metavar="SCENARIO", help="A scenario, TOML.")],
+    scenario: Annotated[Path, typer.Argument(metavar="SCENARIO", help="A scenario, a TOML file.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The trace to write.")],
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="The same seed gives the same trace.")] = 0,
     quiet: QuietOption = False,
@@ -417,9 +418,9 @@ def synth(
 
 @app.command()
 def warmup(quiet: QuietOption = False) -> None:
-    """Compile all kernels and keep them, so that no later command has to.
+    """Compile all kernels and store them, so that no later command has to compile.
 
-    Exit code 0, also where there was nothing to do. 2: they cannot be kept.
+    Exit code 0, even if there was nothing to do. 2: they cannot be stored.
     """
     from replay.warmup import warm_up
 
@@ -427,7 +428,7 @@ def warmup(quiet: QuietOption = False) -> None:
     if not quiet:
         for word, names in (("compiled", done.compiled), ("found", done.found)):
             print(f"{word}: {', '.join(names) or 'none'}")
-        _print(f"kept in: {done.directory}")
+        _print(f"stored in: {done.directory}")
 
 
 @app.command()
@@ -483,7 +484,7 @@ def _request(
 
 @contextmanager
 def _progress(quiet: bool) -> Iterator[Progress | None]:
-    """Announce a first compilation on standard error; show progress there if it is a terminal."""
+    """Announce the first compilation on standard error; show progress there if it is a terminal."""
     if quiet:
         yield None
         return

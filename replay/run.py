@@ -1,4 +1,4 @@
-"""One run of one trace: read, choose the policy, replay, compare.  The commands are built on this."""
+"""One run of one trace: read it, choose the policy, replay, compare.  All commands are built on this."""
 
 from __future__ import annotations
 
@@ -28,35 +28,35 @@ MAX_MMU_PAGES = 2**32 - 1
 """More than 16 TiB of page tables; the kernel's ioctl takes 32 bits."""
 SPLIT_AT_WORDS = ("auto", "recorded", "control", "end", "never")
 Progress = Callable[[int, int | None], None]
-"""Called with the bytes of the trace read so far, and their number, None where it is not known."""
+"""Called with the number of bytes read so far, and the size of the trace, None if it is not known."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to run a trace with.  None means: as the golden file says, else the default."""
+    """What to run a trace with.  None means: as the golden file says, otherwise the default."""
 
     policy: str | Policy | None = None
-    """A policy, ``auto``, or what ``Policy.parse`` takes."""
+    """A policy, ``auto``, or a text for ``Policy.parse``."""
     kernel: str | None = None
-    """The kernel that recorded, or is asked about: a release, a banner, or ``host``."""
+    """The recorded kernel: a release, a banner, or ``host``."""
     settings: tuple[str, ...] = ()
     """``KNOB=VALUE`` applied on top of the policy."""
     split_at: str | None = None
     resched: str | None = None
     max_mmu_pages: int | None = None
     nested: str | None = None
-    """Whether the shadow MMU's pages are those of nested guests under tdp_mmu=Y: auto, yes or no."""
+    """Whether the shadow MMU's pages belong to nested guests with tdp_mmu=Y: auto, yes or no."""
     expect: str | None = None
-    """``recorded``, ``none``, or the path of a golden file; None takes the one beside the trace."""
+    """``recorded``, ``none``, or the path of a golden file; None means the one beside the trace."""
     strict: bool = False
     allow_lost: bool = False
     rmap_histogram: tuple[str, ...] = ()
     """Moments: ``end``, seconds, or words of marker lines."""
     rmap_columns: str = "auto"
     census: bool = False
-    """Keep the facts that ``replay review`` asks for."""
+    """Keep the facts that ``replay review`` needs."""
     file_format: str | None = None
-    """What the input is, a word of ``replay.trace.formats.FORMATS``; None lets its content tell."""
+    """The format of the input, a word of ``replay.trace.formats.FORMATS``; None detects it."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ class Run:
     replay: Replay
     comparison: Comparison
     notes: tuple[str, ...] = ()
-    """What a reader of the figures has to know beside them."""
+    """What a reader has to know about the figures."""
     alternative: str | None = None
-    """Another policy that fits the trace no worse, where nothing shows the kernel."""
+    """Another policy that fits the trace equally well, if nothing identifies the kernel."""
 
     @cached_property
     def document(self) -> dict[str, Any]:
@@ -94,9 +94,9 @@ class Run:
 
 
 def run_trace(trace: str | Trace, request: Request, progress: Progress | None = None) -> Run:
-    """Run one trace, given by its path (``-`` for standard input) or as it was read.
+    """Run one trace, given as a path (``-`` for standard input) or already read.
 
-    Raises ``ReplayError`` for whatever a user can cause.
+    Raises ``ReplayError`` for every error that a user can cause.
     """
     check_options(request)
     golden = _golden(trace if isinstance(trace, str) else trace.path, request)
@@ -133,9 +133,9 @@ def run_trace(trace: str | Trace, request: Request, progress: Progress | None = 
 
 
 def run_alternative(finished: Run, request: Request) -> Run | None:
-    """The same under the other policy where nothing shows the kernel; None if they cannot differ.
+    """The same run under the other policy if nothing identifies the kernel; None if they cannot differ.
 
-    They cannot where the shadow MMU has no huge SPTE, since the TDP MMU's part is alike in both.
+    They cannot differ if the shadow MMU has no huge SPTE: both treat the TDP MMU in the same way.
     """
     counters = finished.replay.counters
     met = [count for name, count in counters.items() if name == "attempts" or name.startswith("skipped_")]
@@ -149,27 +149,27 @@ def run_alternative(finished: Run, request: Request) -> Run | None:
 
 
 def _notes(trace: Trace, policy: Policy, options: Options, replay: Replay) -> Iterator[str]:
-    """Figures that look like results, and why they are none."""
+    """Figures that look like results, and why they are not."""
     if not trace.kvmmmu_events:
         yield "there is no event of the system kvmmmu: nothing was replayed"
     shown, why = replay.tdp_mmu_shown
     has_pages = replay.counters["shadow_pages_used_peak"] != 0
     if policy.enabled and policy.nested_only and options.nested == "auto" and shown is None and has_pages:
         yield (
-            f"whether kvm.tdp_mmu is on is not shown ({why}): taken as off, so that {policy.name} splits "
-            "no shadow page; --nested yes or no decides"
+            f"the trace does not show whether kvm.tdp_mmu is on ({why}): assumed to be off, so {policy.name} "
+            "splits no shadow page; use --nested yes or --nested no"
         )
 
 
 def run_policies(
     trace: str | Trace, policies: Sequence[str | Policy], request: Request, progress: Progress | None = None
 ) -> list[Run]:
-    """Run one trace once with each policy; what is expected of each is what the trace recorded.
+    """Run one trace once with each policy, and compare each with what the trace recorded.
 
-    Raises ``ReplayError`` for whatever a user can cause.
+    Raises ``ReplayError`` for every error that a user can cause.
     """
     requests = [replace(request, policy=policy, expect="recorded") for policy in policies]
-    for each in requests:  # no long read before a wrong name is told
+    for each in requests:  # report a wrong name before a long read
         check_options(each)
         _chosen_policy(each, None)
     if isinstance(trace, str):
@@ -196,7 +196,7 @@ def _golden(path: str, request: Request) -> Golden | None:
 
 
 def _chosen_policy(request: Request, golden: Golden | None) -> tuple[Policy | None, Choice]:
-    """The policy and why; None where the trace itself has to tell."""
+    """The policy and why; None if the trace itself has to decide."""
     from replay.kernel import Choice
     from replay.verdict.golden import policy_of
 
@@ -212,7 +212,7 @@ def _chosen_policy(request: Request, golden: Golden | None) -> tuple[Policy | No
 
 
 def named_policy(text: str, request: Request) -> Policy:
-    """The policy that ``text`` names, with the knobs that the age of the kernel of ``request`` decides.
+    """The policy that ``text`` names, with the knobs that the version of the kernel of ``request`` decides.
 
     Raises as ``Policy.parse`` does.
     """
@@ -223,7 +223,7 @@ def named_policy(text: str, request: Request) -> Policy:
 
 
 def _policy_of_trace(trace: Trace, request: Request) -> tuple[Policy, Choice, TraceFacts]:
-    """The policy that the trace speaks for, by its outcomes and its kernel, and why."""
+    """The policy that the trace supports by its outcomes and its kernel, and why."""
     from replay.kernel import asked_kernel, choose_policy, parse_kernel_version
     from replay.mmu.engine import trace_facts
 
@@ -255,7 +255,7 @@ def _options(request: Request, golden: Golden | None) -> Options:
 
 
 def check_options(request: Request) -> None:
-    """Raises ``UsageError`` where an option has a value that means nothing."""
+    """Raises ``UsageError`` if an option has an invalid value."""
     from replay.kernel import asked_kernel
     from replay.mmu.moments import is_seconds
     from replay.trace.formats import check_format
@@ -284,17 +284,17 @@ def check_options(request: Request) -> None:
 
 
 def check_split_time(split_at: str, trace: Trace) -> None:
-    """Raises ``UsageError`` where ``trace`` has ended by the time at which it is to be split."""
+    """Raises ``UsageError`` if ``trace`` ends before the time ``split_at``."""
     if split_at in SPLIT_AT_WORDS:
         return
     last = trace.last_ts_ns
     if last is None or float(split_at) * 1e9 > last:
         end = "has no times" if last is None else f"ends at {last / 1e9:.6f}"
-        raise UsageError(f"--split-at {split_at}: the trace {end}; 'end' splits there")
+        raise UsageError(f"--split-at {split_at}: the trace {end}; use 'end' to split at its end")
 
 
 def write_run(directory: str | os.PathLike[str], run: Run) -> Path:
-    """Write the result tables and ``run.json``, each whole or not at all.  Raises ``OutputError``."""
+    """Write the result tables and ``run.json``, each completely or not at all.  Raises ``OutputError``."""
     import json
 
     import pyarrow.parquet as pq

@@ -1,4 +1,4 @@
-"""The commands ``bulk`` and ``query``, beside those of ``replay.cli``."""
+"""The commands ``bulk`` and ``query``, in addition to those of ``replay.cli``."""
 
 from __future__ import annotations
 
@@ -36,16 +36,14 @@ SHOWN_ROWS = 100
 def bulk(
     paths: Annotated[
         list[str],
-        typer.Argument(metavar="PATH...", help="Traces, directories, patterns; - for a list on stdin."),
+        typer.Argument(metavar="PATH...", help="Traces, directories or patterns; - reads a list from stdin."),
     ],
     output: Annotated[
         str, typer.Option("-o", "--output", metavar="DIR", help="The dataset: a directory or an fsspec URL.")
     ],
     policies: Annotated[
         list[str] | None,
-        typer.Option(
-            "--policy", metavar="auto|NAME|FILE.toml", help="Policy, default auto; repeatable: read once."
-        ),
+        typer.Option("--policy", metavar="auto|NAME|FILE.toml", help="Policy, default auto; repeatable."),
     ] = None,
     kernel: KernelOption = None,
     settings: SetOption = None,
@@ -55,22 +53,25 @@ def bulk(
         typer.Option(
             "--expect",
             metavar="recorded|none",
-            help="What to compare with. Default: golden files beside traces, else the recorded outcomes.",
+            help="What to compare with. Default: golden files beside traces, otherwise recorded outcomes.",
         ),
     ] = None,
     max_mmu_pages: MaxPagesOption = None,
     resched: ReschedOption = None,
     nested: NestedOption = None,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", min=1, metavar="N", help="Processes. Default: all cores.")
+        int | None,
+        typer.Option("--jobs", "-j", min=1, metavar="N", help="Number of processes. Default: one per core."),
     ] = None,
     memory: Annotated[
         str | None,
-        typer.Option("--memory", metavar="SIZE", help="For all processes: 4G. Default: 4/5 of what is free."),
+        typer.Option(
+            "--memory", metavar="SIZE", help="Limit for all processes, as 4G. Default: 4/5 of free memory."
+        ),
     ] = None,
     scheduler: Annotated[
         str | None,
-        typer.Option("--scheduler", metavar="ADDRESS", help="Of a Dask cluster: tcp://HOST:PORT."),
+        typer.Option("--scheduler", metavar="ADDRESS", help="Scheduler of a Dask cluster: tcp://HOST:PORT."),
     ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -80,7 +81,8 @@ def bulk(
 ) -> None:
     """Replay many traces into one Parquet dataset.
 
-    What the dataset has already is not replayed again: after an interruption, the same command goes on.
+    Traces that are already in the dataset are not replayed again: after an interruption, the same command
+    resumes where it stopped.
 
     Exit code 0: nothing mismatched or failed. 1: something did. 2: nothing could be done.
     """
@@ -90,7 +92,7 @@ def bulk(
     from replay.report.bulk import bulk_progress
 
     if scheduler is not None and (jobs is not None or memory is not None):
-        raise UsageError("--jobs and --memory are for local processes: the cluster's own limits hold")
+        raise UsageError("--jobs and --memory are for local processes: a cluster has its own limits")
     request = _request(
         None, settings, split_at, resched, max_mmu_pages, expect, strict, allow_lost, file_format
     )
@@ -118,19 +120,22 @@ def query(
     as_json: JsonOption = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write Parquet; ends in .parquet.")
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="FILE", help="Write a Parquet file; its name ends in .parquet."
+        ),
     ] = None,
 ) -> None:
-    """Ask a dataset in SQL (that of polars).
+    """Query a dataset in SQL (the dialect of polars).
 
-    Exit code 0. 2: no dataset, or the query cannot be answered.
+    Exit code 0: answered. 2: there is no dataset, or the query cannot be answered.
     """
     from replay.bulk.query import json_rows, write_csv
     from replay.bulk.query import query as ask
     from replay.errors import UsageError
 
     if output is not None and output.suffix != ".parquet":
-        raise UsageError(f"{output}: the ending must be .parquet")
+        raise UsageError(f"{output}: the file name must end in .parquet")
     answer = ask(directory, sql)
     if output is not None:
         from replay.output import replacing

@@ -1,4 +1,4 @@
-"""Golden-file regression: every trace that has a golden file beside it is run and compared."""
+"""Regression tests with golden files: every trace that has a golden file is replayed and compared."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Check:
-    """What came of one trace."""
+    """The result for one trace."""
 
     trace: Path
     status: str
@@ -38,8 +38,8 @@ class Check:
 def find_traces(paths: Iterable[Path]) -> list[Path]:
     """The traces with golden files among ``paths``; directories are walked, links to them are not followed.
 
-    A golden file may stand for its trace, a directory that cannot be listed stands for what is in it.
-    Raises ``InputError`` for a path that has none.
+    A golden file may be given instead of its trace; a directory that cannot be listed is returned itself.
+    Raises ``InputError`` for a path without a golden file.
     """
     traces: dict[Path, None] = {}
     for path in paths:
@@ -64,7 +64,7 @@ def find_traces(paths: Iterable[Path]) -> list[Path]:
 
 
 def without_golden(paths: Iterable[Path]) -> list[Path]:
-    """What is named as a trace in the directories among ``paths`` and has no golden file beside it."""
+    """Files in the directories among ``paths`` that have the name of a trace but no golden file."""
     found = (Path(name) for path in paths if path.is_dir() for name in trace_files(path))
     return [trace for trace in dict.fromkeys(found) if not has_golden(trace) and not trace.is_dir()]
 
@@ -83,7 +83,7 @@ def check_traces(
 def check_trace(
     trace: Path, strict: bool = False, update: bool = False, progress: Progress | None = None
 ) -> Check:
-    """Run one trace with its golden file.  Raises ``ReplayError`` where one of them cannot be used."""
+    """Run one trace with its golden file.  Raises ``ReplayError`` if one of them cannot be used."""
     from replay.run import Request, run_trace
 
     begun = time.monotonic()
@@ -91,7 +91,7 @@ def check_trace(
         check_regular(trace)
     except OSError as error:
         raise InputError(trace, 0, error.strerror or str(error)) from error
-    # Lost events are part of the trace: the same trace must give the same outcomes all the same.
+    # Lost events are part of the trace: the same trace must still give the same outcomes.
     run = run_trace(str(trace), Request(strict=strict, allow_lost=True), progress)
     comparison = run.comparison
     status = "passed" if comparison.verdict == "match" else "updated" if update else "failed"
