@@ -129,7 +129,9 @@ def asked_kernel(text: str | None) -> KernelVersion | None:
     kernel = parse_kernel_version(release)
     if kernel is None:
         what = f"{HOST} ({release})" if text == HOST else printed(text)
-        raise UsageError(f"--kernel {what}: no version of KVM in it: use a release, as 6.12.117, or host")
+        raise UsageError(
+            f"--kernel {what}: no version of KVM in it: use a release (for example 6.12.117) or host"
+        )
     return kernel
 
 

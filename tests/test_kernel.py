@@ -345,7 +345,7 @@ def test_a_kernel_that_is_none(tmp_path: Path, command: tuple[str, ...]) -> None
     words = [str(tmp_path / word) if word == "out" else word for word in command]
     result = replay(words[0], path, *words[1:], "--kernel", "six")
     assert result.returncode == 2
-    assert error_of(result) == "--kernel six: no version of KVM in it: use a release, as 6.12.117, or host"
+    assert error_of(result) == "--kernel six: no version of KVM in it: use a release (for example 6.12.117) or host"
 
 
 def test_the_other_commands_take_a_kernel(tmp_path: Path) -> None:
