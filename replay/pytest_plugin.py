@@ -27,7 +27,7 @@ class TraceItem(pytest.Item):
         self.trace = trace
 
     def runtest(self) -> None:
-        """Fail where the run differs, skip where there is no golden file."""
+        """Fail if the run differs, skip if there is no golden file."""
         from replay.verdict.check import check_trace
         from replay.verdict.golden import has_golden
 

@@ -323,7 +323,8 @@ def test_without_shadow_pages_both_do_the_same(tmp_path: Path) -> None:
     request = Request(policy="auto", expect="recorded")
     run = run_trace(trace, request)
     assert run.policy_reason.startswith(
-        "nothing identifies the kernel (only splits of the TDP MMU were recorded, which are alike in all of them, "
+        "nothing identifies the kernel (only splits of the TDP MMU were recorded, which are alike in all of "
+        "them, "
     )
     assert run_alternative(run, request) is None
     merged = run_trace(trace, Request(policy=run.alternative, expect="recorded"))
@@ -345,7 +346,10 @@ def test_a_kernel_that_is_none(tmp_path: Path, command: tuple[str, ...]) -> None
     words = [str(tmp_path / word) if word == "out" else word for word in command]
     result = replay(words[0], path, *words[1:], "--kernel", "six")
     assert result.returncode == 2
-    assert error_of(result) == "--kernel six: no version of KVM in it: use a release (for example 6.12.117) or host"
+    assert (
+        error_of(result)
+        == "--kernel six: no version of KVM in it: use a release (for example 6.12.117) or host"
+    )
 
 
 def test_the_other_commands_take_a_kernel(tmp_path: Path) -> None:

@@ -106,8 +106,8 @@ def limit(runs: Runs) -> Answer:
         f"{free['shadow_pages_created']:,} pages, a limit of {'?' if needed is None else f'{needed:,}'}.",
         figures,
         "a split is refused if min_free_pages or fewer are available; huge memory: 2M regions of rmap heads "
-        "for which any attempt, or the last one, was refused; needed: the same run without a limit, one page for "
-        "each new (gfn, role). Limits are per VM",
+        "for which any attempt, or the last one, was refused; needed: the same run without a limit, one page "
+        "for each new (gfn, role). Limits are per VM",
         [
             Table(
                 "by limit",

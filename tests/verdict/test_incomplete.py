@@ -92,6 +92,5 @@ def test_two_recordings_in_one_file(tmp_path: Path) -> None:
     comparison = compared(tmp_path, first + second)
     assert comparison.verdict == "partial"
     assert comparison.reasons[0] == (
-        f"time goes back, first at line {len(first) + HEAD + 1:,}: "
-        "what follows may be from another recording"
+        f"time goes back, first at line {len(first) + HEAD + 1:,}: what follows may be from another recording"
     )

@@ -1,4 +1,4 @@
-"""Memory behind the guests: memslots, the host's frames, which pages are resident, dirty bitmaps."""
+"""The guests' memory in the host: memslots, frames, which pages are resident, dirty bitmaps."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def backing_shift(m: Model, slot: int) -> int:
 
 @jit
 def host_pfn(m: Model, slot: int, gfn: int) -> int:
-    """The frame behind ``gfn``; makes its host page resident."""
+    """The host's frame of ``gfn``; makes its host page resident."""
     shift = backing_shift(m, slot)
     page = gfn >> shift
     chunk = m.slot[slot, SLOT_CHUNK]

@@ -1,4 +1,4 @@
-"""Bits of SPTEs (spte.h), in the three layouts of x86, and how the model keeps those that lead to a table."""
+"""Bits of SPTEs (spte.h), in the three layouts of x86, and how the model stores those that point to tables."""
 
 from __future__ import annotations
 
