@@ -8,8 +8,8 @@ from typing import Any
 
 from replay.kernel import parse_kernel_version
 from replay.mmu.engine import trace_facts
-from replay.mmu.facts import TraceFacts
-from replay.mmu.spte import LAYOUTS, LEGACY
+from replay.mmu.evidence.facts import TraceFacts
+from replay.mmu.kernel.spte import LAYOUTS, LEGACY
 from replay.run import Request, Run, run_trace
 from replay.schema import EVENT_NAMES, Kind
 from replay.trace.trace import Trace
@@ -87,6 +87,7 @@ def info_document(trace: Trace) -> dict[str, Any]:
             "recorded": run.comparison.recorded,
             "compared": run.comparison.compared,
             "not_compared": run.comparison.not_compared,
+            "from": run.comparison.compared_from,
         },
         "can": list(_can(run, causes, counts)),
         "cannot": list(_cannot(run, facts, told, causes, counts)),

@@ -111,7 +111,7 @@ def choose_policy(
             MERGED,
         )
     if kernel is None:
-        return Choice(evidence[0], shown)
+        return Choice(evidence[0], shown, POSTED if POSTED in evidence[1:] else None)
     source = f"--kernel {kernel}" if asked else f"recorded by Linux {kernel}"
     released, reason = kernel.policy
     if not evidence:

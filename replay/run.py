@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from replay.kernel import Choice
     from replay.mmu.engine import Options, Replay
-    from replay.mmu.facts import TraceFacts
+    from replay.mmu.evidence.facts import TraceFacts
     from replay.trace.trace import Trace
     from replay.verdict.compare import Comparison
     from replay.verdict.golden import Golden
@@ -257,7 +257,7 @@ def _options(request: Request, golden: Golden | None) -> Options:
 def check_options(request: Request) -> None:
     """Raises ``UsageError`` if an option has an invalid value."""
     from replay.kernel import asked_kernel
-    from replay.mmu.moments import is_seconds
+    from replay.mmu.results.moments import is_seconds
     from replay.trace.formats import check_format
 
     check_format(request.file_format)

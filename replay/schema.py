@@ -8,7 +8,7 @@ Text formats: Linux arch/x86/kvm/mmu/mmutrace.h, 5.4 to 7.x (PAGE lines since 3.
 
 from __future__ import annotations
 
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -143,7 +143,14 @@ EVENT_NAMES: dict[Kind, str] = (
 """The text before the colon of a line, or the word of a marker."""
 
 
-class Flag(IntFlag):
+LAST_KVMMMU = Kind.SPLIT_HUGE_PAGE
+"""The last of the tracepoints of system kvmmmu."""
+
+NOWAIT_FAILED = 3
+"""Reason of v2_lock_dropped: no page without waiting."""
+
+
+class Flag(IntEnum):
     """Bits of the column ``flags``."""
 
     CREATED = 1  # get_page: "new"
@@ -154,7 +161,7 @@ class Flag(IntFlag):
     VMM = 32  # markers: a trace event of the VMM itself, which may come before or after the ioctl's lines
 
 
-class Role(IntFlag):
+class Role(IntEnum):
     """Bits of the column ``role``: a shadow page's role as far as a line shows it.
 
     The layout is the kernel's of 2026 (four access bits) for every input, so that pages of all
@@ -441,9 +448,9 @@ def runs_schema() -> pa.Schema:
 
     Names are the keys of the ``replay.run/1`` document joined by ``_``, those of ``trace`` and
     ``totals`` without their section.  What has no fixed keys (``losses``, ``policy_knobs``,
-    ``expected_not_compared``, ``recorded_skipped``, ``divergences``) is JSON text.  Where a trace could not
-    be replayed, all is
-    null but the first columns and ``error_code``, ``error_line`` and ``error_message``.
+    ``expected_not_compared``, ``expected_whole_from``, ``recorded_skipped``, ``divergences``) is JSON text.
+    Where a trace could not be replayed, all is null but the first columns and ``error_code``, ``error_line``
+    and ``error_message``.
     """
     import pyarrow as pa
 
@@ -458,7 +465,16 @@ def runs_schema() -> pa.Schema:
         *("shadow_pages_used_end", "shadow_pages_used_peak", "max_mmu_pages"),
         *(f"flushes_{word}" for word in flushes),
     ]
-    expected = ["recorded", "compared", "attempts", "matched", "mismatched", "missing", "unexpected"]
+    expected = [
+        "recorded",
+        "compared",
+        "compared_from",
+        "attempts",
+        "matched",
+        "mismatched",
+        "missing",
+        "unexpected",
+    ]
     expected += ["get_page_recorded", "get_page_compared", "get_page_matched", "get_page_absent"]
     expected += ["probes_expected", "probes_recorded", "probes_matched", "probes_absent"]
     expected += ["flushes_expected", "flushes_simulated"]
@@ -491,7 +507,7 @@ def runs_schema() -> pa.Schema:
             *counts(["windows", *totals]),
             pa.field("tdp_mmu_taken_as", pa.bool_()),
             pa.field("tdp_mmu_shown", pa.bool_()),
-            *text("tdp_mmu_by", "expected_source", "expected_not_compared"),
+            *text("tdp_mmu_by", "expected_source", "expected_not_compared", "expected_whole_from"),
             *counts(f"expected_{name}" for name in expected),
             *counts(f"{section}_{name}" for section, names in others.items() for name in names),
             *text("recorded_skipped", "divergences", "verdict"),

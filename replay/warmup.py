@@ -61,7 +61,7 @@ def warm_up() -> Warmup:
 
 def _use_all(directory: Path) -> None:
     """Call every kernel as the commands do, with next to nothing to work on."""
-    from replay.mmu import layout, room, state
+    from replay.mmu.state import growth, mmu
     from replay.run import Request, run_trace
     from replay.synth import write_trace
     from replay.trace.reader import read_trace
@@ -73,9 +73,9 @@ def _use_all(directory: Path) -> None:
     binary.write_bytes(_trace_dat())
     read_trace(str(binary))
     read_trace(str(text))
-    full = state.make(1, (1, 1, 1), 1, 1, 1)
-    full.ctl[[layout.CTL_SP_TOP, layout.CTL_GIB_TOP]] = len(full.hash)
-    room.grow(full)
+    full = mmu.make(1)
+    full.ctl.sp_top = full.ctl.gib_top = full.ctl.tasks = len(full.hash)
+    growth.grow(full)
     run_trace(str(text), Request(rmap_histogram=("end",), census=True))
 
 

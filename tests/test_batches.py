@@ -14,7 +14,7 @@ import pytest
 import zstandard
 
 from replay.mmu.engine import _with_lookahead
-from replay.mmu.lookahead import LOOKAHEAD
+from replay.mmu.events.next_event import LOOKAHEAD
 from replay.run import Request, run_trace
 from replay.schema import COLUMN_TYPES, Columns
 from replay.trace.reader import Trace, read_trace, write_table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -72,9 +73,9 @@ def test_cuts_and_missing_kinds_have_columns() -> None:
     row, sums = table(result.stdout)
     assert row[-2:] == sums[-2:]
     shares, words = zip(*(cell.split("; ") for cell in row[-2:]), strict=True)
-    assert all(
-        0 < int(equal) <= int(of) for equal, of in (share.replace(",", "").split(" of ") for share in shares)
-    )
+    for share in shares:
+        compared, of, equal = map(int, re.findall(r"\d+", re.sub(r"(?<=\d),(?=\d)", "", share)))
+        assert 0 < compared == equal <= of
     verdicts = [sum(int(count.split()[0]) for count in text.split(", ")) for text in words]
     assert verdicts[0] == 3
     assert verdicts[1] > 20

@@ -18,8 +18,8 @@ import zstandard
 
 from replay.info import info_document
 from replay.kernel import KernelVersion
-from replay.mmu.histogram import columns_by
-from replay.mmu.spte import EPT, EPT_2026, LEGACY
+from replay.mmu.kernel.spte import EPT, EPT_2026, LEGACY
+from replay.mmu.results.rmap_histogram import columns_by
 from replay.review.runs import Runs
 from replay.run import Request, run_trace
 from replay.trace.reader import read_trace

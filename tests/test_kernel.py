@@ -317,6 +317,51 @@ def test_the_other_run_is_as_if_it_was_asked_for(tmp_path: Path) -> None:
     assert other.document == asked.document
 
 
+LATE = [
+    "kvm_tdp_mmu_spte_changed: as id 0 gfn 200 level 1 old_spte 0 new_spte 11604fe67",
+    "kvm_mmu_set_spte: gfn 40000 spte 15800ee7 (rwxu) level 2 at 10052fa5000",
+]
+"""The first lines of a trace that begins late."""
+
+
+def late_splits(count: int) -> list[str]:
+    pages = [
+        [
+            f"kvm_mmu_get_page: sp gen 0 gfn {gfn:x} l1 8-byte q0 direct wux nxe ad root 0 sync new",
+            f"kvm_mmu_split_huge_page: gfn {gfn:x} spte 15800ee7 level 2 errno 0",
+        ]
+        for gfn in range(0x40000, 0x40000 + 512 * count, 512)
+    ]
+    return [*LATE, *(line for page in pages for line in page)]
+
+
+def test_a_late_start_without_eagain_is_not_v2(tmp_path: Path) -> None:
+    """The line with -EAGAIN may be cut away, as long as merged code need not fill its caches again."""
+    run = run_of(tmp_path, "", late_splits(40))
+    assert (run.policy.name, run.alternative) == ("linux-6.0", "v2")
+    assert run.policy_reason.startswith("the trace begins late, and too few shadow pages were split")
+    assert run_of(tmp_path, "", late_splits(41)).policy.name == "v2"
+    assert run_of(tmp_path, "", late_splits(40), kernel="6.12.117").policy.name == "linux-2026"
+    born = ["kvm_mmu_get_page: sp gen 0 gfn 0 l4 8-byte q0 direct wux nxe ad root 0 sync new"]
+    assert run_of(tmp_path, "", born + late_splits(40)).policy.name == "v2"
+
+
+def test_entries_of_later_kernels_show_merged_code(tmp_path: Path) -> None:
+    """Non-present SPTEs of 6.10 and later have bit 63: v2 was never posted for these."""
+    change = "kvm_tdp_mmu_spte_changed: as id 0 gfn 40000 level 2 old_spte {} new_spte 15800ee7"
+    later = run_of(tmp_path, "", [change.format("8000000000000000")])
+    assert (later.policy.name, later.alternative) == ("linux-6.0", None)
+    assert "6.10 or later" in later.policy_reason
+    assert run_of(tmp_path, "", [change.format("0")]).policy.name == "v2"
+    path = tmp_path / "t.txt"
+    assert replay("expect", path).returncode == 0
+    path.write_text(trace_text([change.format("8000000000000000")]))
+    assert replay("expect", path).returncode == 0
+    assert replay("check", path).returncode == 0
+    golden = run_trace(str(path), Request()).policy
+    assert (golden.name, golden.knobs()) == (later.policy.name, later.policy.knobs())
+
+
 def test_without_shadow_pages_both_do_the_same(tmp_path: Path) -> None:
     """The TDP MMU's splits alone show no kernel either."""
     trace = read_trace(str(RECORDED / "linux-6.1" / "A-tdp-2m-nxhp.txt.zst"))

@@ -7,9 +7,10 @@ with what it recorded.  A file NAME.info.json beside NAME.txt.zst adds the kerne
 rmap histograms (``mmu_rmaps_stat``, read behind the marker line ``lab: stat LABEL``).
 
 ``--cuts`` replays each recording without its beginning too, cut at N places (20), and ``--missing``
-without each of its kinds of events and the sets that people leave out: how much is compared then, of how
-much, and the verdicts.  The exit code is 1 if one of these is ``mismatch``, or if not every recorded line
-is compared or left out for a reason; such runs are listed below the table.
+without each of its kinds of events and the sets that people leave out: how many recorded lines are compared
+then, of how many that are left, how many of them are equal, and the verdicts.  The exit code is 1 if one of
+these is ``mismatch``, or if not every recorded line is compared or left out for a reason; such runs are
+listed below the table.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from incomplete import Recorded, Tally, run_cuts, run_missing
 
 from replay.errors import ReplayError
 from replay.kernel import parse_kernel_version
-from replay.mmu.histogram import FIRST_BY_FLS
+from replay.mmu.results.rmap_histogram import FIRST_BY_FLS
 from replay.report.console import rmaps_text
 from replay.run import Request, Run, run_trace
 from replay.verdict.compare import Lines
@@ -60,7 +61,7 @@ class Recording:
 
 
 def _tally_cell(tally: Tally) -> str:
-    return f"{tally.share}; {tally.words}"
+    return f"{tally.share}, {tally.equal:,} equal; {tally.words}"
 
 
 def _ratios(counts: dict[str, tuple[int, int]]) -> Iterator[str]:
@@ -102,7 +103,7 @@ def compare_incomplete(recording: Recording, trace: Path, cuts: int, missing: bo
             total = incomplete[title] = Tally()
             for what, tally in tallies:
                 total += tally
-                if tally.verdicts["mismatch"] or tally.unaccounted:
+                if tally.verdicts["mismatch"] or tally.unaccounted or tally.equal != tally.compared:
                     wrong.append(f"{recording.name}, {title}: {what}: {tally.words}, {tally.share}")
     return replace(recording, incomplete=incomplete, wrong=tuple(wrong))
 

@@ -130,6 +130,7 @@ class Tally:
     verdicts: Counter[str] = field(default_factory=Counter)
     recorded: int = 0
     compared: int = 0
+    equal: int = 0
     windows: int = 0
     said: dict[str, None] = field(default_factory=dict)
     """Reasons why the verdict is not ``match``, less those that only count."""
@@ -142,6 +143,8 @@ class Tally:
         self.verdicts[comparison.verdict] += 1
         self.recorded += recorded
         self.compared += compared
+        lines = [lines.matched for lines in (comparison.get_page, comparison.probes) if lines]
+        self.equal += (comparison.matched or 0) + sum(lines)
         self.windows += run.replay.windows.num_rows
         self.said |= dict.fromkeys(_without_counts(comparison.reasons))
         left_out = comparison.not_compared
@@ -151,7 +154,7 @@ class Tally:
 
     def __iadd__(self, other: Tally) -> Tally:
         self.verdicts += other.verdicts
-        for name in ("recorded", "compared", "windows", "unaccounted"):
+        for name in ("recorded", "compared", "equal", "windows", "unaccounted"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.said |= other.said
         return self

@@ -21,7 +21,14 @@ Tables = Mapping[str, "pa.Table"]
 _UNNAMED = ("trace", "totals")
 """Sections of the document whose name is not part of the column names."""
 _LEFT_OUT = ("schema", "path", "notes", "rmap_histogram", "migrations")
-_AS_TEXT = ("losses", "policy_knobs", "expected_not_compared", "recorded_skipped", "divergences")
+_AS_TEXT = (
+    "losses",
+    "policy_knobs",
+    "expected_not_compared",
+    "expected_whole_from",
+    "recorded_skipped",
+    "divergences",
+)
 _NULL_SECTIONS = ("recorded", "expected_get_page", "expected_probes")
 """Sections that are null if they are empty: their columns are null, too."""
 MAX_MESSAGE = 500

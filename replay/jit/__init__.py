@@ -18,16 +18,20 @@ from numba.np.numpy_support import from_dtype, map_layout
 
 from replay.jit.cache import KernelCache, NoCache, announce_compile, cache_directory, compile_meanwhile
 from replay.jit.compiler import KernelCompiler, PartCompiler
+from replay.jit.record import RecordArray, clear, new_records
 from replay.jit.table import by_reference
 
 __all__ = [
     "KERNELS",
+    "RecordArray",
     "announce_compile",
     "by_reference",
     "cache_directory",
+    "clear",
     "compile_meanwhile",
     "jit",
     "kernel",
+    "new_records",
 ]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -60,14 +64,16 @@ class _Part:
         select = dispatcher.get_call_template
 
         def select_for_any_value(args: Any, kws: Any) -> Any:
-            # one specialisation by types, not one more for each constant argument
-            return select(
-                tuple(types.unliteral(arg) for arg in args),
-                {name: types.unliteral(arg) for name, arg in kws.items()},
-            )
+            # one specialisation by types, not one more for each constant
+            return select(tuple(map(_widened, args)), {name: _widened(arg) for name, arg in kws.items()})
 
         dispatcher.get_call_template = select_for_any_value
         return dispatcher
+
+
+def _widened(typ: Any) -> Any:
+    """The type of any value of its kind: of a constant, the number; of a member of an enum, too."""
+    return types.unliteral(typ.dtype if isinstance(typ, types.IntEnumMember) else typ)
 
 
 @typeof_impl.register(_Part)
@@ -81,7 +87,7 @@ _type_of_any_array = typeof_impl.dispatch(np.ndarray)
 @typeof_impl.register(np.ndarray)
 def _type_of_array(array: Any, context: Any) -> Any:
     """numba's own asks whether an array is masked, which imports numpy.ma: a tenth of a short run."""
-    if type(array) is not np.ndarray or array.dtype.kind not in "biuf":
+    if type(array) not in (np.ndarray, np.recarray) or array.dtype.kind not in "biufV":
         return _type_of_any_array(array, context)
     return types.Array(
         from_dtype(array.dtype), array.ndim, map_layout(array), readonly=not array.flags.writeable

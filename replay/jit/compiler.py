@@ -17,7 +17,7 @@ from numba.core.untyped_passes import FixupArgs, TranslateByteCode
 
 from replay.jit.linking import KernelLibrary, PartLibrary
 from replay.jit.lowering import KernelLowering, PartLowering
-from replay.jit.table import RowType, TableType
+from replay.jit.table import RecordType, RowType, TableType
 
 _numbers = itertools.count()
 _resolve_call_type: Any = BaseFunction.get_call_type
@@ -25,9 +25,9 @@ _operator_calls: dict[Any, Any] = {}
 
 
 def _is_plain(arg: Any) -> bool:
-    return isinstance(arg, (types.Integer, types.Boolean, types.Array, TableType, RowType)) or (
-        isinstance(arg, types.BaseTuple) and all(isinstance(item, types.Integer) for item in arg)
-    )
+    return isinstance(
+        arg, (types.Integer, types.Boolean, types.Array, types.IntEnumMember, TableType, RowType, RecordType)
+    ) or (isinstance(arg, types.BaseTuple) and all(isinstance(item, types.Integer) for item in arg))
 
 
 def _operator_call_type(self: Any, context: Any, args: Any, kws: Any) -> Any:

@@ -4,6 +4,7 @@ numba passes a NamedTuple of arrays by value: a state of 16 arrays is 140 argume
 and each access unpacks an array anew.  That costs more to compile than all else.  A kernel takes the
 tuple and hands a reference to its parts; its arrays are then *tables*: memory of numbers in one or two
 dimensions and C order, read and written by indices from 0.  A negative index does not count from the end.
+The elements of a structured array are *records*, see record.py.
 """
 
 from __future__ import annotations
@@ -61,6 +62,14 @@ class RowType(types.Type):
         super().__init__(f"Row({dtype})")
 
 
+class RecordType(types.Type):
+    """A pointer to one element of a table of records; ``record`` is numba's type of what it holds."""
+
+    def __init__(self, record: Any) -> None:
+        self.record = record
+        super().__init__(f"RecordIn({record})")
+
+
 class _RowModel(models.PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: Any) -> None:
         super().__init__(dmm, fe_type, dmm.lookup(fe_type.dtype).get_data_type().as_pointer())
@@ -77,6 +86,7 @@ register_model(RowType)(_CheckedRowModel if config.BOUNDSCHECK else _RowModel)
 
 
 register_model(TableType)(_ReferenceModel)
+register_model(RecordType)(_ReferenceModel)
 
 
 @infer_getattr
@@ -87,6 +97,8 @@ class _ReferenceAttribute(AttributeTemplate):
         if attr not in typ.target.fields:
             return None
         field = typ.target[typ.target.fields.index(attr)]
+        if isinstance(field, types.Record):
+            return RecordType(field)
         is_table = isinstance(field, types.Array) and field.ndim <= 2 and field.layout == "C"
         return TableType(field) if is_table else field
 
@@ -94,9 +106,11 @@ class _ReferenceAttribute(AttributeTemplate):
 @lower_getattr_generic(_ReferenceType)
 def _load_field(context: Any, builder: Any, typ: Any, value: Any, attr: str) -> Any:
     field, member = _pointer_into(context, builder, typ.target, value, typ.target.fields.index(attr))
-    if isinstance(context.typing_context.resolve_getattr(typ, attr), TableType):
+    found = context.typing_context.resolve_getattr(typ, attr)
+    if isinstance(found, TableType):
         return field
-    return builder.load(field, typ=member)
+    value = builder.load(field, typ=member)
+    return builder.bitcast(value, ir.IntType(8).as_pointer()) if isinstance(found, RecordType) else value
 
 
 _layouts: dict[Any, list[tuple[int, Any]]] = {}
@@ -136,10 +150,10 @@ def _member(context: Any, builder: Any, table: Any, value: Any, name: str, axis:
     """What the array behind ``value`` has by that name: a number, or the pointer to its data."""
     index = context.data_model_manager[table.array].get_field_position(name)
     pointer, member = _pointer_into(context, builder, table.array, value, index, axis)
-    return _tagged(builder, builder.load(pointer, typ=member), "array")
+    return tagged(builder, builder.load(pointer, typ=member), "array")
 
 
-def _tagged(builder: Any, access: Any, memory: str) -> Any:
+def tagged(builder: Any, access: Any, memory: str) -> Any:
     """Tell LLVM that ``access`` is to arrays' own numbers or to elements, which never overlap."""
     module = builder.module
     root = module.add_metadata(["table"])
@@ -155,6 +169,15 @@ def data_pointer(context: Any, builder: Any, typ: Any, value: Any) -> Any:
     if isinstance(typ, TableType):
         return _member(context, builder, typ, value, "data")
     return context.make_array(typ)(context, builder, value).data
+
+
+def row_of(context: Any, builder: Any, typ: Any, pointer: Any, length: Any) -> Any:
+    """The row of ``length`` numbers that begins at ``pointer``."""
+    if not config.BOUNDSCHECK:
+        return pointer
+    row = _checked_row(context, builder, typ)
+    row.data, row.length = pointer, length
+    return row._getvalue()
 
 
 def _checked_row(context: Any, builder: Any, typ: Any, value: Any = None) -> Any:
@@ -187,7 +210,15 @@ def _element_type(target: Any, index: Any) -> Any:
         return None
     if n < target.array.ndim:
         return RowType(target.array.dtype)
-    return target.array.dtype if n == target.array.ndim else None
+    if n > target.array.ndim:
+        return None
+    element = target.array.dtype
+    return RecordType(element) if isinstance(element, types.Record) else element
+
+
+def _number(index: Any) -> Any:
+    """The type of an index: of a member of an enum, that of its number."""
+    return index.dtype if isinstance(index, types.IntEnumMember) else index
 
 
 @infer_global(operator.getitem)
@@ -195,7 +226,7 @@ class _GetElement(AbstractTemplate):
     def generic(self, args: Any, kws: Any) -> Any:
         target, index = args
         element = _element_type(target, index)
-        return None if element is None else signature(element, target, index)
+        return None if element is None else signature(element, target, _number(index))
 
 
 @infer_global(operator.setitem)
@@ -204,8 +235,8 @@ class _SetElement(AbstractTemplate):
         target, index, _ = args
         element = _element_type(target, index)
         if element is None or isinstance(element, RowType):
-            return None
-        return signature(types.none, target, index, element)
+            return None  # rows are copied by number
+        return signature(types.none, target, _number(index), element)
 
 
 def _pointer_to(context: Any, builder: Any, signature: Any, target: Any, index: Any) -> Any:
@@ -243,15 +274,16 @@ def _check_bounds(builder: Any, index: Any, length: Any) -> None:
 @lower_builtin(operator.getitem, RowType, types.Integer)
 def _load_element(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     pointer = _pointer_to(context, builder, signature, *args)
+    if isinstance(signature.return_type, RecordType):
+        return builder.bitcast(pointer, ir.IntType(8).as_pointer())
     if isinstance(signature.return_type, RowType):
-        if not config.BOUNDSCHECK:
-            return pointer
-        row = _checked_row(context, builder, signature.return_type)
-        row.data, row.length = pointer, _member(context, builder, signature.args[0], args[0], "shape", 1)
-        return row._getvalue()
+        length = None
+        if config.BOUNDSCHECK:
+            length = _member(context, builder, signature.args[0], args[0], "shape", 1)
+        return row_of(context, builder, signature.return_type, pointer, length)
     if not isinstance(signature.return_type, types.Integer):
         return context.unpack_value(builder, signature.return_type, pointer)
-    return _tagged(builder, builder.load(pointer), "element")
+    return tagged(builder, builder.load(pointer), "element")
 
 
 @lower_builtin(operator.setitem, TableType, types.Integer, types.Any)
@@ -260,8 +292,11 @@ def _load_element(context: Any, builder: Any, signature: Any, args: Any) -> Any:
 def _store_element(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     target, index, value = args
     pointer = _pointer_to(context, builder, signature, target, index)
-    if isinstance(signature.args[2], types.Integer):
-        _tagged(builder, builder.store(value, pointer), "element")
+    if isinstance(signature.args[2], RecordType):
+        size = ir.IntType(64)(signature.args[2].record.size)
+        cgutils.raw_memcpy(builder, pointer, value, size, 1)
+    elif isinstance(signature.args[2], types.Integer):
+        tagged(builder, builder.store(value, pointer), "element")
     else:
         context.pack_value(builder, signature.args[2], value, pointer)
     return context.get_dummy_value()

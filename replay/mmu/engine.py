@@ -10,16 +10,18 @@ import numpy as np
 
 from replay.jit import compile_meanwhile
 from replay.kernel import KernelVersion, parse_kernel_version
-from replay.mmu import layout, room, state, tables, window
-from replay.mmu.census import OUT_CENSUS_COLUMNS, WIN_CENSUS_COLUMNS, Census, collect
-from replay.mmu.facts import FACT_COLUMNS, TraceFacts, scan_facts, scan_rows
-from replay.mmu.histogram import COLUMNS_BY, RmapHistogram, columns_by, rmap_counts
-from replay.mmu.kinds import V2_FIRST
-from replay.mmu.lookahead import LOOKAHEAD
-from replay.mmu.loop import ROWS_DONE, replay_rows
-from replay.mmu.moments import Moment, Moments
-from replay.mmu.placed_markers import place_markers, with_markers_placed
-from replay.mmu.truth import FLUSH_BIT, GET_PAGE_BIT, UNKNOWN
+from replay.mmu.event_loop import ROWS_DONE, replay_rows
+from replay.mmu.events.next_event import LOOKAHEAD
+from replay.mmu.events.vmm_markers import place_markers, with_markers_placed
+from replay.mmu.evidence.facts import FACT_COLUMNS, TraceFacts, scan_facts, scan_rows
+from replay.mmu.recorded.lines import FLUSH_BIT, GET_PAGE_BIT, UNKNOWN
+from replay.mmu.results import tables
+from replay.mmu.results.census import Census, collect
+from replay.mmu.results.moments import Moment, Moments
+from replay.mmu.results.rmap_histogram import COLUMNS_BY, RmapHistogram, columns_by, rmap_counts
+from replay.mmu.state import growth, mmu, records
+from replay.mmu.state.counters import FIRST_DIVERGENCE, Counter
+from replay.mmu.state.records import LimitFrom, ManualProtect, ProbeSet
 from replay.policy import FaultSplit, Policy
 from replay.schema import (
     COLUMN_TYPES,
@@ -85,6 +87,12 @@ class Replay:
     """By VM: the first line where a line, recorded or simulated, differs but rests on something unknown."""
     older: dict[int, int] = field(default_factory=dict)
     """By VM: the first line that shows state older than the trace; 0 if its beginning was not seen."""
+    last_unproven: int = 0
+    """The last line of those, of all VMs; 0 if there is none."""
+    last_split: int = 0
+    """The last recorded split line that was looked at in a window."""
+    whole: dict[int, int] = field(default_factory=dict)
+    """By VM: the line from which on all state is known, though some of it had been older than the trace."""
     tdp_mmu: bool = False
     """kvm.tdp_mmu was taken to be on."""
     tdp_mmu_shown: tuple[bool | None, str] = (None, "")
@@ -127,32 +135,32 @@ def replay_trace(
     histograms: list[RmapHistogram] = []
     kernel = parse_kernel_version(trace.kernel) or options.kernel
     m = _new_state(facts, options, doubtful_from or {}, kernel)
-    layouts = m.vm[:, layout.VM_LAYOUT].tolist()
+    layouts = m.vm.layout.tolist()
     columns_of = [columns_by(options.rmap_columns, code, kernel) for code in layouts]
     codes = policy.codes()
     resched = _resched(options.resched)
-    cause = WindowCause.END if m.ctl[layout.CTL_SPLIT_TIME] == NEVER else WindowCause.TIME
+    cause = WindowCause.END if m.ctl.split_time == NEVER else WindowCause.TIME
     batches = trace.batches(REPLAYED_COLUMNS + moments.columns)
     if any(facts.vmm_marks(vm) for vm in range(facts.vms)):
         batches = with_markers_placed(batches, place_markers(trace))
     for columns, stop in _with_lookahead(batches):
         end_cause = int(cause) if stop == len(columns.kind) else -1
-        m.ctl[layout.CTL_ROW] = 0
+        m.ctl.row = 0
         for moment in moments.of_batch(columns, stop):
             while replay_rows(m, columns, moment.row, codes, resched, -1) != ROWS_DONE:
-                m = room.grow(m)
+                m = growth.grow(m)
             histograms += _rmap_histograms(m, facts, moment, columns_of)
         while replay_rows(m, columns, stop, codes, resched, end_cause) != ROWS_DONE:
-            m = room.grow(m)
+            m = growth.grow(m)
     for moment in moments.of_end():
         histograms += _rmap_histograms(m, facts, moment, columns_of)
     census = collect(m) if options.census else None
-    m = room.without_pages(m)
+    m = growth.without_pages(m)
     return replace(_result(m, facts), rmap_histograms=tuple(histograms), census=census)
 
 
 def _rmap_histograms(
-    m: state.Mmu, facts: TraceFacts, moment: Moment, columns: Sequence[str]
+    m: mmu.Mmu, facts: TraceFacts, moment: Moment, columns: Sequence[str]
 ) -> list[RmapHistogram]:
     """One of each VM that ``moment`` is about; ``columns`` is what picks them, by VM."""
     return [
@@ -176,26 +184,24 @@ def _resched(text: str) -> tuple[int, int]:
     return (int(number) if word == "every" else 0, int(number) if word == "seed" else -1)
 
 
-def _split_at(m: state.Mmu, facts: TraceFacts, split_at: str) -> None:
+def _split_at(m: mmu.Mmu, facts: TraceFacts, split_at: str) -> None:
     """What opens windows: control lines, else recorded outcomes, else the end of the trace."""
     has_splits = facts.total(Kind.SPLIT_HUGE_PAGE) > 0
-    m.ctl[layout.CTL_SPLIT_TIME] = NEVER
+    m.ctl.split_time = NEVER
     if split_at == "auto":
         for vm in range(facts.vms):
-            m.vm[vm, layout.VM_BY_CONTROL] = facts.vm_has_control(vm)
-            m.vm[vm, layout.VM_BY_RECORD] = not facts.vm_has_control(vm) and has_splits
-            m.vm[vm, layout.VM_SPLIT_DUE] = (
-                not facts.has_control and not has_splits and facts.has_mmu_events(vm)
-            )
+            m.vm[vm].by_control = facts.vm_has_control(vm)
+            m.vm[vm].by_record = not facts.vm_has_control(vm) and has_splits
+            m.vm[vm].split_due = not facts.has_control and not has_splits and facts.has_mmu_events(vm)
     elif split_at == "control":
-        m.vm[:, layout.VM_BY_CONTROL] = 1
+        m.vm.by_control = 1
     elif split_at == "recorded":
-        m.vm[:, layout.VM_BY_RECORD] = 1
+        m.vm.by_record = 1
     elif split_at == "end":
-        m.vm[:, layout.VM_SPLIT_DUE] = 1
+        m.vm.split_due = 1
     elif split_at != "never":
-        m.vm[:, layout.VM_SPLIT_DUE] = 1
-        m.ctl[layout.CTL_SPLIT_TIME] = round(float(split_at) * 1e9)
+        m.vm.split_due = 1
+        m.ctl.split_time = round(float(split_at) * 1e9)
 
 
 def tdp_mmu_on(facts: TraceFacts, options: Options, vm: int) -> bool:
@@ -205,49 +211,39 @@ def tdp_mmu_on(facts: TraceFacts, options: Options, vm: int) -> bool:
 
 def _new_state(
     facts: TraceFacts, options: Options, doubtful_from: Mapping[int, int], kernel: KernelVersion | None
-) -> state.Mmu:
-    m = state.make(
-        facts.vms,
-        (
-            OUT_CENSUS_COLUMNS if options.census else window.OUT_COLUMNS,
-            window.OUT32_COLUMNS,
-            window.OUT16_COLUMNS,
-        ),
-        window.SOURCE_COLUMNS,
-        window.FLUSH_COLUMNS,
-        WIN_CENSUS_COLUMNS if options.census else window.WIN_COLUMNS,
-    )
+) -> mmu.Mmu:
+    m = mmu.make(facts.vms, options.census)
     compared = options.split_at in ("auto", "control", "recorded") and options.compare_recorded
     kinds = _compared_kinds(facts)
-    m.ctl[layout.CTL_HAS_RECORDED] = facts.has_recorded and compared
+    m.ctl.has_recorded = facts.has_recorded and compared
     _split_at(m, facts, options.split_at)
     for vm in range(facts.vms):
-        m.vm[vm, layout.VM_HAS_TDP] = facts.has(vm, Kind.TDP_MMU_SPTE_CHANGED)
-        m.vm[vm, layout.VM_HAS_FAULTS] = facts.has(vm, Kind.PAGE_FAULT)
-        m.vm[vm, layout.VM_LAYOUT] = facts.spte_layout(vm, kernel)
+        m.vm[vm].has_tdp = facts.has(vm, Kind.TDP_MMU_SPTE_CHANGED)
+        m.vm[vm].has_faults = facts.has(vm, Kind.PAGE_FAULT)
+        m.vm[vm].layout = facts.spte_layout(vm, kernel)
         if kernel is not None:
-            m.vm[vm, layout.VM_FAULT_SPLIT] = FaultSplit.ZAP if kernel.series < (6, 2) else FaultSplit.SPLIT
-        m.vm[vm, layout.VM_PML] = facts.shows_pml(vm, m.vm[vm, layout.VM_LAYOUT])
-        m.vm[vm, layout.VM_PROBES] = (
-            layout.PROBES_REGION * facts.has(vm, Kind.COMMIT_REGION)
-            + layout.PROBES_SPLIT * facts.split_probes(vm)
-            + layout.PROBES_LIMIT * facts.has(vm, Kind.CHANGE_MMU_PAGES)
-            + layout.PROBES_PROTECT * facts.has(vm, Kind.SLOT_REMOVE_WRITE_ACCESS)
-            + layout.PROBES_COLLAPSE * facts.has(vm, Kind.ZAP_COLLAPSIBLE, Kind.RECOVER_HUGE)
-            + layout.PROBES_CLEAR_DIRTY * facts.has(vm, Kind.SLOT_LEAF_CLEAR_DIRTY)
-            + layout.PROBES_RETURN * facts.has(vm, Kind.SLOT_TRY_SPLIT_RET, Kind.TRY_SPLIT_RET)
-            + layout.PROBES_FAST_FAULT * (facts.total(Kind.FAST_PAGE_FAULT) > 0)
+            m.vm[vm].fault_split = FaultSplit.ZAP if kernel.series < (6, 2) else FaultSplit.SPLIT
+        m.vm[vm].pml = facts.shows_pml(vm, m.vm[vm].layout)
+        m.vm[vm].probes = (
+            ProbeSet.REGION * facts.has(vm, Kind.COMMIT_REGION)
+            + ProbeSet.SPLIT * facts.split_probes(vm)
+            + ProbeSet.LIMIT * facts.has(vm, Kind.CHANGE_MMU_PAGES)
+            + ProbeSet.PROTECT * facts.has(vm, Kind.SLOT_REMOVE_WRITE_ACCESS)
+            + ProbeSet.COLLAPSE * facts.has(vm, Kind.ZAP_COLLAPSIBLE, Kind.RECOVER_HUGE)
+            + ProbeSet.CLEAR_DIRTY * facts.has(vm, Kind.SLOT_LEAF_CLEAR_DIRTY)
+            + ProbeSet.RETURN * facts.has(vm, Kind.SLOT_TRY_SPLIT_RET, Kind.TRY_SPLIT_RET)
+            + ProbeSet.FAST_FAULT * (facts.total(Kind.FAST_PAGE_FAULT) > 0)
         )
-        m.vm[vm, layout.VM_TRUTHS] = kinds
-        m.vm[vm, layout.VM_RAW_ROLES] = facts.role_words
-        m.vm[vm, layout.VM_TDP_MMU] = tdp_mmu_on(facts, options, vm)
-        m.vm[vm, layout.VM_DOUBT_LINE] = doubtful_from.get(vm, NEVER)
+        m.vm[vm].truths = kinds
+        m.vm[vm].raw_roles = facts.role_words
+        m.vm[vm].tdp_mmu = tdp_mmu_on(facts, options, vm)
+        m.vm[vm].doubt_line = doubtful_from.get(vm, NEVER)
         if facts.vmm_clears(vm):
             # QEMU asks for all that the kernel has of it: since 5.7 that is initially all set, too
-            m.vm[vm, layout.VM_MANUAL] = layout.MANUAL_PROTECT | layout.INITIALLY_SET
+            m.vm[vm].manual = ManualProtect.ENABLE | ManualProtect.INITIALLY_SET
         if options.max_mmu_pages is not None:
-            m.vm[vm, layout.VM_MAX] = options.max_mmu_pages
-            m.vm[vm, layout.VM_MAX_KNOWN] = layout.MAX_GIVEN
+            m.vm[vm].n_max_mmu_pages = options.max_mmu_pages
+            m.vm[vm].max_known = LimitFrom.CALLER
     return m
 
 
@@ -255,7 +251,9 @@ def _compared_kinds(facts: TraceFacts) -> int:
     """Bits of the kinds of lines that the recording has, and that are compared one by one."""
     kinds = (Kind.GET_PAGE, *range(Kind.V2_LOCK_DROPPED, Kind.V2_RESTART + 1))
     present = [kind for kind in kinds if facts.total(Kind(kind))]
-    bits = sum(GET_PAGE_BIT if kind == Kind.GET_PAGE else 1 << (kind - V2_FIRST) for kind in present)
+    bits = sum(
+        GET_PAGE_BIT if kind == Kind.GET_PAGE else 1 << (kind - Kind.V2_LOCK_DROPPED) for kind in present
+    )
     return bits | FLUSH_BIT if facts.flushes_recorded else bits
 
 
@@ -296,56 +294,52 @@ def _joined(parts: list[Columns]) -> Columns:
     return Columns(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-_LINES = {
-    "get_page": window.WIN_GET_PAGES,
-    "tdp_get_page": window.WIN_TDP_GET_PAGES,
-    "probes": window.WIN_PROBES,
-}
-"""Lines that state an outcome, by the counts of them in a window."""
+_LINES = {"get_page": "get_pages", "tdp_get_page": "tdp_get_pages", "probes": "probes"}
+"""Lines that state an outcome: names of counters, and the fields of windows that count such lines."""
 
 # -- counters --------------------------------------------------------------------------------------
 
 
-def _result(m: state.Mmu, facts: TraceFacts) -> Replay:
-    begin = layout.CTL_COUNTERS
-    counted = dict(zip(window.COUNTERS, m.ctl[begin : begin + len(window.COUNTERS)].tolist(), strict=True))
-    first_divergence = window.COUNTERS.index(window.FIRST_DIVERGENCE)
-    divergences = {name: counted.pop(name) for name in window.COUNTERS[first_divergence:]}
+def _result(m: mmu.Mmu, facts: TraceFacts) -> Replay:
+    counted = {counter.name.lower(): int(m.counter[counter]) for counter in Counter}
+    names = list(counted)
+    divergences = {name: counted.pop(name) for name in names[FIRST_DIVERGENCE:]}
     counters: dict[str, int | None] = dict(counted)
-    wins = m.window[: m.ctl[layout.CTL_WINDOW_TOP]]
-    counters["attempts"] = int(wins[:, window.WIN_ATTEMPTS].sum())
-    counters["split"] = int(wins[:, window.WIN_SPLIT].sum())
+    wins = m.window[: m.ctl.window_top]
+    counters["attempts"] = int(wins.attempts.sum())
+    counters["split"] = int(wins.split.sum())
     for i, word in enumerate(SKIP_WORDS):
-        counters[f"skipped_{word}"] = int(wins[:, window.WIN_SKIPPED + i].sum())
+        counters[f"skipped_{word}"] = int(wins.skipped[:, i].sum())
     for cause in FlushCause:
-        counters[f"flushes_{cause.name.lower()}"] = int(wins[:, window.WIN_FLUSHES + cause].sum())
-    total = int(wins[:, window.WIN_FLUSHES : window.WIN_FLUSHES + len(FlushCause)].sum())
+        counters[f"flushes_{cause.name.lower()}"] = int(wins.flushes[:, cause].sum())
+    total = int(wins.flushes.sum())
     counters["flushes_total"] = total
-    counters["flushes_lost"] = int(wins[:, window.WIN_FLUSHES_LOST].sum())
-    counters["shadow_pages_used_end"] = int(m.vm[:, layout.VM_USED].sum())
-    counters["shadow_pages_used_peak"] = int(m.vm[:, layout.VM_PEAK].sum())
-    limits = m.vm[:, layout.VM_MAX]
-    counters["max_mmu_pages"] = int(limits.sum()) if (limits < layout.UNLIMITED).all() else None
-    aligned = wins[wins[:, window.WIN_ALIGNED] != 0]
-    for name, first in (*_LINES.items(), ("flush_lines", window.WIN_FLUSH_LINES)):
+    counters["flushes_lost"] = int(wins.flushes_lost.sum())
+    counters["shadow_pages_used_end"] = int(m.vm.n_used_mmu_pages.sum())
+    counters["shadow_pages_used_peak"] = int(m.vm.peak.sum())
+    limits = m.vm.n_max_mmu_pages
+    counters["max_mmu_pages"] = int(limits.sum()) if (limits < records.UNLIMITED).all() else None
+    aligned = wins[wins.aligned != 0]
+    for name, field_name in (*_LINES.items(), ("flush_lines", "flush_lines")):
         for i, what in enumerate(("recorded", "matched", "absent", "unknown")):
-            counters[f"{name}_{what}"] = int(aligned[:, first + i].sum())
+            counters[f"{name}_{what}"] = int(aligned[field_name][:, i].sum())
     flush_probes = facts.flushes_recorded
-    counters["flushes_expected"] = int(aligned[:, window.WIN_FLUSH_LINES].sum()) if flush_probes else None
+    counters["flushes_expected"] = int(aligned.flush_lines[:, 0].sum()) if flush_probes else None
     counters["flushes_simulated"] = total
     if facts.total(Kind.SET_SPTE) == 0:
         counters |= {name: None for name in counters if name.startswith("faults_")}
     if facts.total(Kind.TDP_MMU_SPTE_CHANGED) > 0 and facts.total(Kind.SPTE_REQUESTED) == 0:
         counters |= {name: None for name in counters if name.startswith("tdp_faults_")}
-    matches = m.out16[: m.ctl[layout.CTL_OUT_TOP], window.OUT16_MATCH]
+    matches = m.attempt[: m.ctl.attempt_top].match
     for match in Match:
         if match != Match.UNCHECKED:
             counters[match.name.lower()] = int(np.count_nonzero(matches == int(match)))
-    lines = m.source[: m.ctl[layout.CTL_SOURCE_TOP]]
-    sources = m.out32[np.flatnonzero(matches == int(Match.UNKNOWN)), window.OUT32_SOURCE]
-    counters["unknown_attempts"] = int(np.count_nonzero(lines[sources, window.SOURCE_RECORDED] == 0))
-    lines = lines[(lines[:, window.SOURCE_RECORDED] != 0) & (lines[:, window.SOURCE_MMU] == 0)]
-    errnos, counts = np.unique(lines[:, window.SOURCE_ERRNO], return_counts=True)
+    lines = m.source[: m.ctl.source_top]
+    sources = m.attempt.source[np.flatnonzero(matches == int(Match.UNKNOWN))]
+    counters["unknown_attempts"] = int(np.count_nonzero(lines.recorded[sources] == 0))
+    splits = lines[lines.recorded != 0]
+    shadow = splits[splits.mmu == 0]
+    errnos, counts = np.unique(shadow.errno, return_counts=True)
     return Replay(
         recorded_errnos=dict(zip(errnos.tolist(), counts.tolist(), strict=True)),
         outcomes=tables.outcomes(m),
@@ -357,35 +351,34 @@ def _result(m: state.Mmu, facts: TraceFacts) -> Replay:
         recorded_lines={"splits": facts.total(Kind.SPLIT_HUGE_PAGE), "probes": facts.probe_lines},
         unknown=_unknown_lines(m, facts.vms),
         unshown={
-            Kind.V2_LOCK_DROPPED: _sums_by_vm(wins, window.WIN_REPEATED, facts.vms),
-            Kind.FAST_PAGE_FAULT: _sums_by_vm(wins, window.WIN_RESTORED, facts.vms),
+            Kind.V2_LOCK_DROPPED: _sums_by_vm(wins.vm, wins.repeated, facts.vms),
+            Kind.FAST_PAGE_FAULT: _sums_by_vm(wins.vm, wins.restored, facts.vms),
         },
-        unproven={vm: line for vm, line in enumerate(m.vm[: facts.vms, layout.VM_UNPROVEN].tolist()) if line},
-        older={
-            vm: int(m.vm[vm, layout.VM_OLDER])
-            for vm in range(facts.vms)
-            if m.vm[vm, layout.VM_OLDER] or not m.vm[vm, layout.VM_BORN]
-        },
-        tdp_mmu=bool(m.vm[:, layout.VM_TDP_MMU].any()),
+        unproven={vm: line for vm, line in enumerate(m.vm[: facts.vms].unproven.tolist()) if line},
+        older={vm: int(m.vm[vm].older) for vm in range(facts.vms) if m.vm[vm].older or not m.vm[vm].born},
+        last_unproven=int(m.vm.last_unproven.max(initial=0)),
+        last_split=int(splits.line.max(initial=0)),
+        whole={vm: line for vm, line in enumerate(m.vm[: facts.vms].whole.tolist()) if line},
+        tdp_mmu=bool(m.vm.tdp_mmu.any()),
         tdp_mmu_shown=facts.tdp_mmu,
     )
 
 
-def _unknown_lines(m: state.Mmu, vms: int) -> dict[int, int]:
+def _unknown_lines(m: mmu.Mmu, vms: int) -> dict[int, int]:
     """Recorded lines by VM that differ although they may be right."""
-    wins = m.window[: m.ctl[layout.CTL_WINDOW_TOP]]
-    top = m.ctl[layout.CTL_OUT_TOP]
-    rows = np.flatnonzero(m.out16[:top, window.OUT16_MATCH] == Match.UNKNOWN)
-    recorded = m.source[m.out32[rows, window.OUT32_SOURCE], window.SOURCE_RECORDED] != 0
-    vm_of_row = wins[m.out32[rows[recorded], window.OUT32_WINDOW], window.WIN_VM]
-    lines = sum(wins[:, first + UNKNOWN] for first in _LINES.values())
+    wins = m.window[: m.ctl.window_top]
+    top = m.ctl.attempt_top
+    rows = np.flatnonzero(m.attempt[:top].match == Match.UNKNOWN)
+    recorded = m.source.recorded[m.attempt.source[rows]] != 0
+    vm_of_row = wins.vm[m.attempt.window[rows[recorded]]]
+    lines = sum(wins[name][:, UNKNOWN] for name in _LINES.values())
     unknown = np.bincount(vm_of_row, minlength=vms)
-    np.add.at(unknown, wins[:, window.WIN_VM], lines)
+    np.add.at(unknown, wins.vm, lines)
     return {vm: count for vm, count in enumerate(unknown.tolist()) if count}
 
 
-def _sums_by_vm(wins: np.ndarray, column: int, vms: int) -> dict[int, int]:
-    """The sum of a column of the windows of each VM, where it is not 0."""
+def _sums_by_vm(vm_of: np.ndarray, counts: np.ndarray, vms: int) -> dict[int, int]:
+    """The sum of ``counts`` of each VM, where it is not 0."""
     sums = np.zeros(vms, np.int64)
-    np.add.at(sums, wins[:, window.WIN_VM], wins[:, column])
+    np.add.at(sums, vm_of, counts)
     return {vm: count for vm, count in enumerate(sums.tolist()) if count}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from replay.mmu.role import ACC_EXEC, ACC_USER, ACC_WRITE
-from replay.mmu.spte import access_tracked
+from replay.mmu.kernel.role import ACC_EXEC, ACC_USER, ACC_WRITE
+from replay.mmu.kernel.spte import access_tracked
 from replay.review.answer import Answer, Table, many, percent, share
 from replay.review.runs import Arrays, Result, Runs
 from replay.schema import Kind, Role

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from replay.mmu.layout import UNLIMITED
-from replay.mmu.spte import PT_WRITABLE_MASK
+from replay.mmu.kernel.spte import PT_WRITABLE_MASK
+from replay.mmu.state.records import UNLIMITED
 from replay.review.answer import Answer, Cell, Table, many, percent, share
 from replay.review.flushes import DROP_RATES
 from replay.review.memory import HEADER_BYTES, PAGE_BYTES

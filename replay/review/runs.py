@@ -14,7 +14,7 @@ from replay.run import Progress, Request, Run, named_policy, run_trace
 from replay.schema import Kind, Outcome
 
 if TYPE_CHECKING:
-    from replay.mmu.census import Census
+    from replay.mmu.results.census import Census
     from replay.schema import Columns
     from replay.trace.trace import Trace
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+from replay.jit import new_records
 from replay.synth.kvm import events, fault, play, spte
 from replay.synth.kvm import state as st
 from replay.synth.kvm.lines import Texts
@@ -40,10 +42,10 @@ class Program:
         self.depth = self.depths = 0
         self.longest_shuffle: tuple[int, Step | None] = (0, None)
         self.next_data = DATA_PFN
-        self.vm_rows: list[list[int]] = []
-        self.slot_rows: list[list[int]] = []
-        self.root_rows: list[list[int]] = []
-        self.mapping_rows: list[list[int]] = []
+        self.vm_rows: list[Any] = []
+        self.slot_rows: list[Any] = []
+        self.root_rows: list[Any] = []
+        self.mapping_rows: list[tuple[int, ...]] = []
         for vm in scenario.vms:
             self._add_vm(vm)
         for vm in scenario.vms:
@@ -57,33 +59,25 @@ class Program:
     # -- VMs ---------------------------------------------------------------------------------------
 
     def _add_vm(self, vm: Vm) -> None:
-        row = [0] * st.VM_COLUMNS
-        row[st.VM_TASK], row[st.VM_VCPUS] = len(self.words), len(vm.vcpus)
+        row = new_records(1, st.VM)[0]
+        row.task, row.vcpus = len(self.words), len(vm.vcpus)
         self._add_task(vm.comm, vm.pid, vm.pid, self.cpus)
         for vcpu in vm.vcpus:
             self._add_task(vcpu.comm, vcpu.pid, vm.pid, self.cpus + vcpu.index)
         self.cpus += len(vm.vcpus)
-        row[st.VM_SLOT] = len(self.slot_rows)
+        row.slot = len(self.slot_rows)
         for slot in vm.slots:
             self.slots[vm.name, slot.id] = len(self.slot_rows)
             self.slot_rows.append(self._slot_row(slot))
-        row[st.VM_SLOT_END] = len(self.slot_rows)
-        row[st.VM_ROOT] = len(self.root_rows)
+        row.slot_end = len(self.slot_rows)
+        row.root = len(self.root_rows)
         for root in vm.roots:
             self.roots[vm.name, root.name] = len(self.root_rows)
             self.root_rows.append(self._root_row(root))
-        row[st.VM_ROOT_END] = len(self.root_rows)
-        row[st.VM_TABLE_GFN] = min(vm.table_gfn, LARGE)
-        row[st.VM_MAX] = max(st.KVM_MIN_ALLOC_MMU_PAGES, sum(slot.npages for slot in vm.slots) // 50)
-        for column in (
-            st.VM_LAST_SLOT,
-            st.VM_OLDEST,
-            st.VM_NEWEST,
-            st.VM_INVALID_ROOT,
-            st.VM_LAST_INVALID_ROOT,
-            st.VM_TDP,
-        ):
-            row[column] = st.NONE
+        row.root_end = len(self.root_rows)
+        row.table_gfn = min(vm.table_gfn, LARGE)
+        row.n_max_mmu_pages = max(st.KVM_MIN_ALLOC_MMU_PAGES, sum(slot.npages for slot in vm.slots) // 50)
+        row.last_slot = row.oldest = row.newest = row.invalid_root = row.last_invalid_root = row.tdp = st.NONE
         self.vms[vm.name] = len(self.vm_rows)
         self.vm_rows.append(row)
 
@@ -92,27 +86,27 @@ class Program:
         start = f"{comm[:15]:>16}-{pid:<7d} ({tgid:7d}) [{cpu:03d}] "
         self.words += [self.texts.add(f"{start}{flags} ") for flags in events.FLAGS]
 
-    def _slot_row(self, slot: Slot) -> list[int]:
-        row = [0] * st.SLOT_COLUMNS
-        row[st.SLOT_BASE], row[st.SLOT_END] = slot.base_gfn, slot.end
-        row[st.SLOT_BACKING], row[st.SLOT_READONLY] = slot.backing, slot.readonly
+    def _slot_row(self, slot: Slot) -> Any:
+        row = new_records(1, st.MEMSLOT)[0]
+        row.base_gfn, row.end = slot.base_gfn, slot.end
+        row.backing, row.readonly = slot.backing, slot.readonly
         # aligned as the gfn is within a 1 GiB page
-        row[st.SLOT_PFN] = self.next_data + (slot.base_gfn - self.next_data) % pages(3)
-        self.next_data = row[st.SLOT_PFN] + slot.npages
-        row[st.SLOT_LIVE], row[st.SLOT_CHUNK] = 1, st.NONE
+        row.pfn = self.next_data + (slot.base_gfn - self.next_data) % pages(3)
+        self.next_data = int(row.pfn) + slot.npages
+        row.is_live, row.chunk = 1, st.NONE
         return row
 
-    def _root_row(self, root: Root) -> list[int]:
-        row = [0] * st.ROOT_COLUMNS
-        row[st.ROOT_KIND], row[st.ROOT_USER] = KINDS[root.kind], root.user or root.kind == "nested"
-        row[st.ROOT_SP], row[st.ROOT_MAP] = st.NONE, len(self.mapping_rows)
+    def _root_row(self, root: Root) -> Any:
+        row = new_records(1, st.ROOT)[0]
+        row.kind, row.user = KINDS[root.kind], root.user or root.kind == "nested"
+        row.sp, row.map = st.NONE, len(self.mapping_rows)
         if root.kind == "nested":
             ad = root.ad or not self.scenario.cpu.is_intel
-            row[st.ROOT_MODE] = spte.NESTED if ad else spte.NESTED_WITHOUT_AD
+            row.mode = spte.NESTED if ad else spte.NESTED_WITHOUT_AD
         self.mapping_rows += sorted(
-            [m.addr, m.gfn, m.size, m.level, self._access(m), not m.dirty] for m in root.mappings
+            (m.addr, m.gfn, m.size, m.level, self._access(m), not m.dirty) for m in root.mappings
         )
-        row[st.ROOT_MAP_END] = len(self.mapping_rows)
+        row.map_end = len(self.mapping_rows)
         return row
 
     def _access(self, mapping: Mapping) -> int:

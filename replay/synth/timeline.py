@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import random
 import tempfile
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from replay.errors import InputError, OutputError
+from replay.jit import new_records
 from replay.synth.kvm import fault, play
 from replay.synth.kvm import state as st
 from replay.synth.kvm.lines import NUMBERS_MAX
@@ -42,22 +45,22 @@ class Timeline:
         result = fault.OK
         while result != play.DONE:
             result = play.play(self.model)
-            if self.model.ctl[st.CTL_ERRNO]:
-                number = int(self.model.ctl[st.CTL_ERRNO])
+            if self.model.ctl.errno:
+                number = int(self.model.ctl.errno)
                 raise OutputError(tempfile.gettempdir(), os.strerror(number))
             if result == play.GROW:
                 self.model = st.grow(self.model)
             elif result not in (play.DONE, play.PAUSED):
                 raise self.error(result)
-        self.lines = int(self.model.ctl[st.CTL_LINES])
+        self.lines = int(self.model.ctl.lines)
 
     def error(self, result: int) -> InputError:
         """What the instruction at hand came to, at the line of its step."""
-        pc = int(self.model.ctl[st.CTL_PC])
+        pc = int(self.model.ctl.pc)
         step = self.program.steps[pc]
         assert step is not None
-        args, place = step.args, int(self.model.ctl[st.CTL_DETAIL])
-        access = VERBS[self.model.ctl[st.CTL_ACCESS]]
+        args, place = step.args, int(self.model.ctl.detail)
+        access = VERBS[self.model.ctl.access]
         slot_pages = self._slot_pages(step)
         message = {
             fault.NOT_MAPPED: f"nothing is mapped at {place:#x}",
@@ -85,40 +88,42 @@ class Timeline:
     def _make_model(self, fd: int, seed: int) -> st.Model:
         program = self.program
         line_max = NUMBERS_MAX + 2 * program.texts.longest
-        ctl = np.zeros(st.CTL_SIZE, np.int64)
-        ctl[st.CTL_CLOCK], ctl[st.CTL_FD], ctl[st.CTL_LINE_MAX] = START_US, fd, line_max
-        ctl[st.CTL_NEXT_TABLE], ctl[st.CTL_NEXT_DATA] = TABLE_PFN, program.next_data
-        for free in (st.CTL_SP_FREE, st.CTL_LINK_FREE, st.CTL_NUMBER):
-            ctl[free] = st.NONE
+        ctl = new_records(1, st.CONTROL)[0]
+        ctl.clock, ctl.fd, ctl.line_max = START_US, fd, line_max
+        ctl.next_table, ctl.next_data = TABLE_PFN, program.next_data
+        ctl.sp_free = ctl.link_free = ctl.number = st.NONE
 
-        def rows(content: list[list[int]], columns: int) -> np.ndarray:
-            return np.array(content, np.int64).reshape(-1, columns)
+        def rows(content: Sequence[Any], dtype: np.dtype) -> Any:
+            made = new_records(len(content), dtype)
+            for i, row in enumerate(content):
+                made[i] = row
+            return made
 
         def heads() -> np.ndarray:
             return np.full(FIRST_ROWS, st.NONE, np.int64)
 
-        def room(columns: int) -> np.ndarray:
-            return np.zeros((FIRST_ROWS, columns), np.int64)
+        def room(dtype: np.dtype) -> Any:
+            return new_records(FIRST_ROWS, dtype)
 
         vcpus = max(len(vm.vcpus) for vm in self.scenario.vms)
         return st.Model(
             ctl=ctl,
             layout=np.array(program.layout, np.int64),
-            vm=rows(program.vm_rows, st.VM_COLUMNS),
-            slot=rows(program.slot_rows, st.SLOT_COLUMNS),
-            root=rows(program.root_rows, st.ROOT_COLUMNS),
-            mapping=rows(program.mapping_rows, st.MAP_COLUMNS),
+            vm=rows(program.vm_rows, st.VM),
+            slot=rows(program.slot_rows, st.MEMSLOT),
+            root=rows(program.root_rows, st.ROOT),
+            mapping=rows(program.mapping_rows, st.MAPPING),
             loaded=np.zeros((len(program.root_rows), vcpus), np.int64),
-            sp=room(st.SP_COLUMNS),
-            spte=room(st.TABLE_SPTES),
+            sp=room(st.SHADOW_PAGE),
+            spte=np.zeros((FIRST_ROWS, st.TABLE_SPTES), np.int64),
             page_heads=heads(),
-            link=room(st.LINK_COLUMNS),
-            table=room(st.TABLE_COLUMNS),
+            link=room(st.LINK),
+            table=room(st.GUEST_TABLE),
             table_heads=heads(),
-            chunk=room(st.CHUNK_COLUMNS),
+            chunk=room(st.CHUNK),
             chunk_heads=heads(),
             moved=np.zeros((0, st.TABLE_SPTES), np.int64),
-            program=rows(program.rows, play.PROGRAM_COLUMNS),
+            program=np.array(program.rows, np.int64).reshape(-1, play.PROGRAM_COLUMNS),
             rounds=np.zeros(program.depths + 1, np.int64),
             order=self._order(),
             twister=np.array(random.Random(seed).getstate()[1], np.int64),

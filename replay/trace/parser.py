@@ -10,19 +10,18 @@ import numpy as np
 
 from replay.errors import MalformedLine, TraceError
 from replay.schema import Columns
-from replay.trace import registers as reg
-from replay.trace.dialect import NOBODY
-from replay.trace.encodings import DecodedSource
 from replay.trace.formats import AUTO, BANNER, BINARY_FORMATS
-from replay.trace.lex import decoded
-from replay.trace.pages import INCOMPLETE_NAMES, WITHOUT
-from replay.trace.perf import PerfScript
-from replay.trace.repeats import repeated_lines
-from replay.trace.roles import RoleWords
-from replay.trace.rows import columns_of
-from replay.trace.scanner import new_scanner
+from replay.trace.scan.header import NOBODY
+from replay.trace.scan.lex import decoded
+from replay.trace.scan.role_words import RoleWords
+from replay.trace.scan.rows import columns_of
+from replay.trace.scan.state import new_scanner
 from replay.trace.source import Source, TruncatedInput
-from replay.trace.store import BatchStore
+from replay.trace.table.batch_store import BatchStore
+from replay.trace.text.encodings import DecodedSource
+from replay.trace.text.perf_data import PerfScript
+from replay.trace.text.plugin_pages import INCOMPLETE_NAMES, WITHOUT
+from replay.trace.text.repeats import repeated_lines
 from replay.trace.trace import Trace
 from replay.trace.vms import SlotOwners, VmCreated, find_vms, vm_created
 
@@ -108,11 +107,11 @@ class Parser(ABC):
 
     def _end_batch(self) -> None:
         """Put the rows so far into the store and begin a new batch."""
-        rows, count = self._rows, int(self._scanner.state[reg.ROWS])
+        rows, count = self._rows, int(self._scanner.state.rows)
         if count:
-            self._scanner.state[reg.TIME_BEFORE] = rows.ts_ns[count - 1]
+            self._scanner.state.time_before = rows.ts_ns[count - 1]
             self._add_batch(columns_of(rows, count))
-            self._rows, self._scanner.state[reg.ROWS] = self._store.memory.rows(self._batch_rows), 0
+            self._rows, self._scanner.state.rows = self._store.memory.rows(self._batch_rows), 0
 
     def _add_batch(self, columns: Columns) -> None:
         self._created += vm_created(columns)
@@ -124,11 +123,11 @@ class Parser(ABC):
     def _add_notes(self) -> None:
         """Say what is strange about the order of the lines."""
         state = self._scanner.state
-        if state[reg.TIMES_BACK]:
+        if state.times_back:
             notes = self._trace.notes
             notes["time_back"] = {
-                "count": int(state[reg.TIMES_BACK]),
-                "first_line": int(state[reg.FIRST_BACK]),
+                "count": int(state.times_back),
+                "first_line": int(state.first_back),
             }
             if repeated := repeated_lines(self._store):
                 notes["repeated_lines"] = {"count": repeated.rows, "first_line": repeated.first_line}
@@ -139,13 +138,13 @@ class Parser(ABC):
         self._end_batch()
         trace, scanner, store = self._trace, self._scanner, self._store
         state = scanner.state
-        trace.lines = int(state[reg.LINES])
-        trace.kvmmmu_events = int(state[reg.KVMMMU])
-        trace.ignored_lines = int(state[reg.IGNORED])
-        trace.malformed_lines = int(state[reg.MALFORMED])
-        trace.lost_events += int(state[reg.LOST])
-        if state[reg.LAST_TIME]:
-            trace.first_ts_ns, trace.last_ts_ns = state[[reg.FIRST_TIME, reg.LAST_TIME]].tolist()
+        trace.lines = int(state.lines)
+        trace.kvmmmu_events = int(state.kvmmmu)
+        trace.ignored_lines = int(state.ignored)
+        trace.malformed_lines = int(state.malformed)
+        trace.lost_events += int(state.lost)
+        if state.last_time:
+            trace.first_ts_ns, trace.last_ts_ns = int(state.first_time), int(state.last_time)
         named = zip(decoded(scanner.names), scanner.kinds[:, 1].tolist(), strict=False)
         trace.ignored_events = {name: count for name, count in named if count}
         for name in [name for name in INCOMPLETE_NAMES if name in trace.ignored_events]:
@@ -153,7 +152,7 @@ class Parser(ABC):
         trace.comms, trace.texts = list(self._comms), decoded(scanner.texts)
         told = (kernel[1] + (kernel[2] or "") for text in trace.texts if (kernel := _KERNEL.search(text)))
         trace.kernel = trace.kernel or next(told, None)
-        first_lines = scanner.tasks[: len(self._tasks), reg.FIRST_LINE].tolist()
+        first_lines = scanner.tasks[: len(self._tasks)].first_line.tolist()
         self._add_notes()
         try:
             vms = find_vms(self._tasks, first_lines, self._created, trace.texts)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from replay.errors import TraceError
-from replay.trace.encodings import decoded
 from replay.trace.formats import check_format, is_of_format
 from replay.trace.parser import BATCH_ROWS, ByteSource, Parser, Progress
-from replay.trace.perf import PerfScript
-from replay.trace.sections import thread_count
 from replay.trace.source import Source
-from replay.trace.store import BatchStore
-from replay.trace.table import read_table, write_table
-from replay.trace.text import CHUNK_BYTES, TextParser
+from replay.trace.table.batch_store import BatchStore
+from replay.trace.table.event_table import read_table, write_table
+from replay.trace.text.encodings import decoded
+from replay.trace.text.perf_data import PerfScript
+from replay.trace.text.sections import thread_count
+from replay.trace.text.text_parser import CHUNK_BYTES, TextParser
 from replay.trace.trace import Trace
 
 __all__ = ["Trace", "read_trace", "write_table"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from replay.schema import Columns, Kind
-from replay.trace.dialect import Task
+from replay.trace.scan.header import Task
 
 MAX_VMS = (1 << 15) - 1
 """VMs of a trace: what the column ``vm`` can tell apart."""

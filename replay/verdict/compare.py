@@ -70,6 +70,8 @@ class Comparison:
     compared: int | None = None
     not_compared: dict[str, int] = field(default_factory=dict)
     """By reason, a key of ``doubt.REASONS``."""
+    compared_from: int | None = None
+    """The line from which on nothing rests on something unknown; None where no split line follows."""
     attempts: int | None = None
     """Attempts that were expected."""
     matched: int | None = None
@@ -130,6 +132,7 @@ def compare_recorded(replay: Replay, doubts: Sequence[Doubt] = ()) -> Comparison
         recorded=recorded,
         compared=compared,
         not_compared=left_out,
+        compared_from=_compared_from(replay),
         attempts=counters["expected_attempts"],
         matched=counters["matched"],
         mismatched=counters["mismatched"],
@@ -189,13 +192,19 @@ def _unrecorded(replay: Replay, silent: Sequence[str]) -> Iterator[str]:
         yield f"lines that were simulated but not recorded prove nothing: {REASONS[silent[0]]}"
 
 
+def _compared_from(replay: Replay) -> int | None:
+    return replay.last_unproven + 1 if replay.last_split > replay.last_unproven else None
+
+
 def _before_trace(replay: Replay) -> str:
     vms = {*replay.unknown, *replay.unproven}
     # a fast zap of all pages makes a VM's state known, so at the end it may no longer be in doubt
     lines = [replay.older.get(vm, replay.unproven.get(vm, 0)) for vm in vms]
     line = min(lines, default=0)
     shown = f"line {line:,} shows older state" if line else "the creation of its first root is missing"
-    return f"the trace begins in the middle of a VM's life: {shown}"
+    begin = _compared_from(replay)
+    rest = f"; from line {begin:,} everything is compared" if begin and begin > 1 else ""
+    return f"the trace begins in the middle of a VM's life: {shown}{rest}"
 
 
 def compare_golden(golden: Golden, run: Golden, doubts: Sequence[str] = ()) -> Comparison:

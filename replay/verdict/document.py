@@ -54,6 +54,8 @@ def run_document(run: Run) -> dict[str, Any]:
             "recorded": comparison.recorded,
             "compared": comparison.compared,
             "not_compared": comparison.not_compared,
+            "compared_from": comparison.compared_from,
+            "whole_from": {run.trace.vms[vm]: line for vm, line in replay.whole.items()},
             "attempts": comparison.attempts,
             "matched": comparison.matched,
             "mismatched": comparison.mismatched,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from replay.schema import EVENT_NAMES
 
 if TYPE_CHECKING:
-    from replay.mmu.facts import TraceFacts
+    from replay.mmu.evidence.facts import TraceFacts
     from replay.trace.trace import Trace
 
 REASONS = {
@@ -76,7 +76,7 @@ def _missing_kinds(facts: TraceFacts, dropped: Iterable[str], shadow_only: bool)
     Lines that the form of the text omits (the texts of ``dropped``) were recorded.
     """
     in_form = {what.split()[0] for what in dropped}
-    from replay.mmu.lacking import lacking
+    from replay.mmu.evidence.lacking import lacking
 
     for vm in range(facts.vms):
         names = [EVENT_NAMES[kind] for kind in lacking(facts, vm, shadow_only)]

@@ -6,10 +6,10 @@ import os
 
 import pytest
 
-from replay.mmu import room, state, window
+from replay.mmu.state import growth, mmu
 
 if os.environ.get("NUMBA_DISABLE_JIT") != "1":
-    collect_ignore_glob = ["test_*.py"]
+    collect_ignore_glob = ["*/test_*.py"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -20,19 +20,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def m() -> state.Mmu:
+def m() -> mmu.Mmu:
     """Two VMs without pages, with room for everything."""
     return make_mmu()
 
 
-def make_mmu() -> state.Mmu:
-    m = state.make(
-        2,
-        (window.OUT_COLUMNS, window.OUT32_COLUMNS, window.OUT16_COLUMNS),
-        window.SOURCE_COLUMNS,
-        window.FLUSH_COLUMNS,
-        window.WIN_COLUMNS,
-    )
-    while not room.has_room(m):
-        m = room.grow(m)
+def make_mmu() -> mmu.Mmu:
+    m = mmu.make(2)
+    while not growth.has_room(m):
+        m = growth.grow(m)
     return m

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from replay.mmu import layout, rmap, shadow_page, split, state, tables, window
-from replay.mmu.role import ACC_ALL, ACCESS_SHIFT, make_key
+from replay.mmu.kernel import rmap, shadow_page
+from replay.mmu.kernel.role import ACC_ALL, ACCESS_SHIFT, make_key
+from replay.mmu.results import tables
+from replay.mmu.split import walk, window
+from replay.mmu.state import mmu
 from replay.policy import KnobCodes, Policy
 from replay.schema import FlushCause
 
@@ -19,7 +22,7 @@ def knobs(policy: str) -> KnobCodes:
 
 
 def huge_page(
-    m: state.Mmu, number: int, gfn: int = GFN, level: int = 2, access: int = ACC_ALL, variant: int = 0
+    m: mmu.Mmu, number: int, gfn: int = GFN, level: int = 2, access: int = ACC_ALL, variant: int = 0
 ) -> int:
     """An indirect page, ``number`` its own gfn, whose SPTE 0 maps ``gfn``; gives its sptep."""
     sp = shadow_page.alloc_shadow_page(m, number, make_key(ALL | level, variant, 0), 0)
@@ -27,22 +30,22 @@ def huge_page(
     return int(sp * 512)
 
 
-def opened(m: state.Mmu, npages: int = 1024, free: int = 1 << 20) -> int:
-    m.vm[0, layout.VM_MAX] = m.vm[0, layout.VM_USED] + free
+def opened(m: mmu.Mmu, npages: int = 1024, free: int = 1 << 20) -> int:
+    m.vm[0].n_max_mmu_pages = m.vm[0].n_used_mmu_pages + free
     return int(window.open_window(m, 0, 1, 0, -1, GFN, GFN + npages, 1))
 
 
-def run(m: state.Mmu, w: int, k: KnobCodes = V2) -> list[tuple[int, int, int]]:
+def run(m: mmu.Mmu, w: int, k: KnobCodes = V2) -> list[tuple[int, int, int]]:
     """Walk to the end: gfn, outcome and SPTEs left non-present of each attempt."""
     while True:
-        stop = split.advance(m, w, k, NEVER, False)
-        assert stop != split.STOP_NO_ROOM
-        if stop == split.STOP_DONE:
+        stop = walk.advance(m, w, k, NEVER, False)
+        assert stop != walk.STOP_NO_ROOM
+        if stop == walk.STOP_DONE:
             break
     columns = tables.attempts(m)
     return list(zip(*(columns[name].tolist() for name in ("gfn", "outcome", "nonpresent")), strict=True))
 
 
-def flushes(m: state.Mmu, w: int) -> dict[str, int]:
-    counts = m.window[w, window.WIN_FLUSHES : window.WIN_FLUSHES + len(FlushCause)]
+def flushes(m: mmu.Mmu, w: int) -> dict[str, int]:
+    counts = m.window[w].flushes
     return {cause.name: int(n) for cause, n in zip(FlushCause, counts, strict=True) if n}

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from replay.mmu.census import LENGTHS
+from replay.mmu.results.census import LENGTHS
 from replay.review.questions import review_trace
 from replay.review.runs import Runs
 from replay.review.walks import end_word

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from replay.errors import TraceError
-from replay.trace.forms import Forms, stages
 from replay.trace.reader import read_trace
-from replay.trace.text import MAX_LINE
+from replay.trace.text.rewrite import Forms, stages
+from replay.trace.text.text_parser import MAX_LINE
 from tests.trace.test_forms import DERIVED
 
 LINES = 400

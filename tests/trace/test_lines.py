@@ -12,7 +12,7 @@ import pytest
 from replay.errors import MalformedLine
 from replay.schema import Columns, Flag, Kind, Role
 from replay.trace.reader import Trace, read_trace
-from replay.trace.shape import MAX_SHAPES
+from replay.trace.scan.known_shapes import MAX_SHAPES
 
 U64 = 2**64 - 1
 HEAD = "       CPU 0/KVM-4242    (   4200) [003] d..1.   100.000010: "

@@ -11,7 +11,7 @@ import zstandard
 
 from replay.errors import MalformedLine, TraceError
 from replay.trace.reader import read_trace
-from replay.trace.text import EVENT_WITHIN, LONGEST_LINE
+from replay.trace.text.text_parser import EVENT_WITHIN, LONGEST_LINE
 
 HEADER = b"# tracer: nop\n"
 EVENT = b"CPU 0/KVM-7 [001] 1.%06d: kvm_mmu_set_accessed_bit: gpa 1000\n"

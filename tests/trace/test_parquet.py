@@ -14,9 +14,9 @@ import pytest
 
 from replay.errors import TraceError
 from replay.schema import COLUMN_TYPES, Columns, Kind
-from replay.trace import parquet
 from replay.trace.reader import Trace, read_trace
-from replay.trace.table import write_table
+from replay.trace.table import parquet
+from replay.trace.table.event_table import write_table
 from replay.trace.vms import MAX_VMS
 
 ROW_GROUP = 1000

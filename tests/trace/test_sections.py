@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from replay.errors import MalformedLine
-from replay.trace import reader, text
+from replay.trace import reader
 from replay.trace.reader import Trace, read_trace
+from replay.trace.text import text_parser
 
 TRACES = Path(__file__).parents[2] / "traces"
 HEAD = "# tracer: nop\n"
@@ -19,14 +20,14 @@ HEAD = "# tracer: nop\n"
 def joined(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Two threads, whatever the machine has; collects whether each section could be joined."""
     results: list[bool] = []
-    join = text.TextParser._join
+    join = text_parser.TextParser._join
 
-    def noted(self: text.TextParser, *section: object) -> bool:
+    def noted(self: text_parser.TextParser, *section: object) -> bool:
         results.append(join(self, *section))  # type: ignore[arg-type]
         return results[-1]
 
     monkeypatch.setattr(reader, "thread_count", lambda: 2)
-    monkeypatch.setattr(text.TextParser, "_join", noted)
+    monkeypatch.setattr(text_parser.TextParser, "_join", noted)
     return results
 
 

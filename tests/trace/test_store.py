@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from replay.schema import COLUMN_TYPES, Columns
-from replay.trace.rows import ROW_BYTES, RowMemory, columns_of
-from replay.trace.store import BatchStore
+from replay.trace.scan.rows import ROW_BYTES, RowMemory, columns_of
+from replay.trace.table.batch_store import BatchStore
 
 ROWS = 1000
 

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from replay.errors import TraceError
+from replay.errors import OutputError, TraceError
 from replay.schema import COLUMN_TYPES, Columns, Kind
-from replay.trace import arrow_file
 from replay.trace.reader import Trace, read_trace, write_table
+from replay.trace.table import arrow_file
 
 ROWS = 3000
 ENDINGS = ("arrow", "parquet")
@@ -365,3 +365,12 @@ def test_arrow_streams(tmp_path: Path) -> None:
         path.write_bytes(whole[:size])
         with pytest.raises(TraceError, match="corrupt arrow file"):
             read_trace(str(path))
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_device_in_place_of_the_table_is_kept(tmp_path: Path, ending: str) -> None:
+    (tmp_path / f"t.{ending}").symlink_to("/dev/full")
+    with pytest.raises(OutputError, match="No space left on device"):
+        write_table(made_trace(), tmp_path / f"t.{ending}")
+    assert Path("/dev/full").is_char_device()
+    assert os.listdir(tmp_path) == [f"t.{ending}"]

@@ -50,7 +50,7 @@ Measure = Callable[[Inputs], Iterator[Row]]
 def parsing(inputs: Inputs) -> Iterator[Row]:
     """Text to columns, on one core and on all, beside tools that look for one word."""
     from replay.trace.reader import read_trace
-    from replay.trace.sections import thread_count
+    from replay.trace.text.sections import thread_count
 
     tool = next(name for name in ("rg", "grep") if shutil.which(name))
     counting = best_command([tool, "-c", "set_spte", inputs.text], inputs.runs)

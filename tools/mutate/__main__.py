@@ -23,15 +23,14 @@ from tools.mutate.runner import BaselineError, Job, Run
 
 PROJECT = Path(__file__).parents[2]
 SOURCES = (
-    "replay/mmu/split*.py",
-    "replay/mmu/prepare_split.py",
-    "replay/mmu/slot_rmap_walk.py",
-    "replay/mmu/rmap.py",
-    "replay/mmu/leaf.py",
-    "replay/mmu/shadow_page.py",
+    "replay/mmu/split/walk.py",
+    "replay/mmu/split/huge_page.py",
+    "replay/mmu/split/prepare.py",
+    "replay/mmu/split/rmap_heads.py",
+    "replay/mmu/kernel/rmap.py",
+    "replay/mmu/events/set_spte.py",
+    "replay/mmu/kernel/shadow_page.py",
 )
-SLOW_TESTS = ("test_needed_columns.py",)
-"""Whole recordings, which take minutes as plain Python."""
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -62,7 +61,7 @@ def tests_of(project: Path, paths: Sequence[str]) -> list[str]:
     found: list[Path] = []
     for path in (project / name for name in paths):
         found += sorted(path.rglob("test_*.py")) if path.is_dir() else [path]
-    return [str(test.relative_to(project)) for test in found if test.name not in SLOW_TESTS]
+    return [str(test.relative_to(project)) for test in found]
 
 
 def main(argv: Sequence[str]) -> int:

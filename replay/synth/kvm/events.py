@@ -18,23 +18,7 @@ from replay.synth.kvm.spte import (
     FOUR_LETTERS,
     NONPRESENT,
 )
-from replay.synth.kvm.state import (
-    CTL_ARGS,
-    CTL_CLOCK,
-    CTL_LINE_MAX,
-    CTL_LINES,
-    CTL_OUT,
-    SP_ACCESS,
-    SP_DIRECT,
-    SP_GEN,
-    SP_GFN,
-    SP_GUEST_MODE,
-    SP_INVALID,
-    SP_LEVEL,
-    SP_ROOT_COUNT,
-    SP_UNSYNC,
-    Model,
-)
+from replay.synth.kvm.state import Model
 
 UNLOCKED, LOCKED, LOCKED_TWICE, IRQS_OFF = 0, 1, 2, 3
 """How a task's line begins: outside of mmu_lock, under it, under mmu_unsync_pages_lock too, irqs disabled."""
@@ -120,27 +104,27 @@ def print_event(
     The clock goes one microsecond a line.
     """
     ctl = m.ctl
-    if ctl[CTL_OUT] + ctl[CTL_LINE_MAX] > m.out.shape[1]:
+    if ctl.out + ctl.line_max > m.out.shape[1]:
         flush(m)
-    ctl[CTL_LINES] += 1
-    ctl[CTL_CLOCK] += 1
-    at = put(m, ctl[CTL_OUT], m.words[task + lock])
-    second = ctl[CTL_CLOCK] // SECOND_US
+    ctl.lines += 1
+    ctl.clock += 1
+    at = put(m, ctl.out, m.words[task + lock])
+    second = ctl.clock // SECOND_US
     at = put_decimal(m, at, second, 5, BLANK)
     m.out[0, at] = POINT
-    at = put_decimal(m, at + 1, ctl[CTL_CLOCK] - second * SECOND_US, 6, ZERO)
-    ctl[CTL_ARGS] = a
-    ctl[CTL_ARGS + 1] = b
-    ctl[CTL_ARGS + 2] = c
-    ctl[CTL_ARGS + 3] = d
-    ctl[CTL_ARGS + 4] = e
-    ctl[CTL_ARGS + 5] = f
-    ctl[CTL_ARGS + 6] = g
+    at = put_decimal(m, at + 1, ctl.clock - second * SECOND_US, 6, ZERO)
+    ctl.args[0] = a
+    ctl.args[1] = b
+    ctl.args[2] = c
+    ctl.args[3] = d
+    ctl.args[4] = e
+    ctl.args[5] = f
+    ctl.args[6] = g
     at = put(m, at, m.words[event])
-    arg = CTL_ARGS
+    arg = 0
     conversion = m.words[event + 1]
     while conversion:
-        value = ctl[arg]
+        value = ctl.args[arg]
         if conversion <= _HEX16:
             at = put_hex(m, at, value, 16 if conversion == _HEX16 else 1)
         elif conversion == _DECIMAL:
@@ -152,7 +136,7 @@ def print_event(
         at = put(m, at, m.words[event])
         conversion = m.words[event + 1]
     m.out[0, at] = NEWLINE
-    ctl[CTL_OUT] = at + 1
+    ctl.out = at + 1
 
 
 @jit
@@ -168,8 +152,8 @@ def print_spte_changed(m: Model, task: int, gfn: int, level: int, old: int, new:
 def print_page(m: Model, task: int, lock: int, event: int, sp: int, word: int) -> None:
     """KVM_MMU_PAGE_PRINTK of Linux 5.5 to 7.x."""
     page = m.sp[sp]
-    bits = page[SP_GUEST_MODE] if m.layout[EPT] else 0
+    bits = page.guest_mode if m.layout[EPT] else 0
     role = _ROLE_TEXT + 192 * m.layout[FOUR_LETTERS] + 64 * bits
-    role += 32 * page[SP_DIRECT] + 16 * page[SP_INVALID] + page[SP_ACCESS]
-    roots, end = page[SP_ROOT_COUNT], word + page[SP_UNSYNC]
-    print_event(m, task, lock, event, page[SP_GEN], page[SP_GFN], page[SP_LEVEL], role, roots, end, 0)
+    role += 32 * page.direct + 16 * page.invalid + page.access
+    roots, end = page.root_count, word + page.unsync
+    print_event(m, task, lock, event, page.gen, page.gfn, page.level, role, roots, end, 0)

@@ -45,31 +45,12 @@ from replay.synth.kvm.spte import (
     SPTE_W,
     can_fetch,
 )
-from replay.synth.kvm.state import (
-    CTL_DETAIL,
-    KIND_SHADOW,
-    MAP_LEVEL,
-    NONE,
-    ROOT_KIND,
-    ROOT_LEVEL,
-    ROOT_MAP,
-    ROOT_MAP_END,
-    ROOT_USER,
-    SLOT_DIRTY_LOG,
-    SLOT_READONLY,
-    SP_GUEST_MODE,
-    SP_LEVEL,
-    SP_SPT,
-    SP_TDP,
-    Model,
-    leaf_page,
-    spte_index,
-)
+from replay.synth.kvm.state import KIND_SHADOW, NONE, ROOT_LEVEL, Model, leaf_page, spte_index
 from replay.synth.kvm.zap import make_mmu_pages_available
 
 READ, WRITE, EXEC = 0, 1, 2
 OK, NOT_MAPPED, NO_TABLES, NO_SLOT, READ_ONLY, EMULATED, FORBIDDEN = range(7)
-"""Why the model cannot handle an access; ``CTL_DETAIL`` holds the address or gfn."""
+"""Why the model cannot handle an access; ``m.ctl.detail`` holds the address or gfn."""
 RIP_READ, RIP_WRITE, RIP_EXEC = 0x1001CC, 0x100219, 0x100050
 PFERR_GUEST_FINAL = 1 << 32
 EPT_FINAL = 0x180  # of an exit qualification: a guest address, and its translation was what failed
@@ -87,7 +68,7 @@ def permits(m: Model, spte: int, access: int) -> bool:
 @jit
 def used_by_cpu(m: Model, vm: int, sp: int, addr: int, access: int) -> None:
     """The hardware sets A and D in an SPTE of EPT, and PML logs what it makes dirty."""
-    if m.sp[sp, SP_GUEST_MODE] == NESTED_WITHOUT_AD:
+    if m.sp[sp].guest_mode == NESTED_WITHOUT_AD:
         return
     index = spte_index(m, sp, addr)
     spte = m.spte[sp, index]
@@ -95,7 +76,7 @@ def used_by_cpu(m: Model, vm: int, sp: int, addr: int, access: int) -> None:
     if access != WRITE or spte & m.layout[DIRTY]:
         return
     m.spte[sp, index] |= m.layout[DIRTY]
-    if m.layout[PML] and m.sp[sp, SP_GUEST_MODE] == L1:
+    if m.layout[PML] and m.sp[sp].guest_mode == L1:
         gfn = addr >> PAGE_SHIFT
         mark_page_dirty(m, gfn_to_memslot(m, vm, gfn), gfn)
 
@@ -106,16 +87,16 @@ def page_fault(m: Model, vm: int, task: int, vcpu: int, root: int, top: int, add
     leaf = leaf_page(m, top, addr)
     spte = m.spte[leaf, spte_index(m, leaf, addr)]
     gfn, mapping = addr >> PAGE_SHIFT, NONE
-    if m.root[root, ROOT_MAP] < m.root[root, ROOT_MAP_END]:
+    if m.root[root].map < m.root[root].map_end:
         mapping = find_mapping(m, root, addr)
         if mapping < 0:
-            m.ctl[CTL_DETAIL] = addr
+            m.ctl.detail = addr
             return NOT_MAPPED
-        for level in range(ROOT_LEVEL, m.mapping[mapping, MAP_LEVEL] - 1, -1):
+        for level in range(ROOT_LEVEL, m.mapping[mapping].level - 1, -1):
             if make_table(m, vm, root, level, addr) < 0:
                 return NO_TABLES
         gfn = mapped_gfn(m, mapping, addr)
-    m.ctl[CTL_DETAIL] = gfn
+    m.ctl.detail = gfn
     slot = gfn_to_memslot(m, vm, gfn)
     if slot < 0:
         return NO_SLOT
@@ -130,7 +111,7 @@ def page_fault(m: Model, vm: int, task: int, vcpu: int, root: int, top: int, add
     code = pferr
     if m.layout[EPT]:
         code = EPT_FINAL | 1 << access | (spte & (EPT_READ | SPTE_W | EPT_EXEC)) << 3
-    elif m.root[root, ROOT_KIND] != KIND_SHADOW:
+    elif m.root[root].kind != KIND_SHADOW:
         code |= PFERR_GUEST_FINAL
     print_event(m, task, UNLOCKED, PAGE_FAULT, vcpu, rip, addr, code, 0, 0, 0)
     if mapping >= 0:
@@ -140,7 +121,7 @@ def page_fault(m: Model, vm: int, task: int, vcpu: int, root: int, top: int, add
             set_dirty_bit(m, task, root, mapping, addr)
     elif spte and access == WRITE and _fast_page_fault(m, task, vcpu, slot, leaf, addr, pferr):
         return OK
-    if m.sp[top, SP_TDP]:
+    if m.sp[top].tdp:
         tdp_map(m, vm, task, top, slot, gfn)
         return OK
     make_mmu_pages_available(m, vm, task)
@@ -152,10 +133,10 @@ def page_fault(m: Model, vm: int, task: int, vcpu: int, root: int, top: int, add
 def _refusal(m: Model, vm: int, slot: int, gfn: int, granted: int, access: int) -> int:
     """READ_ONLY, EMULATED (a write to a shadowed table) or FORBIDDEN; OK if the access is allowed."""
     if access == WRITE:
-        if m.slot[slot, SLOT_READONLY]:
+        if m.slot[slot].readonly:
             return READ_ONLY
         shadow = shadow_of(m, vm, gfn)
-        if shadow >= 0 and m.sp[shadow, SP_LEVEL] > 1:
+        if shadow >= 0 and m.sp[shadow].level > 1:
             return EMULATED
     return OK if permits_walk(m, granted, access == WRITE, access == EXEC) else FORBIDDEN
 
@@ -163,7 +144,7 @@ def _refusal(m: Model, vm: int, slot: int, gfn: int, granted: int, access: int) 
 @jit
 def _error(m: Model, root: int, spte: int, access: int) -> int:
     """The error code of a page fault, but for the bits of nested paging."""
-    user = m.root[root, ROOT_USER] or m.root[root, ROOT_KIND] != KIND_SHADOW
+    user = m.root[root].user or m.root[root].kind != KIND_SHADOW
     code = (PFERR_U if user else 0) | (PFERR_P if spte else 0)
     if access == WRITE:
         return code | PFERR_W
@@ -186,17 +167,15 @@ def _fast_page_fault(m: Model, task: int, vcpu: int, slot: int, sp: int, addr: i
     """fast_page_fault(): a write-protected SPTE is made writable without mmu_lock."""
     index = spte_index(m, sp, addr)
     old = m.spte[sp, index]
-    fixed = old & m.layout[MMU_WRITABLE] != 0 and not (
-        m.sp[sp, SP_LEVEL] > 1 and m.slot[slot, SLOT_DIRTY_LOG]
-    )
+    fixed = old & m.layout[MMU_WRITABLE] != 0 and not (m.sp[sp].level > 1 and m.slot[slot].dirty_log)
     if fixed:
         m.spte[sp, index] = old | SPTE_W
         mark_page_dirty(m, slot, addr >> PAGE_SHIFT)
-    sptep = m.sp[sp, SP_SPT] + 8 * index & 0xFFFFFFFF
+    sptep = m.sp[sp].spt + 8 * index & 0xFFFFFFFF
     # %p prints a hash; in two steps, since the product has more than 63 bits
     hashed = sptep * (GOLDEN_RATIO >> 16) << 16 & 0xFFFFFFFF
     hashed = hashed + sptep * (GOLDEN_RATIO & 0xFFFF) & 0xFFFFFFFF
-    lock, new = UNLOCKED if m.sp[sp, SP_TDP] else IRQS_OFF, m.spte[sp, index]
+    lock, new = UNLOCKED if m.sp[sp].tdp else IRQS_OFF, m.spte[sp, index]
     flags, is_fixed = PFERR_TEXT + pferr, 1 if fixed else 0
     print_event(m, task, lock, FAST_PAGE_FAULT, vcpu, addr, flags, hashed, old, new, is_fixed)
     return fixed

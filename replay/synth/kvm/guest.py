@@ -21,29 +21,9 @@ from replay.synth.kvm.spte import (
     pages,
 )
 from replay.synth.kvm.state import (
-    CHUNK_VALUE,
-    CHUNK_WORDS,
-    CTL_DETAIL,
-    CTL_TABLE_TOP,
     FRAME,
-    MAP_ACCESS,
-    MAP_ADDR,
-    MAP_CLEAN,
-    MAP_GFN,
-    MAP_LEVEL,
-    MAP_SIZE,
     NONE,
     ROOT_LEVEL,
-    ROOT_MAP,
-    ROOT_MAP_END,
-    ROOT_MODE,
-    ROOT_USER,
-    TABLE_ADDR,
-    TABLE_GFN,
-    TABLE_LEVEL,
-    TABLE_SHADOW,
-    VM_TABLE_GFN,
-    VM_TABLES,
     WRITTEN,
     Model,
     find,
@@ -76,41 +56,41 @@ def make_table(m: Model, vm: int, root: int, level: int, addr: int) -> int:
     table = find_table(m, root, level, addr)
     if table >= 0:
         return table
-    gfn = m.vm[vm, VM_TABLE_GFN] + m.vm[vm, VM_TABLES]
+    gfn = m.vm[vm].table_gfn + m.vm[vm].tables
     if gfn_to_memslot(m, vm, gfn) < 0:
-        m.ctl[CTL_DETAIL] = gfn
+        m.ctl.detail = gfn
         return NONE
-    m.vm[vm, VM_TABLES] += 1
-    table = m.ctl[CTL_TABLE_TOP]
-    m.ctl[CTL_TABLE_TOP] += 1
+    m.vm[vm].tables += 1
+    table = m.ctl.table_top
+    m.ctl.table_top += 1
     insert(m.table, m.table_heads, table, _key(root, level, addr))
     shift = PAGE_SHIFT + 9 * level
-    m.table[table, TABLE_GFN] = gfn
-    m.table[table, TABLE_LEVEL] = level
-    m.table[table, TABLE_ADDR] = addr >> shift << shift
-    m.table[table, TABLE_SHADOW] = NONE
-    m.chunk[make_chunk(m, FRAME, vm, gfn), CHUNK_VALUE] = table
+    m.table[table].gfn = gfn
+    m.table[table].level = level
+    m.table[table].addr = addr >> shift << shift
+    m.table[table].shadow = NONE
+    m.chunk[make_chunk(m, FRAME, vm, gfn)].value = table
     return table
 
 
 @jit
 def shadow_of(m: Model, vm: int, gfn: int) -> int:
     """The page that shadows the guest page table in ``gfn``, or -1."""
-    number = gfn - m.vm[vm, VM_TABLE_GFN]
-    if number < 0 or number >= m.vm[vm, VM_TABLES]:
+    number = gfn - m.vm[vm].table_gfn
+    if number < 0 or number >= m.vm[vm].tables:
         return NONE
-    return m.table[m.chunk[find_chunk(m, FRAME, vm, gfn), CHUNK_VALUE], TABLE_SHADOW]
+    return m.table[m.chunk[find_chunk(m, FRAME, vm, gfn)].value].shadow
 
 
 @jit
 def find_mapping(m: Model, root: int, addr: int) -> int:
     """The mapping that covers ``addr``, or -1."""
-    low, high = m.root[root, ROOT_MAP], m.root[root, ROOT_MAP_END]
+    low, high = m.root[root].map, m.root[root].map_end
     while low < high:
         middle = (low + high) >> 1
-        if m.mapping[middle, MAP_ADDR] > addr:
+        if m.mapping[middle].addr > addr:
             high = middle
-        elif m.mapping[middle, MAP_ADDR] + m.mapping[middle, MAP_SIZE] <= addr:
+        elif m.mapping[middle].addr + m.mapping[middle].length <= addr:
             low = middle + 1
         else:
             return middle
@@ -120,14 +100,14 @@ def find_mapping(m: Model, root: int, addr: int) -> int:
 @jit
 def mapped_gfn(m: Model, mapping: int, addr: int) -> int:
     """The gfn to which the guest's mapping takes ``addr``."""
-    return m.mapping[mapping, MAP_GFN] + ((addr - m.mapping[mapping, MAP_ADDR]) >> PAGE_SHIFT)
+    return m.mapping[mapping].gfn + ((addr - m.mapping[mapping].addr) >> PAGE_SHIFT)
 
 
 @jit
 def walk_access(m: Model, root: int, mapping: int, addr: int, write: bool) -> int:
     """Access that the whole walk grants: upper entries grant everything, a clean leaf only writes W."""
-    access = m.mapping[mapping, MAP_ACCESS]
-    if not m.root[root, ROOT_USER]:
+    access = m.mapping[mapping].access
+    if not m.root[root].user:
         access &= ~ACC_USER
     if not write and is_clean(m, root, mapping, addr):
         access &= ~ACC_WRITE
@@ -147,32 +127,32 @@ def permits_walk(m: Model, granted: int, write: bool, fetch: bool) -> bool:
 @jit
 def is_clean(m: Model, root: int, mapping: int, addr: int) -> bool:
     """Whether the D bit of the leaf entry for ``addr`` is clear."""
-    if not m.mapping[mapping, MAP_CLEAN]:
+    if not m.mapping[mapping].clean:
         return False
-    number = addr >> PAGE_SHIFT + 9 * (m.mapping[mapping, MAP_LEVEL] - 1)
+    number = addr >> PAGE_SHIFT + 9 * (m.mapping[mapping].level - 1)
     chunk = find_chunk(m, WRITTEN, root, number >> 9)
-    return chunk < 0 or m.chunk[chunk, CHUNK_WORDS + (number >> 5 & 15)] >> (number & 31) & 1 == 0
+    return chunk < 0 or m.chunk[chunk].words[number >> 5 & 15] >> (number & 31) & 1 == 0
 
 
 @jit
 def set_dirty_bit(m: Model, task: int, root: int, mapping: int, addr: int) -> None:
     """FNAME(update_accessed_dirty_bits)() of a walk that writes."""
-    level = m.mapping[mapping, MAP_LEVEL]
+    level = m.mapping[mapping].level
     number = addr >> PAGE_SHIFT + 9 * (level - 1)
     chunk = make_chunk(m, WRITTEN, root, number >> 9)
-    m.chunk[chunk, CHUNK_WORDS + (number >> 5 & 15)] |= 1 << (number & 31)
-    table = m.table[find_table(m, root, level, addr), TABLE_GFN] << PAGE_SHIFT
+    m.chunk[chunk].words[number >> 5 & 15] |= 1 << (number & 31)
+    table = m.table[find_table(m, root, level, addr)].gfn << PAGE_SHIFT
     print_event(m, task, UNLOCKED, DIRTY_BIT, table + 8 * (number & 511), 0, 0, 0, 0, 0, 0)
 
 
 @jit
 def print_elements(m: Model, task: int, root: int, mapping: int, addr: int) -> None:
     """The entries that a walk for ``addr`` reads, the leaf last."""
-    leaf_level = m.mapping[mapping, MAP_LEVEL]
+    leaf_level = m.mapping[mapping].level
     for level in range(ROOT_LEVEL, leaf_level, -1):
-        table = m.table[find_table(m, root, level - 1, addr), TABLE_GFN] << PAGE_SHIFT
+        table = m.table[find_table(m, root, level - 1, addr)].gfn << PAGE_SHIFT
         if m.layout[EPT]:
-            table |= EPT_RWX | (EPT_ACCESSED if m.root[root, ROOT_MODE] == NESTED else 0)
+            table |= EPT_RWX | (EPT_ACCESSED if m.root[root].mode == NESTED else 0)
         else:
             table |= PT_TABLE
         _print_element(m, task, table, level)
@@ -187,13 +167,13 @@ def print_elements(m: Model, task: int, root: int, mapping: int, addr: int) -> N
 @jit
 def _legacy_leaf(m: Model, root: int, mapping: int, clean: bool) -> int:
     """The guest's leaf entry in the format of legacy paging and NPT, without its frame."""
-    access = m.mapping[mapping, MAP_ACCESS]
+    access = m.mapping[mapping].access
     pte = PT_TABLE & ~(PT_WRITABLE | PT_USER)
     if clean:
         pte &= ~PT_DIRTY
     if access & ACC_WRITE:
         pte |= PT_WRITABLE
-    if m.root[root, ROOT_USER]:
+    if m.root[root].user:
         pte |= PT_USER
     return pte if access & ACC_EXEC else pte | PT_NX
 
@@ -201,7 +181,7 @@ def _legacy_leaf(m: Model, root: int, mapping: int, clean: bool) -> int:
 @jit
 def _ept_leaf(m: Model, root: int, mapping: int, clean: bool) -> int:
     """An entry of L1's EPT; bit 2 is X there, bit 0 R."""
-    access = m.mapping[mapping, MAP_ACCESS]
+    access = m.mapping[mapping].access
     pte = EPT_WRITE_BACK
     if access & m.layout[ACC_CAN_READ]:
         pte |= 1
@@ -209,7 +189,7 @@ def _ept_leaf(m: Model, root: int, mapping: int, clean: bool) -> int:
         pte |= PT_WRITABLE
     if access & ACC_EXEC:
         pte |= 4
-    if m.root[root, ROOT_MODE] == NESTED:
+    if m.root[root].mode == NESTED:
         pte |= EPT_ACCESSED | (0 if clean else EPT_DIRTY)
     return pte
 

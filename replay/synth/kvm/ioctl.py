@@ -16,25 +16,7 @@ from replay.synth.kvm.reach import (
 )
 from replay.synth.kvm.shadow_page import write_protect_gfn
 from replay.synth.kvm.spte import PML
-from replay.synth.kvm.state import (
-    KVM_MIN_ALLOC_MMU_PAGES,
-    NONE,
-    SLOT_BASE,
-    SLOT_DIRTY_LOG,
-    SLOT_END,
-    SLOT_FILLING,
-    SLOT_LIVE,
-    VM_ALL_SET,
-    VM_GEN,
-    VM_LAST_SLOT,
-    VM_MAX,
-    VM_OLDEST,
-    VM_REQUESTED,
-    VM_SLOT,
-    VM_SLOT_END,
-    VM_USED,
-    Model,
-)
+from replay.synth.kvm.state import KVM_MIN_ALLOC_MMU_PAGES, NONE, Model
 from replay.synth.kvm.tdp import zap_collapsible_tables, zap_tdp_root
 from replay.synth.kvm.zap import prepare_zap_page
 
@@ -45,13 +27,13 @@ PAGES_PER_SHADOW_PAGE = 50
 @jit
 def set_dirty_log(m: Model, vm: int, task: int, slot: int) -> None:
     """kvm_mmu_slot_apply_flags(), the slot's flag being set already."""
-    first, last = m.slot[slot, SLOT_BASE], m.slot[slot, SLOT_END]
-    if not m.slot[slot, SLOT_DIRTY_LOG]:
+    first, last = m.slot[slot].base_gfn, m.slot[slot].end
+    if not m.slot[slot].dirty_log:
         change_leaves(m, vm, slot, first, last, 1, HUGEST, COLLAPSE)
         zap_collapsible_tables(m, vm, task, slot)
         return
-    if m.vm[vm, VM_ALL_SET]:
-        m.slot[slot, SLOT_FILLING] += 1
+    if m.vm[vm].all_set:
+        m.slot[slot].filling += 1
         return
     lowest = 1
     if m.layout[PML]:
@@ -66,7 +48,7 @@ def set_dirty_log(m: Model, vm: int, task: int, slot: int) -> None:
 @jit
 def clear_dirty_log(m: Model, vm: int, task: int, slot: int, first_page: int, count: int, mask: int) -> None:
     """KVM_CLEAR_DIRTY_LOG: kvm_arch_mmu_enable_log_dirty_pt_masked() for each 64 pages."""
-    base = m.slot[slot, SLOT_BASE]
+    base = m.slot[slot].base_gfn
     action = CLEAR_DIRTY if m.layout[PML] else CLEAR_WRITABLE
     for chunk in range(first_page, first_page + count, CHUNK_PAGES):
         low, high = NONE, NONE
@@ -76,7 +58,7 @@ def clear_dirty_log(m: Model, vm: int, task: int, slot: int, first_page: int, co
                 high = page
         if low < 0:
             continue
-        if m.vm[vm, VM_ALL_SET]:
+        if m.vm[vm].all_set:
             write_protect_gfn(m, vm, task, base + low, 2)
             if base + low >> 9 != base + high >> 9:
                 write_protect_gfn(m, vm, task, base + high, 2)
@@ -90,22 +72,22 @@ def clear_dirty_log(m: Model, vm: int, task: int, slot: int, first_page: int, co
 @jit
 def delete_slot(m: Model, vm: int, task: int, slot: int) -> None:
     """kvm_mmu_zap_all_fast(): every page of the old generation goes, oldest first; then the TDP MMU."""
-    used = m.vm[vm, VM_USED]
-    print_event(m, task, LOCKED, ZAP_ALL_FAST, m.vm[vm, VM_GEN], used, 0, 0, 0, 0, 0)
-    m.vm[vm, VM_GEN] ^= 1
-    while m.vm[vm, VM_OLDEST] >= 0:
-        prepare_zap_page(m, task, m.vm[vm, VM_OLDEST])
+    used = m.vm[vm].n_used_mmu_pages
+    print_event(m, task, LOCKED, ZAP_ALL_FAST, m.vm[vm].gen, used, 0, 0, 0, 0, 0)
+    m.vm[vm].gen ^= 1
+    while m.vm[vm].oldest >= 0:
+        prepare_zap_page(m, task, m.vm[vm].oldest)
     zap_tdp_root(m, vm, task)
-    m.slot[slot, SLOT_LIVE] = 0
-    m.vm[vm, VM_LAST_SLOT] = NONE
+    m.slot[slot].is_live = 0
+    m.vm[vm].last_slot = NONE
     # kvm_mmu_calculate_default_mmu_pages()
     total = 0
-    for other in range(m.vm[vm, VM_SLOT], m.vm[vm, VM_SLOT_END]):
-        if m.slot[other, SLOT_LIVE]:
-            total += m.slot[other, SLOT_END] - m.slot[other, SLOT_BASE]
-    m.vm[vm, VM_MAX] = max(KVM_MIN_ALLOC_MMU_PAGES, total // PAGES_PER_SHADOW_PAGE)
-    if m.vm[vm, VM_REQUESTED]:
-        m.vm[vm, VM_MAX] = m.vm[vm, VM_REQUESTED]
+    for other in range(m.vm[vm].slot, m.vm[vm].slot_end):
+        if m.slot[other].is_live:
+            total += m.slot[other].end - m.slot[other].base_gfn
+    m.vm[vm].n_max_mmu_pages = max(KVM_MIN_ALLOC_MMU_PAGES, total // PAGES_PER_SHADOW_PAGE)
+    if m.vm[vm].requested:
+        m.vm[vm].n_max_mmu_pages = m.vm[vm].requested
 
 
 @jit

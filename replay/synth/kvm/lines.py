@@ -7,13 +7,7 @@ from __future__ import annotations
 
 from replay.jit import jit
 from replay.synth.kvm.bytes import EINTR, copy_bytes, write_some
-from replay.synth.kvm.state import (
-    CTL_BUDGET,
-    CTL_ERRNO,
-    CTL_FD,
-    CTL_OUT,
-    Model,
-)
+from replay.synth.kvm.state import Model
 
 ZERO, BLANK = 48, 32
 NUMBERS_MAX = 512
@@ -87,12 +81,12 @@ def put_decimal(m: Model, at: int, value: int, width: int, fill: int) -> int:
 def flush(m: Model) -> None:
     """Write out what the buffer holds; after an error, which is noted, nothing more is written."""
     first = 0
-    count = m.ctl[CTL_OUT]
-    while first < count and m.ctl[CTL_ERRNO] == 0:
-        written = write_some(m.ctl[CTL_FD], m.out[0], first, count - first)
+    count = m.ctl.out
+    while first < count and m.ctl.errno == 0:
+        written = write_some(m.ctl.fd, m.out[0], first, count - first)
         if written >= 0:
             first += written
         elif written != -EINTR:
-            m.ctl[CTL_ERRNO] = -written
-    m.ctl[CTL_OUT] = 0
-    m.ctl[CTL_BUDGET] -= FLUSH_COST
+            m.ctl.errno = -written
+    m.ctl.out = 0
+    m.ctl.budget -= FLUSH_COST

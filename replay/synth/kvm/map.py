@@ -45,26 +45,7 @@ from replay.synth.kvm.spte import (
     make_spte,
     pages,
 )
-from replay.synth.kvm.state import (
-    MAP_LEVEL,
-    ROOT_LEVEL,
-    ROOT_MODE,
-    SLOT_BASE,
-    SLOT_DIRTY_LOG,
-    SLOT_END,
-    SLOT_READONLY,
-    SP_ACCESS,
-    SP_DIRECT,
-    SP_GFN,
-    SP_GUEST_MODE,
-    SP_LEVEL,
-    SP_SPT,
-    SP_TDP,
-    SP_UNSYNC,
-    VM_UNSYNC,
-    Model,
-    spte_index,
-)
+from replay.synth.kvm.state import ROOT_LEVEL, Model, spte_index
 from replay.synth.kvm.tdp import make_tdp_table, replace_table
 
 PTE_PREFETCH_NUM = 8
@@ -84,8 +65,8 @@ def shadow_map(
     addr: int,
 ) -> None:
     """FNAME(fetch)() with a walk through ``mapping``, __direct_map() without."""
-    mode = m.root[root, ROOT_MODE]
-    leaf_level = m.mapping[mapping, MAP_LEVEL] if mapping >= 0 else ROOT_LEVEL
+    mode = m.root[root].mode
+    leaf_level = m.mapping[mapping].level if mapping >= 0 else ROOT_LEVEL
     for level in range(ROOT_LEVEL - 1, leaf_level - 1, -1):
         index = spte_index(m, sp, addr)
         if not is_child(m.spte[sp, index]):
@@ -94,9 +75,9 @@ def shadow_map(
         sp = child_of(m.spte[sp, index])
     goal = _goal_level(m, vm, slot, gfn, min(3, leaf_level))
     _print_requested(m, task, slot, gfn, goal, access)
-    while m.sp[sp, SP_LEVEL] > goal:
-        level, index = m.sp[sp, SP_LEVEL], spte_index(m, sp, addr)
-        if is_child(m.spte[sp, index]) and m.sp[child_of(m.spte[sp, index]), SP_ACCESS] != access:
+    while m.sp[sp].level > goal:
+        level, index = m.sp[sp].level, spte_index(m, sp, addr)
+        if is_child(m.spte[sp, index]) and m.sp[child_of(m.spte[sp, index])].access != access:
             # validate_direct_spte(): the guest's access has changed
             unlink_parent(m, sp, index, child_of(m.spte[sp, index]))
             m.spte[sp, index] = 0
@@ -107,8 +88,8 @@ def shadow_map(
         sp = child_of(m.spte[sp, index])
     index = spte_index(m, sp, addr)
     _set_spte(m, vm, task, sp, index, gfn, access, slot, False)
-    if m.sp[sp, SP_LEVEL] == 1:
-        if m.sp[sp, SP_DIRECT]:
+    if m.sp[sp].level == 1:
+        if m.sp[sp].direct:
             _direct_prefetch(m, vm, task, sp, index, slot)
         else:
             _indirect_prefetch(m, vm, task, root, sp, index, addr)
@@ -120,8 +101,8 @@ def tdp_map(m: Model, vm: int, task: int, sp: int, slot: int, gfn: int) -> None:
     goal = _goal_level(m, vm, slot, gfn, 3)
     access = m.layout[ACC_ALL]
     _print_requested(m, task, slot, gfn, goal, access)
-    while m.sp[sp, SP_LEVEL] > goal:
-        index = gfn >> 9 * (m.sp[sp, SP_LEVEL] - 1) & 511
+    while m.sp[sp].level > goal:
+        index = gfn >> 9 * (m.sp[sp].level - 1) & 511
         spte = m.spte[sp, index]
         sp = child_of(spte) if is_child(spte) else make_tdp_table(m, vm, task, sp, index)
     _set_spte(m, vm, task, sp, gfn >> 9 * (goal - 1) & 511, gfn, access, slot, False)
@@ -137,7 +118,7 @@ def _print_requested(m: Model, task: int, slot: int, gfn: int, level: int, acces
 @jit
 def _goal_level(m: Model, vm: int, slot: int, gfn: int, most: int) -> int:
     """kvm_mmu_hugepage_adjust(): 4K only while the slot's dirty log is on."""
-    return 1 if m.slot[slot, SLOT_DIRTY_LOG] else min(most, host_level(m, vm, slot, gfn))
+    return 1 if m.slot[slot].dirty_log else min(most, host_level(m, vm, slot, gfn))
 
 
 @jit
@@ -153,13 +134,13 @@ def _set_spte(
     prefetch: bool,
 ) -> None:
     """mmu_set_spte() and make_spte(), or their TDP MMU counterpart."""
-    level = m.sp[sp, SP_LEVEL]
+    level = m.sp[sp].level
     gfn &= -pages(level)
-    host_writable = m.slot[slot, SLOT_READONLY] == 0
+    host_writable = m.slot[slot].readonly == 0
     shadow = shadow_of(m, vm, gfn)
     if not host_writable or (shadow >= 0 and not _may_write(m, task, vm, shadow, access, prefetch)):
         access &= ~ACC_WRITE
-    spte = make_spte(m.layout, host_pfn(m, slot, gfn), access, m.sp[sp, SP_GUEST_MODE], prefetch)
+    spte = make_spte(m.layout, host_pfn(m, slot, gfn), access, m.sp[sp].guest_mode, prefetch)
     if level > 1:
         spte |= SPTE_PS
     if host_writable:
@@ -170,26 +151,26 @@ def _set_spte(
     if old == spte:
         return
     m.spte[sp, index] = spte
-    if m.sp[sp, SP_TDP]:
+    if m.sp[sp].tdp:
         if is_child(old):
             replace_table(m, task, child_of(old), level, spte)
         else:
             print_spte_changed(m, task, gfn, level, old, spte)
     elif is_child(old):
         unlink_parent(m, sp, index, child_of(old))
-    sptep = m.sp[sp, SP_SPT] + 8 * index
+    sptep = m.sp[sp].spt + 8 * index
     print_event(m, task, LOCKED, SET_SPTE, gfn, spte, RWXU + _letters(m, spte), level, sptep, 0, 0)
 
 
 @jit
 def _may_write(m: Model, task: int, vm: int, shadow: int, access: int, prefetch: bool) -> bool:
     """mmu_try_to_unsync_pages(): a last-level guest page table may become writable, and unsync."""
-    if not access & ACC_WRITE or prefetch or m.sp[shadow, SP_LEVEL] > 1:
+    if not access & ACC_WRITE or prefetch or m.sp[shadow].level > 1:
         return False
-    if not m.sp[shadow, SP_UNSYNC]:
+    if not m.sp[shadow].unsync:
         print_page(m, task, LOCKED_TWICE, UNSYNC_PAGE, shadow, NOTHING)
-        m.sp[shadow, SP_UNSYNC] = 1
-        m.vm[vm, VM_UNSYNC] += 1
+        m.sp[shadow].unsync = 1
+        m.vm[vm].unsync += 1
     return True
 
 
@@ -210,8 +191,8 @@ def _letters(m: Model, spte: int) -> int:
 @jit
 def _direct_prefetch(m: Model, vm: int, task: int, sp: int, index: int, slot: int) -> None:
     """__direct_pte_prefetch(): resident neighbours in the aligned group of eight."""
-    access, base = m.sp[sp, SP_ACCESS], m.sp[sp, SP_GFN]
-    if access & ACC_WRITE and m.slot[slot, SLOT_DIRTY_LOG]:
+    access, base = m.sp[sp].access, m.sp[sp].gfn
+    if access & ACC_WRITE and m.slot[slot].dirty_log:
         return
     start = index & -PTE_PREFETCH_NUM
     end = start + PTE_PREFETCH_NUM
@@ -222,7 +203,7 @@ def _direct_prefetch(m: Model, vm: int, task: int, sp: int, index: int, slot: in
         stop = start + 1
         while stop < end and not is_leaf(m.spte[sp, stop]):
             stop += 1
-        if m.slot[slot, SLOT_BASE] > base + start or base + stop > m.slot[slot, SLOT_END]:
+        if m.slot[slot].base_gfn > base + start or base + stop > m.slot[slot].end:
             return
         if not is_resident(m, slot, base + start):
             return
@@ -242,12 +223,12 @@ def _indirect_prefetch(m: Model, vm: int, task: int, root: int, sp: int, index: 
             continue
         neighbour = addr + (i - index << PAGE_SHIFT)
         mapping = find_mapping(m, root, neighbour)
-        if mapping < 0 or m.mapping[mapping, MAP_LEVEL] > 1:
+        if mapping < 0 or m.mapping[mapping].level > 1:
             return
         gfn = mapped_gfn(m, mapping, neighbour)
         slot = gfn_to_memslot(m, vm, gfn)
         access = walk_access(m, root, mapping, neighbour, False)
-        if slot < 0 or (m.slot[slot, SLOT_DIRTY_LOG] and access & ACC_WRITE):
+        if slot < 0 or (m.slot[slot].dirty_log and access & ACC_WRITE):
             return
         if not is_resident(m, slot, gfn):
             return

@@ -4,32 +4,7 @@ from __future__ import annotations
 
 from replay.jit import jit
 from replay.synth.kvm.spte import pages
-from replay.synth.kvm.state import (
-    CHUNK_VALUE,
-    CHUNK_WORDS,
-    CTL_MOVED_TOP,
-    CTL_NEXT_DATA,
-    DIRTY,
-    DISALLOW,
-    KEY,
-    NONE,
-    OWNER_SHIFT,
-    RESIDENT,
-    SLOT_BACKING,
-    SLOT_BASE,
-    SLOT_CHUNK,
-    SLOT_DIRTY_LOG,
-    SLOT_END,
-    SLOT_FILLING,
-    SLOT_LIVE,
-    SLOT_PFN,
-    VM_LAST_SLOT,
-    VM_SLOT,
-    VM_SLOT_END,
-    Model,
-    find_chunk,
-    make_chunk,
-)
+from replay.synth.kvm.state import DIRTY, DISALLOW, NONE, OWNER_SHIFT, RESIDENT, Model, find_chunk, make_chunk
 
 GIB_FRAMES = 1 << 18
 
@@ -37,12 +12,12 @@ GIB_FRAMES = 1 << 18
 @jit
 def gfn_to_memslot(m: Model, vm: int, gfn: int) -> int:
     """Row of the slot, or -1."""
-    last = m.vm[vm, VM_LAST_SLOT]
-    if last >= 0 and m.slot[last, SLOT_BASE] <= gfn < m.slot[last, SLOT_END]:
+    last = m.vm[vm].last_slot
+    if last >= 0 and m.slot[last].base_gfn <= gfn < m.slot[last].end:
         return last
-    for slot in range(m.vm[vm, VM_SLOT], m.vm[vm, VM_SLOT_END]):
-        if m.slot[slot, SLOT_LIVE] and m.slot[slot, SLOT_BASE] <= gfn < m.slot[slot, SLOT_END]:
-            m.vm[vm, VM_LAST_SLOT] = slot
+    for slot in range(m.vm[vm].slot, m.vm[vm].slot_end):
+        if m.slot[slot].is_live and m.slot[slot].base_gfn <= gfn < m.slot[slot].end:
+            m.vm[vm].last_slot = slot
             return slot
     return NONE
 
@@ -50,12 +25,12 @@ def gfn_to_memslot(m: Model, vm: int, gfn: int) -> int:
 @jit
 def host_level(m: Model, vm: int, slot: int, gfn: int) -> int:
     """kvm_mmu_max_mapping_level(): what the host's pages and lpage_info allow."""
-    for level in range(m.slot[slot, SLOT_BACKING], 1, -1):
+    for level in range(m.slot[slot].backing, 1, -1):
         base = gfn & -pages(level)
-        inside = m.slot[slot, SLOT_BASE] <= base and base + pages(level) <= m.slot[slot, SLOT_END]
+        inside = m.slot[slot].base_gfn <= base and base + pages(level) <= m.slot[slot].end
         if inside:
             tables = find_chunk(m, DISALLOW, vm, level << 36 | gfn >> 9 * (level - 1))
-            if tables < 0 or m.chunk[tables, CHUNK_VALUE] == 0:
+            if tables < 0 or m.chunk[tables].value == 0:
                 return level
     return 1
 
@@ -65,7 +40,7 @@ def disallow_huge(m: Model, vm: int, gfn: int, by: int) -> None:
     """One more guest page table is shadowed, or (-1) one less."""
     for level in range(2, 4):
         chunk = make_chunk(m, DISALLOW, vm, level << 36 | gfn >> 9 * (level - 1))
-        m.chunk[chunk, CHUNK_VALUE] += by
+        m.chunk[chunk].value += by
 
 
 # -- frames of guest memory ------------------------------------------------------------------------
@@ -74,7 +49,7 @@ def disallow_huge(m: Model, vm: int, gfn: int, by: int) -> None:
 @jit
 def backing_shift(m: Model, slot: int) -> int:
     """log2 of the gfns in one host page of the slot: 0, 9 or 18."""
-    return 9 * (m.slot[slot, SLOT_BACKING] - 1)
+    return 9 * (m.slot[slot].backing - 1)
 
 
 @jit
@@ -82,15 +57,15 @@ def host_pfn(m: Model, slot: int, gfn: int) -> int:
     """The host's frame of ``gfn``; makes its host page resident."""
     shift = backing_shift(m, slot)
     page = gfn >> shift
-    chunk = m.slot[slot, SLOT_CHUNK]
-    if chunk < 0 or m.chunk[chunk, KEY] != RESIDENT | slot << OWNER_SHIFT | page >> 9:
+    chunk = m.slot[slot].chunk
+    if chunk < 0 or m.chunk[chunk].key != RESIDENT | slot << OWNER_SHIFT | page >> 9:
         chunk = make_chunk(m, RESIDENT, slot, page >> 9)
-        m.slot[slot, SLOT_CHUNK] = chunk
-    m.chunk[chunk, CHUNK_WORDS + (page >> 5 & 15)] |= 1 << (page & 31)
-    block = m.chunk[chunk, CHUNK_VALUE] - 1
+        m.slot[slot].chunk = chunk
+    m.chunk[chunk].words[page >> 5 & 15] |= 1 << (page & 31)
+    block = m.chunk[chunk].value - 1
     if block >= 0 and m.moved[block, page & 511]:
         return m.moved[block, page & 511] + (gfn & ((1 << shift) - 1))
-    return m.slot[slot, SLOT_PFN] + gfn - m.slot[slot, SLOT_BASE]
+    return m.slot[slot].pfn + gfn - m.slot[slot].base_gfn
 
 
 @jit
@@ -98,7 +73,7 @@ def is_resident(m: Model, slot: int, gfn: int) -> bool:
     """Whether the host page of ``gfn`` has a frame."""
     page = gfn >> backing_shift(m, slot)
     chunk = find_chunk(m, RESIDENT, slot, page >> 9)
-    return chunk >= 0 and m.chunk[chunk, CHUNK_WORDS + (page >> 5 & 15)] >> (page & 31) & 1 != 0
+    return chunk >= 0 and m.chunk[chunk].words[page >> 5 & 15] >> (page & 31) & 1 != 0
 
 
 @jit
@@ -111,16 +86,16 @@ def evict(m: Model, slot: int, first: int, last: int) -> None:
         chunk = find_chunk(m, RESIDENT, slot, page >> 9)
         end = min(stop, (page | 511) + 1)
         while chunk >= 0 and page < end:
-            word = CHUNK_WORDS + (page >> 5 & 15)
-            if m.chunk[chunk, word] >> (page & 31) & 1:
-                m.chunk[chunk, word] &= ~(1 << (page & 31))
-                if m.chunk[chunk, CHUNK_VALUE] == 0:
-                    ctl[CTL_MOVED_TOP] += 1
-                    m.chunk[chunk, CHUNK_VALUE] = ctl[CTL_MOVED_TOP]
+            word = page >> 5 & 15
+            if m.chunk[chunk].words[word] >> (page & 31) & 1:
+                m.chunk[chunk].words[word] &= ~(1 << (page & 31))
+                if m.chunk[chunk].value == 0:
+                    ctl.moved_top += 1
+                    m.chunk[chunk].value = ctl.moved_top
                 # contiguous frames, aligned as the gfn is within a 1 GiB page
-                pfn = ctl[CTL_NEXT_DATA] + ((page << shift) - ctl[CTL_NEXT_DATA] & GIB_FRAMES - 1)
-                ctl[CTL_NEXT_DATA] = pfn + (1 << shift)
-                m.moved[m.chunk[chunk, CHUNK_VALUE] - 1, page & 511] = pfn
+                pfn = ctl.next_data + ((page << shift) - ctl.next_data & GIB_FRAMES - 1)
+                ctl.next_data = pfn + (1 << shift)
+                m.moved[m.chunk[chunk].value - 1, page & 511] = pfn
             page += 1
         page = end
 
@@ -132,30 +107,30 @@ def evict(m: Model, slot: int, first: int, last: int) -> None:
 def _dirty_chunk(m: Model, slot: int, page: int) -> int:
     """The part of the bitmap around ``page`` of the slot; made if need be, as the last filling left it."""
     chunk = make_chunk(m, DIRTY, slot, page >> 9)
-    filling = m.slot[slot, SLOT_FILLING]
-    if m.chunk[chunk, CHUNK_VALUE] != filling:
-        m.chunk[chunk, CHUNK_VALUE] = filling
+    filling = m.slot[slot].filling
+    if m.chunk[chunk].value != filling:
+        m.chunk[chunk].value = filling
         for i in range(16):
-            m.chunk[chunk, CHUNK_WORDS + i] = 0xFFFFFFFF
+            m.chunk[chunk].words[i] = 0xFFFFFFFF
     return chunk
 
 
 @jit
 def mark_page_dirty(m: Model, slot: int, gfn: int) -> None:
     """mark_page_dirty_in_slot()"""
-    if m.slot[slot, SLOT_DIRTY_LOG]:
-        page = gfn - m.slot[slot, SLOT_BASE]
+    if m.slot[slot].dirty_log:
+        page = gfn - m.slot[slot].base_gfn
         chunk = _dirty_chunk(m, slot, page)
-        m.chunk[chunk, CHUNK_WORDS + (page >> 5 & 15)] |= 1 << (page & 31)
+        m.chunk[chunk].words[page >> 5 & 15] |= 1 << (page & 31)
 
 
 @jit
 def is_dirty(m: Model, slot: int, page: int, clear: bool) -> bool:
     """Whether ``page`` of the slot is; if ``clear``, it is so no more."""
-    if m.slot[slot, SLOT_FILLING] == 0 and find_chunk(m, DIRTY, slot, page >> 9) < 0:
+    if m.slot[slot].filling == 0 and find_chunk(m, DIRTY, slot, page >> 9) < 0:
         return False
-    chunk, word = _dirty_chunk(m, slot, page), CHUNK_WORDS + (page >> 5 & 15)
-    bits = m.chunk[chunk, word]
+    words, word = m.chunk[_dirty_chunk(m, slot, page)].words, page >> 5 & 15
+    bits = words[word]
     if clear:
-        m.chunk[chunk, word] = bits & ~(1 << (page & 31))
+        words[word] = bits & ~(1 << (page & 31))
     return bits >> (page & 31) & 1 != 0

@@ -13,34 +13,7 @@ from replay.synth.kvm.ioctl import clear_dirty_log, delete_slot, set_dirty_log, 
 from replay.synth.kvm.lines import flush
 from replay.synth.kvm.root import load_root, put_root, reload_root
 from replay.synth.kvm.spte import EPT
-from replay.synth.kvm.state import (
-    CTL_ACCESS,
-    CTL_BUDGET,
-    CTL_CHUNK_TOP,
-    CTL_CLOCK,
-    CTL_GREW,
-    CTL_NUMBER,
-    CTL_PC,
-    CTL_SP_TOP,
-    CTL_TABLE_TOP,
-    CTL_WANT_CHUNKS,
-    CTL_WANT_MOVED,
-    NONE,
-    ROOT_SP,
-    SLOT_BASE,
-    SLOT_DIRTY_LOG,
-    SLOT_END,
-    SLOT_LIVE,
-    SP_TDP,
-    VM_ALL_SET,
-    VM_TASK,
-    VM_VCPUS,
-    Model,
-    has_room,
-    leaf_page,
-    rehash,
-    spte_index,
-)
+from replay.synth.kvm.state import NONE, Model, has_room, leaf_page, rehash, spte_index
 from replay.synth.kvm.twister import random_below, shuffle
 from replay.synth.kvm.zap import change_mmu_pages, prepare_zap_page
 
@@ -71,15 +44,15 @@ ADDRESS_END = 1 << 60
 def play(model: Model) -> int:
     """Continue the program until it is done or cannot continue; returns the reason."""
     m = by_reference(model)
-    if m.ctl[CTL_GREW]:
-        m.ctl[CTL_GREW] = 0
-        rehash(m.sp, m.page_heads, m.ctl[CTL_SP_TOP])
-        rehash(m.table, m.table_heads, m.ctl[CTL_TABLE_TOP])
-        rehash(m.chunk, m.chunk_heads, m.ctl[CTL_CHUNK_TOP])
-    m.ctl[CTL_BUDGET] = BUDGET
+    if m.ctl.grew:
+        m.ctl.grew = 0
+        rehash(m.sp, m.page_heads, m.ctl.sp_top)
+        rehash(m.table, m.table_heads, m.ctl.table_top)
+        rehash(m.chunk, m.chunk_heads, m.ctl.chunk_top)
+    m.ctl.budget = BUDGET
     result = OK
     while result == OK:
-        result = _step(m, m.program[m.ctl[CTL_PC]])
+        result = _step(m, m.program[m.ctl.pc])
     if result == DONE:
         flush(m)
     return result
@@ -90,10 +63,10 @@ def _step(m: Model, step) -> int:
     """One instruction; the next one follows if it returns OK."""
     do, vm = step[DO], step[VM]
     ctl = m.ctl
-    ctl[CTL_BUDGET] -= 1
-    if ctl[CTL_BUDGET] < 0:
+    ctl.budget -= 1
+    if ctl.budget < 0:
         return PAUSED
-    following = ctl[CTL_PC] + 1
+    following = ctl.pc + 1
     result = OK
     if do == END:
         return DONE
@@ -114,15 +87,15 @@ def _step(m: Model, step) -> int:
     elif do == UNMAP_SLOT:
         result = _unmap_step(m, vm, step)
     else:
-        ctl[CTL_CLOCK] += IOCTL_US
+        ctl.clock += IOCTL_US
         lock = LOCKED if do == UNMAP else UNLOCKED
-        print_event(m, m.vm[vm, VM_TASK], lock, TEXT, step[STEP_TEXT], 0, 0, 0, 0, 0, 0)
+        print_event(m, m.vm[vm].task, lock, TEXT, step[STEP_TEXT], 0, 0, 0, 0, 0, 0)
         if do == LIMIT:
-            change_mmu_pages(m, vm, m.vm[vm, VM_TASK], step[ARGS])
+            change_mmu_pages(m, vm, m.vm[vm].task, step[ARGS])
         elif do == MANUAL:
-            m.vm[vm, VM_ALL_SET] = step[ARGS]
+            m.vm[vm].all_set = step[ARGS]
     if result == OK:
-        ctl[CTL_PC] = following
+        ctl.pc = following
     return result
 
 
@@ -133,27 +106,27 @@ def _touch(m: Model, vm: int, step) -> int:
     stride = step[ARGS + 4]
     access, in_order, advance = step[ARGS + 5] & 3, step[ARGS + 5] >> 2 == 0, step[ARGS + 6]
     ctl = m.ctl
-    if vcpu >= m.vm[vm, VM_VCPUS]:
+    if vcpu >= m.vm[vm].vcpus:
         return NO_VCPU
     now = m.rounds[step[DEPTH]]
     end = step[ARGS + 7]
     if end > ADDRESS_END or (advance and now > (ADDRESS_END - end) // advance):
         return NO_ADDRESS
     start += now * advance
-    task = m.vm[vm, VM_TASK] + WORDS_A_TASK * (vcpu + 1)
-    if ctl[CTL_NUMBER] < 0:
+    task = m.vm[vm].task + WORDS_A_TASK * (vcpu + 1)
+    if ctl.number < 0:
         if not has_room(m):
             return GROW
         if not in_order:
             shuffle(m, count)
         if load_root(m, vm, task, vcpu, root) < 0:
             return NO_TABLES
-        ctl[CTL_NUMBER] = 0
-    top = m.root[root, ROOT_SP]
-    for number in range(ctl[CTL_NUMBER], count):
-        ctl[CTL_BUDGET] -= 1
-        if ctl[CTL_BUDGET] < 0:
-            ctl[CTL_NUMBER] = number
+        ctl.number = 0
+    top = m.root[root].sp
+    for number in range(ctl.number, count):
+        ctl.budget -= 1
+        if ctl.budget < 0:
+            ctl.number = number
             return PAUSED
         addr = start + stride * (number if in_order else m.order[number])
         kind = random_below(m, 2) if access == ACCESS_RANDOM else access
@@ -162,17 +135,17 @@ def _touch(m: Model, vm: int, step) -> int:
             if m.layout[EPT]:
                 used_by_cpu(m, vm, leaf, addr, kind)
             continue
-        ctl[CTL_CLOCK] += FAULT_US
-        ctl[CTL_ACCESS] = kind
+        ctl.clock += FAULT_US
+        ctl.access = kind
         result = page_fault(m, vm, task, vcpu, root, top, addr, kind)
         if result != OK:
             return result
         if m.layout[EPT]:
             used_by_cpu(m, vm, leaf_page(m, top, addr), addr, kind)
         if not has_room(m):
-            ctl[CTL_NUMBER] = number + 1
+            ctl.number = number + 1
             return GROW
-    ctl[CTL_NUMBER] = NONE
+    ctl.number = NONE
     return OK
 
 
@@ -182,15 +155,15 @@ def _root_step(m: Model, vm: int, step) -> int:
     root, vcpu = step[ARGS], step[ARGS + 1]
     if not has_room(m):
         return GROW
-    if vcpu >= m.vm[vm, VM_VCPUS]:
+    if vcpu >= m.vm[vm].vcpus:
         return NO_VCPU
-    sp = m.root[root, ROOT_SP]
+    sp = m.root[root].sp
     if sp < 0 and step[DO] == ZAP:
         return NOT_LOADED
-    if sp >= 0 and m.sp[sp, SP_TDP]:
+    if sp >= 0 and m.sp[sp].tdp:
         return TDP_STAYS
-    m.ctl[CTL_CLOCK] += IOCTL_US
-    task = m.vm[vm, VM_TASK] + WORDS_A_TASK * (vcpu + 1)
+    m.ctl.clock += IOCTL_US
+    task = m.vm[vm].task + WORDS_A_TASK * (vcpu + 1)
     if sp < 0:
         return OK if load_root(m, vm, task, vcpu, root) >= 0 else NO_TABLES
     if step[DO] == ZAP:
@@ -204,23 +177,23 @@ def _root_step(m: Model, vm: int, step) -> int:
 @jit
 def _slot_step(m: Model, vm: int, step) -> int:
     """Dirty logging and deletion of a memslot."""
-    do, slot, task = step[DO], step[ARGS], m.vm[vm, VM_TASK]
+    do, slot, task = step[DO], step[ARGS], m.vm[vm].task
     first_page, count = step[ARGS + 1], step[ARGS + 2]
-    if not m.slot[slot, SLOT_LIVE]:
+    if not m.slot[slot].is_live:
         return DELETED
     if do == CLEAR:
-        if first_page + count > m.slot[slot, SLOT_END] - m.slot[slot, SLOT_BASE]:
+        if first_page + count > m.slot[slot].end - m.slot[slot].base_gfn:
             return BEYOND_SLOT
-        if not m.slot[slot, SLOT_DIRTY_LOG]:
+        if not m.slot[slot].dirty_log:
             return NOT_LOGGED
-        m.ctl[CTL_WANT_CHUNKS] = count // 512 + 2
+        m.ctl.want_chunks = count // 512 + 2
         if not has_room(m):
             return GROW
-        m.ctl[CTL_WANT_CHUNKS] = 0
-    m.ctl[CTL_CLOCK] += IOCTL_US
+        m.ctl.want_chunks = 0
+    m.ctl.clock += IOCTL_US
     print_event(m, task, UNLOCKED, TEXT, step[STEP_TEXT], 0, 0, 0, 0, 0, 0)
     if do == DIRTY_LOG:
-        m.slot[slot, SLOT_DIRTY_LOG] = first_page
+        m.slot[slot].dirty_log = first_page
         set_dirty_log(m, vm, task, slot)
     elif do == CLEAR:
         clear_dirty_log(m, vm, task, slot, first_page, count, step[ARGS + 3])
@@ -233,10 +206,10 @@ def _slot_step(m: Model, vm: int, step) -> int:
 def _unmap_step(m: Model, vm: int, step) -> int:
     """An mmu notifier takes memory of one slot away."""
     slot, first, last = step[ARGS], step[ARGS + 1], step[ARGS + 2]
-    if m.slot[slot, SLOT_LIVE]:
-        m.ctl[CTL_WANT_MOVED] = min(m.ctl[CTL_CHUNK_TOP], (last - first >> 9) + 2)
+    if m.slot[slot].is_live:
+        m.ctl.want_moved = min(m.ctl.chunk_top, (last - first >> 9) + 2)
         if not has_room(m):
             return GROW
-        m.ctl[CTL_WANT_MOVED] = 0
-        unmap(m, vm, m.vm[vm, VM_TASK], slot, first, last)
+        m.ctl.want_moved = 0
+        unmap(m, vm, m.vm[vm].task, slot, first, last)
     return OK

@@ -20,33 +20,7 @@ from replay.synth.kvm.spte import (
     is_leaf,
     pages,
 )
-from replay.synth.kvm.state import (
-    CHUNK_VALUE,
-    CHUNK_WORDS,
-    MAP_ADDR,
-    MAP_GFN,
-    MAP_LEVEL,
-    MAP_SIZE,
-    NONE,
-    ROOT_LEVEL,
-    ROOT_MAP,
-    ROOT_MAP_END,
-    SMALL,
-    SP_GFN,
-    SP_LEVEL,
-    SP_VM,
-    TABLE_ADDR,
-    TABLE_SHADOW,
-    TABLE_SPTES,
-    VM_ROLES,
-    VM_ROOT,
-    VM_ROOT_END,
-    VM_TDP,
-    Model,
-    find,
-    find_chunk,
-    page_key,
-)
+from replay.synth.kvm.state import NONE, ROOT_LEVEL, SMALL, TABLE_SPTES, Model, find, find_chunk, page_key
 
 PROTECT, CLEAR_WRITABLE, DROP, COLLAPSE, CLEAR_DIRTY = range(5)
 """What becomes of a leaf: it loses W and MMU-writable; W alone; goes; goes if it could be huge; it loses D,
@@ -65,16 +39,16 @@ def change_leaves(
     ``slot`` is that of the range, where ``action`` is COLLAPSE, which is for direct pages.
     """
     for role in range(_ROLE_BITS):
-        if m.vm[vm, VM_ROLES] >> role & 1:
+        if m.vm[vm].roles >> role & 1:
             for level in range(min_level, max_level + 1):
                 _change_direct(m, vm, slot, first, last, level, role, action)
     if action == COLLAPSE:
         return
-    for root in range(m.vm[vm, VM_ROOT], m.vm[vm, VM_ROOT_END]):
-        for mapping in range(m.root[root, ROOT_MAP], m.root[root, ROOT_MAP_END]):
-            gfn = m.mapping[mapping, MAP_GFN]
-            inside = gfn < last and first < gfn + (m.mapping[mapping, MAP_SIZE] >> PAGE_SHIFT)
-            if inside and min_level <= m.mapping[mapping, MAP_LEVEL] <= max_level:
+    for root in range(m.vm[vm].root, m.vm[vm].root_end):
+        for mapping in range(m.root[root].map, m.root[root].map_end):
+            gfn = m.mapping[mapping].gfn
+            inside = gfn < last and first < gfn + (m.mapping[mapping].length >> PAGE_SHIFT)
+            if inside and min_level <= m.mapping[mapping].level <= max_level:
                 _change_mapped(m, slot, root, mapping, first, last, action)
 
 
@@ -91,10 +65,10 @@ def _change_direct(
             if gib != number >> 9:
                 gib = number >> 9
                 chunk = find_chunk(m, SMALL, vm, gib)
-            if chunk < 0 or m.chunk[chunk, CHUNK_VALUE] == 0:
+            if chunk < 0 or m.chunk[chunk].value == 0:
                 number = (number | 511) + 1
                 continue
-            if not m.chunk[chunk, CHUNK_WORDS + (number >> 5 & 15)] >> (number & 31) & 1:
+            if not m.chunk[chunk].words[number >> 5 & 15] >> (number & 31) & 1:
                 number += 1
                 continue
         base = number << shift + 9
@@ -109,17 +83,17 @@ def _change_direct(
 @jit
 def _change_mapped(m: Model, slot: int, root: int, mapping: int, first: int, last: int, action: int) -> None:
     """Leaves in pages that shadow the last table of walks through one mapping."""
-    level, gfn = m.mapping[mapping, MAP_LEVEL], m.mapping[mapping, MAP_GFN]
-    start = m.mapping[mapping, MAP_ADDR]
+    level, gfn = m.mapping[mapping].level, m.mapping[mapping].gfn
+    start = m.mapping[mapping].addr
     addr = start + (max(0, first - gfn) << PAGE_SHIFT)
-    end = start + min(m.mapping[mapping, MAP_SIZE], last - gfn << PAGE_SHIFT)
+    end = start + min(m.mapping[mapping].length, last - gfn << PAGE_SHIFT)
     shift = PAGE_SHIFT + 9 * (level - 1)
     while addr < end:
         table, met = find_table(m, root, level, addr), level
-        if table >= 0 and m.table[table, TABLE_SHADOW] >= 0:
-            base = m.table[table, TABLE_ADDR]
+        if table >= 0 and m.table[table].shadow >= 0:
+            base = m.table[table].addr
             high = min(TABLE_SPTES, (end - 1 - base >> shift) + 1)
-            sp = m.table[table, TABLE_SHADOW]
+            sp = m.table[table].shadow
             _change_entries(m, slot, sp, addr - base >> shift, high, action)
         while table < 0 and met + 1 < ROOT_LEVEL and find_table(m, root, met + 1, addr) < 0:
             met += 1
@@ -129,13 +103,13 @@ def _change_mapped(m: Model, slot: int, root: int, mapping: int, first: int, las
 @jit
 def _change_entries(m: Model, slot: int, sp: int, low: int, high: int, action: int) -> None:
     """Leaves of one page, of indexes ``low`` to ``high``."""
-    vm, level = m.sp[sp, SP_VM], m.sp[sp, SP_LEVEL]
+    vm, level = m.sp[sp].vm, m.sp[sp].level
     for index in range(low, high):
         spte = m.spte[sp, index]
         if is_leaf(spte):
             if action != COLLAPSE:
                 m.spte[sp, index] = _changed(m, spte, action)
-            elif level < host_level(m, vm, slot, m.sp[sp, SP_GFN] + index * pages(level)):
+            elif level < host_level(m, vm, slot, m.sp[sp].gfn + index * pages(level)):
                 m.spte[sp, index] = 0
 
 
@@ -154,7 +128,7 @@ def change_tdp_leaves(
     m: Model, vm: int, task: int, first: int, last: int, min_level: int, max_level: int, action: int
 ) -> None:
     """Leaves of the TDP MMU that map anything from gfn ``first`` to ``last``, by ascending gfn, printed."""
-    top = m.vm[vm, VM_TDP]
+    top = m.vm[vm].tdp
     gfn = first
     while top >= 0 and gfn < last:
         sp, level = top, ROOT_LEVEL

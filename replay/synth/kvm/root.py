@@ -7,29 +7,7 @@ from replay.synth.kvm.events import EXISTING, GET_PAGE, LOCKED, NEW, NOTHING, SY
 from replay.synth.kvm.guest import make_table
 from replay.synth.kvm.shadow_page import alloc_page, get_direct_page, get_indirect_page, write_protect_gfn
 from replay.synth.kvm.spte import ACC_ALL, L1
-from replay.synth.kvm.state import (
-    CTL_FOUND,
-    KIND_DIRECT,
-    KIND_TDP,
-    NONE,
-    ROOT_KIND,
-    ROOT_LEVEL,
-    ROOT_MODE,
-    ROOT_SP,
-    SP_GEN,
-    SP_GFN,
-    SP_NEWER,
-    SP_ROOT,
-    SP_ROOT_COUNT,
-    SP_TDP,
-    SP_UNSYNC,
-    VM_GEN,
-    VM_INVALID_ROOT,
-    VM_LAST_INVALID_ROOT,
-    VM_TDP,
-    VM_UNSYNC,
-    Model,
-)
+from replay.synth.kvm.state import KIND_DIRECT, KIND_TDP, NONE, ROOT_LEVEL, Model
 from replay.synth.kvm.zap import make_mmu_pages_available, next_unsync, prepare_zap_page
 
 
@@ -39,14 +17,14 @@ def load_root(m: Model, vm: int, task: int, vcpu: int, root: int) -> int:
 
     -1 where the guest's own root reaches beyond every slot.
     """
-    while m.vm[vm, VM_INVALID_ROOT] >= 0:
-        sp = m.vm[vm, VM_INVALID_ROOT]
-        m.vm[vm, VM_INVALID_ROOT] = m.sp[sp, SP_NEWER]
+    while m.vm[vm].invalid_root >= 0:
+        sp = m.vm[vm].invalid_root
+        m.vm[vm].invalid_root = m.sp[sp].newer
         put_root(m, sp)
         prepare_zap_page(m, task, sp)
-    m.vm[vm, VM_LAST_INVALID_ROOT] = NONE
-    sp = m.root[root, ROOT_SP]
-    kind = m.root[root, ROOT_KIND]
+    m.vm[vm].last_invalid_root = NONE
+    sp = m.root[root].sp
+    kind = m.root[root].kind
     if sp >= 0:
         if kind != KIND_TDP and not m.loaded[root, vcpu]:
             print_page(m, task, LOCKED, GET_PAGE, sp, EXISTING)
@@ -54,9 +32,9 @@ def load_root(m: Model, vm: int, task: int, vcpu: int, root: int) -> int:
         return sp
     if kind == KIND_TDP:
         sp = alloc_page(m, vm, 0, ROOT_LEVEL, 1, m.layout[ACC_ALL], L1)
-        m.sp[sp, SP_TDP] = 1
-        m.sp[sp, SP_GEN] = m.vm[vm, VM_GEN]
-        m.vm[vm, VM_TDP] = sp
+        m.sp[sp].tdp = 1
+        m.sp[sp].gen = m.vm[vm].gen
+        m.vm[vm].tdp = sp
         print_page(m, task, LOCKED, GET_PAGE, sp, NEW)
     else:
         make_mmu_pages_available(m, vm, task)
@@ -66,9 +44,9 @@ def load_root(m: Model, vm: int, task: int, vcpu: int, root: int) -> int:
             table = make_table(m, vm, root, ROOT_LEVEL, 0)
             if table < 0:
                 return NONE
-            sp = get_indirect_page(m, vm, task, table, ROOT_LEVEL, m.root[root, ROOT_MODE])
-    m.sp[sp, SP_ROOT] = root
-    m.root[root, ROOT_SP] = sp
+            sp = get_indirect_page(m, vm, task, table, ROOT_LEVEL, m.root[root].mode)
+    m.sp[sp].root = root
+    m.root[root].sp = sp
     if kind != KIND_TDP:
         hold_root(m, vcpu, root)
     return sp
@@ -77,33 +55,33 @@ def load_root(m: Model, vm: int, task: int, vcpu: int, root: int) -> int:
 @jit
 def reload_root(m: Model, vm: int, task: int, vcpu: int, root: int) -> None:
     """The guest loads an existing root again: its page tables are synced."""
-    sp = m.root[root, ROOT_SP]
-    m.sp[sp, SP_ROOT_COUNT] -= m.loaded[root, vcpu]
+    sp = m.root[root].sp
+    m.sp[sp].root_count -= m.loaded[root, vcpu]
     print_page(m, task, LOCKED, GET_PAGE, sp, EXISTING)
     hold_root(m, vcpu, root)
     position = next_unsync(m, sp, 0)
     while position >= 0:
-        write_protect_gfn(m, vm, task, m.sp[m.ctl[CTL_FOUND], SP_GFN], 1)
+        write_protect_gfn(m, vm, task, m.sp[m.ctl.found].gfn, 1)
         position = next_unsync(m, sp, position + 1)
     position = next_unsync(m, sp, 0)
     while position >= 0:
-        page = m.ctl[CTL_FOUND]
+        page = m.ctl.found
         print_page(m, task, LOCKED, SYNC_PAGE, page, NOTHING)
-        m.sp[page, SP_UNSYNC] = 0
-        m.vm[vm, VM_UNSYNC] -= 1
+        m.sp[page].unsync = 0
+        m.vm[vm].unsync -= 1
         position = next_unsync(m, sp, position + 1)
 
 
 @jit
 def hold_root(m: Model, vcpu: int, root: int) -> None:
     """A vCPU's reference to a root that it has loaded."""
-    m.sp[m.root[root, ROOT_SP], SP_ROOT_COUNT] += 1
+    m.sp[m.root[root].sp].root_count += 1
     m.loaded[root, vcpu] = 1
 
 
 @jit
 def put_root(m: Model, sp: int) -> None:
     """All vCPUs drop a root."""
-    m.sp[sp, SP_ROOT_COUNT] = 0
+    m.sp[sp].root_count = 0
     for vcpu in range(m.loaded.shape[1]):
-        m.loaded[m.sp[sp, SP_ROOT], vcpu] = 0
+        m.loaded[m.sp[sp].root, vcpu] = 0

@@ -1,4 +1,4 @@
-"""Bits of SPTEs (spte.h), in the three layouts of x86, and how the model stores those that point to tables."""
+"""Bits of SPTEs (spte.h), in the three layouts of x86, and how the model stores links to tables."""
 
 from __future__ import annotations
 

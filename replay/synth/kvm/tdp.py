@@ -33,35 +33,22 @@ from replay.synth.kvm.spte import (
     is_leaf,
     pages,
 )
-from replay.synth.kvm.state import (
-    CTL_STACK,
-    NONE,
-    ROOT_LEVEL,
-    SLOT_BASE,
-    SLOT_END,
-    SP_GFN,
-    SP_LEVEL,
-    SP_SPT,
-    SP_TDP,
-    TABLE_SPTES,
-    VM_TDP,
-    Model,
-)
+from replay.synth.kvm.state import NONE, ROOT_LEVEL, TABLE_SPTES, Model
 
 
 @jit
 def make_tdp_table(m: Model, vm: int, task: int, parent: int, index: int) -> int:
     """A new table below ``parent``; a huge SPTE in the way is split by the faults to come."""
-    level = m.sp[parent, SP_LEVEL]
-    base = m.sp[parent, SP_GFN] + index * pages(level)
+    level = m.sp[parent].level
+    base = m.sp[parent].gfn + index * pages(level)
     old = m.spte[parent, index]
     split = is_leaf(old) and m.layout[FOUR_LETTERS] != 0
     if is_leaf(old) and not split:
         print_spte_changed(m, task, base, level, old, m.layout[REMOVED])
     child = alloc_page(m, vm, base, level - 1, 1, m.layout[ACC_ALL], L1)
-    m.sp[child, SP_TDP] = 1
+    m.sp[child].tdp = 1
     print_page(m, task, LOCKED, GET_PAGE, child, NEW)
-    print_spte_changed(m, task, base, level, old if split else 0, m.sp[child, SP_SPT] | m.layout[NONLEAF])
+    print_spte_changed(m, task, base, level, old if split else 0, m.sp[child].spt | m.layout[NONLEAF])
     link_shadow_page(m, parent, index, child)
     if split:
         _fill_child(m, child, old)
@@ -72,7 +59,7 @@ def make_tdp_table(m: Model, vm: int, task: int, parent: int, index: int) -> int
 @jit
 def _fill_child(m: Model, child: int, huge: int) -> None:
     """tdp_mmu_split_huge_page(): the entries of a new table map what the huge SPTE mapped."""
-    level = m.sp[child, SP_LEVEL]
+    level = m.sp[child].level
     small = huge & ~SPTE_PS if level == 1 else huge
     for index in range(TABLE_SPTES):
         m.spte[child, index] = small + (index * pages(level) << PAGE_SHIFT)
@@ -81,22 +68,22 @@ def _fill_child(m: Model, child: int, huge: int) -> None:
 @jit
 def remove_table(m: Model, task: int, sp: int) -> None:
     """handle_removed_pt(): the page, then every one of its entries."""
-    top = level = m.sp[sp, SP_LEVEL]
+    top = level = m.sp[sp].level
     _begin_removal(m, task, sp)
     while level <= top:
-        stack = CTL_STACK + 2 * level
-        sp, index = m.ctl[stack], m.ctl[stack + 1]
+        place = 2 * level
+        sp, index = m.ctl.stack[place], m.ctl.stack[place + 1]
         if index == TABLE_SPTES:
             if m.layout[FOUR_LETTERS] and level < top:
                 _print_removed(m, task, sp, level + 1, m.layout[REMOVED])
             free_page(m, sp)
             level += 1
             continue
-        m.ctl[stack + 1] = index + 1
+        m.ctl.stack[place + 1] = index + 1
         spte = m.spte[sp, index]
         m.spte[sp, index] = 0
         if not is_child(spte):
-            gfn = m.sp[sp, SP_GFN] + index * pages(level)
+            gfn = m.sp[sp].gfn + index * pages(level)
             print_spte_changed(m, task, gfn, level, spte, m.layout[REMOVED])
             continue
         child = child_of(spte)
@@ -109,23 +96,23 @@ def remove_table(m: Model, task: int, sp: int) -> None:
 @jit
 def _print_removed(m: Model, task: int, child: int, level: int, new: int) -> None:
     """The entry at ``level`` that led to a table becomes ``new``."""
-    old = m.sp[child, SP_SPT] | m.layout[NONLEAF]
-    print_spte_changed(m, task, m.sp[child, SP_GFN], level, old, new)
+    old = m.sp[child].spt | m.layout[NONLEAF]
+    print_spte_changed(m, task, m.sp[child].gfn, level, old, new)
 
 
 @jit
 def _begin_removal(m: Model, task: int, sp: int) -> None:
     """Print the table as zapped and put it on the stack of its level, from its first entry on."""
     print_page(m, task, LOCKED, ZAP_PAGE, sp, NOTHING)
-    stack = CTL_STACK + 2 * m.sp[sp, SP_LEVEL]
-    m.ctl[stack], m.ctl[stack + 1] = sp, 0
+    place = 2 * m.sp[sp].level
+    m.ctl.stack[place], m.ctl.stack[place + 1] = sp, 0
 
 
 @jit
 def _remove_child(m: Model, task: int, parent: int, index: int, new: int) -> None:
     """The entry of a table becomes ``new``, and the table goes."""
     child = child_of(m.spte[parent, index])
-    replace_table(m, task, child, m.sp[parent, SP_LEVEL], new)
+    replace_table(m, task, child, m.sp[parent].level, new)
     m.spte[parent, index] = new if is_leaf(new) else 0
 
 
@@ -136,7 +123,7 @@ def replace_table(m: Model, task: int, child: int, level: int, new: int) -> None
         _print_removed(m, task, child, level, new)
         remove_table(m, task, child)
         return
-    gfn, old = m.sp[child, SP_GFN], m.sp[child, SP_SPT] | m.layout[NONLEAF]
+    gfn, old = m.sp[child].gfn, m.sp[child].spt | m.layout[NONLEAF]
     remove_table(m, task, child)
     print_spte_changed(m, task, gfn, level, old, new)
 
@@ -144,8 +131,8 @@ def replace_table(m: Model, task: int, child: int, level: int, new: int) -> None
 @jit
 def zap_collapsible_tables(m: Model, vm: int, task: int, slot: int) -> None:
     """zap_collapsible_spte_range(): tables below an entry that could be huge."""
-    top = m.vm[vm, VM_TDP]
-    gfn, end = m.slot[slot, SLOT_BASE], m.slot[slot, SLOT_END]
+    top = m.vm[vm].tdp
+    gfn, end = m.slot[slot].base_gfn, m.slot[slot].end
     while top >= 0 and gfn < end:
         sp, level = top, ROOT_LEVEL
         index = gfn >> 9 * (level - 1) & 511
@@ -189,7 +176,7 @@ def _huge_spte(m: Model, top: int, first: int, level: int) -> int:
 @jit
 def zap_tdp_root(m: Model, vm: int, task: int) -> None:
     """kvm_tdp_mmu_zap_invalidated_roots(): entries at level 3 of the tree, then at level 4."""
-    top = m.vm[vm, VM_TDP]
+    top = m.vm[vm].tdp
     if top < 0:
         return
     if m.layout[FOUR_LETTERS]:
@@ -200,7 +187,7 @@ def zap_tdp_root(m: Model, vm: int, task: int) -> None:
             if is_child(m.spte[top, index]):
                 _zap_entries(m, task, child_of(m.spte[top, index]))
         _zap_entries(m, task, top)
-    m.vm[vm, VM_TDP] = NONE
+    m.vm[vm].tdp = NONE
     free_page(m, top)
 
 
@@ -210,12 +197,12 @@ def _zap_entries(m: Model, task: int, sp: int) -> None:
     for index in range(TABLE_SPTES):
         if is_child(m.spte[sp, index]):
             _remove_child(m, task, sp, index, 0)
-    level = m.sp[sp, SP_LEVEL]
+    level = m.sp[sp].level
     for index in range(TABLE_SPTES):
         spte = m.spte[sp, index]
         if spte:
             m.spte[sp, index] = 0
-            print_spte_changed(m, task, m.sp[sp, SP_GFN] + index * pages(level), level, spte, 0)
+            print_spte_changed(m, task, m.sp[sp].gfn + index * pages(level), level, spte, 0)
 
 
 @jit

@@ -9,7 +9,6 @@ import numpy as np
 
 from replay.jit import by_reference, jit, kernel
 from replay.schema import Kind
-from replay.trace import registers as reg
 from replay.trace.dat.fields import EVENT_KIND, EVENT_SIZE
 from replay.trace.dat.pages import (
     AT_END,
@@ -27,12 +26,13 @@ from replay.trace.dat.pages import (
     set_time,
 )
 from replay.trace.dat.records import WITHOUT_TEXT, read_columns, read_other
-from replay.trace.event import IGNORED_LINE, NO_ROOM
-from replay.trace.payload import NUM
-from replay.trace.rows import end_row
-from replay.trace.scanner import PRINT
+from replay.trace.scan import registers as reg
+from replay.trace.scan.event import IGNORED_LINE, NO_ROOM
+from replay.trace.scan.payload import NUM
+from replay.trace.scan.rows import end_row
+from replay.trace.scan.state import PRINT
 
-# why ``decode`` stopped, beside the reasons of ``scan``; ``state[START]`` is the stream, or the new pid
+# why ``decode`` stopped, beside the reasons of ``scan``; ``state.start`` is the stream, or the new pid
 NEED_PAGES, IS_CORRUPT, NEED_TEXT = 20, 21, 22
 
 _LOST_EVENTS, _FIRST_MARK = int(Kind.LOST_EVENTS), int(Kind.MARK_VM_CREATE)
@@ -62,8 +62,8 @@ def _next_page(pages, n, state):
         status = list_page(pages, n)
         if status >= NEEDS_PAGES:
             streams[n, STREAM_WAITS] = 1
-            state[reg.STOP] = NEED_PAGES if status == NEEDS_PAGES else IS_CORRUPT
-            state[reg.START] = np.int64(n)
+            state.stop = NEED_PAGES if status == NEEDS_PAGES else IS_CORRUPT
+            state.start = np.int64(n)
             return False
         if status == AT_END:
             set_time(pages.tree, n, NEVER)
@@ -76,10 +76,10 @@ def _next_page(pages, n, state):
 @jit
 def _end_lost(streams, n, time, rows, tasks, state):
     """A row for the events that were lost before the record at hand."""
-    lost, row = streams[n, STREAM_LOST], np.uint64(state[reg.ROWS])
+    lost, row = streams[n, STREAM_LOST], np.uint64(state.rows)
     streams[n, STREAM_LOST] = 0
-    state[reg.LOST] += lost if lost > 0 else 1
-    state[reg.LINES] += 1
+    state.lost += lost if lost > 0 else 1
+    state.lines += 1
     rows.wide[NUM, row] = np.uint64(lost)
     kind, task, cpu = np.int64(_LOST_EVENTS), np.int64(reg.NO_TASK), streams[n, STREAM_CPU]
     end_row(kind, task, cpu, time, np.int64(-1), row, rows, tasks, state)
@@ -89,10 +89,10 @@ def _end_lost(streams, n, time, rows, tasks, state):
 def _end_malformed(number, scanner):
     """Count a malformed record of the format ``number``."""
     state = scanner.state
-    count = state[reg.MALFORMED]
+    count = state.malformed
     if count < reg.MAX_MALFORMED:
-        scanner.malformed[count, 0], scanner.malformed[count, 2] = number, state[reg.LINES]
-    state[reg.MALFORMED] = count + 1
+        scanner.malformed[count, 0], scanner.malformed[count, 2] = number, state.lines
+    state.malformed = count + 1
 
 
 @jit
@@ -109,12 +109,12 @@ def _decode(pages, layouts, rows, scanner):
             streams[n, STREAM_WAITS] = 0
             if not _next_page(pages, n, state):
                 return
-    state[reg.STOP] = reg.AT_END
+    state.stop = reg.AT_END
     while tree[1, 0] != NEVER:
-        if state[reg.ROWS] == last_row:
-            state[reg.STOP] = reg.ROWS_FULL
+        if state.rows == last_row:
+            state.stop = reg.ROWS_FULL
             return
-        time, n, row = tree[1, 0], np.uint64(tree[1, 1]), np.uint64(state[reg.ROWS])
+        time, n, row = tree[1, 0], np.uint64(tree[1, 1]), np.uint64(state.rows)
         at = np.uint64(streams[n, STREAM_AT])
         if streams[n, STREAM_LOST] != 0:
             _end_lost(streams, n, time, rows, tasks, state)
@@ -132,21 +132,21 @@ def _decode(pages, layouts, rows, scanner):
             else:
                 kind = read_other(record, size, pages, layouts, event, rows, scanner)
         if kind == NO_ROOM or kind == WITHOUT_TEXT:
-            state[reg.STOP] = reg.TEXTS_FULL if kind == NO_ROOM else NEED_TEXT
-            state[reg.START] = np.int64(n)
+            state.stop = reg.TEXTS_FULL if kind == NO_ROOM else NEED_TEXT
+            state.start = np.int64(n)
             return
         if kind > 0:
             pid, task = _find_task(data, record, size, streams, n, pids, pid_place)
             if task < 0:
-                state[reg.STOP], state[reg.START] = reg.TASK_IS_NEW, pid
+                state.stop, state.start = reg.TASK_IS_NEW, pid
                 return
-            state[reg.LINES] += 1
-            text = state[reg.START] if kind >= _FIRST_MARK else np.int64(-1)
+            state.lines += 1
+            text = state.start if kind >= _FIRST_MARK else np.int64(-1)
             end_row(kind, task, streams[n, STREAM_CPU], time, text, row, rows, tasks, state)
         else:
-            state[reg.LINES] += 1
+            state.lines += 1
             if kind == IGNORED_LINE:
-                state[reg.IGNORED] += 1
+                state.ignored += 1
                 pages.counts[number if number >= 0 else len(pages.counts) - 1] += 1
             else:
                 _end_malformed(number, scanner)
@@ -160,7 +160,7 @@ def _decode(pages, layouts, rows, scanner):
 
 @kernel
 def decode(pages, layouts, rows, scanner):
-    """Decode records into ``rows`` from row ``state[ROWS]`` on until ``state[STOP]`` says why not.
+    """Decode records into ``rows`` from row ``state.rows`` on until ``state.stop`` says why not.
 
     ``pages`` Pages, ``layouts`` Layouts, ``rows`` Rows, ``scanner`` Scanner, of which headers and seen are
     not used.  A record at which it stops is yet to be decoded; ``malformed`` has the number of its format.

@@ -14,12 +14,12 @@ from typing import NamedTuple
 import numpy as np
 
 from replay.schema import Flag, Kind
-from replay.trace.control import KEYS
 from replay.trace.dat.formats import Field, Format
-from replay.trace.payload import CODE, LEVEL, OLD_SPTE, ROLE, SPTE
-from replay.trace.raw import FIELDS
-from replay.trace.roles import RoleLayout
-from replay.trace.scanner import NAMES, OTHER, PRINT
+from replay.trace.scan.control_lines import KEYS
+from replay.trace.scan.payload import CODE, LEVEL, OLD_SPTE, ROLE, SPTE
+from replay.trace.scan.raw_fields import FIELDS
+from replay.trace.scan.role_words import RoleLayout
+from replay.trace.scan.state import NAMES, OTHER, PRINT
 
 _FLAGS: dict[Kind, dict[str, Flag]] = {
     Kind.GET_PAGE: {"unsync": Flag.UNSYNC, "created": Flag.CREATED},

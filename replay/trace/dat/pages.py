@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from replay.jit import jit
-from replay.trace.lex import load64
+from replay.trace.scan.lex import load64
 
 # places of a row of ``streams``
 (

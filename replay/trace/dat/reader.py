@@ -8,7 +8,6 @@ from typing import IO
 import numpy as np
 
 from replay.errors import MalformedLine, TraceError
-from replay.trace import registers as reg
 from replay.trace.dat import decode as decoding
 from replay.trace.dat import pages as paging
 from replay.trace.dat.container import CpuData, DatFile, read_container
@@ -26,10 +25,11 @@ from replay.trace.dat.pages import (
     STREAM_PAGE,
 )
 from replay.trace.dat.printk import printed
-from replay.trace.dialect import Task
-from replay.trace.lex import PADDING, grown
 from replay.trace.parser import Parser
-from replay.trace.scanner import with_task
+from replay.trace.scan import registers as reg
+from replay.trace.scan.header import Task
+from replay.trace.scan.lex import PADDING, grown
+from replay.trace.scan.state import with_task
 from replay.trace.source import Source
 from replay.trace.trace import Trace
 
@@ -88,10 +88,10 @@ class DatParser(Parser):
     def _decode(self) -> None:
         state = self._scanner.state
         while True:
-            malformed = int(state[reg.MALFORMED])
+            malformed = int(state.malformed)
             decoding.decode(self._pages, self._layouts, self._rows, self._scanner)
             self._take_malformed_records(malformed)
-            reason = int(state[reg.STOP])
+            reason = int(state.stop)
             if reason == reg.AT_END:
                 return
             if reason == reg.ROWS_FULL:
@@ -101,13 +101,13 @@ class DatParser(Parser):
                     texts=grown(self._scanner.texts, len(self._pages.scratch))
                 )
             elif reason == reg.TASK_IS_NEW:
-                self._add_pid(int(state[reg.START]))
+                self._add_pid(int(state.start))
             elif reason == decoding.NEED_PAGES:
-                self._refill(int(state[reg.START]))
+                self._refill(int(state.start))
             elif reason == decoding.NEED_TEXT:
-                self._print(int(state[reg.START]))
+                self._print(int(state.start))
             else:
-                cpu = int(self._pages.streams[int(state[reg.START]), STREAM_CPU])
+                cpu = int(self._pages.streams[int(state.start), STREAM_CPU])
                 raise TraceError(
                     self._source.path,
                     0,
@@ -142,7 +142,7 @@ class DatParser(Parser):
         text = printed(form, arguments).encode()[: len(self._pages.scratch) - 2 * PADDING]
         place = slice(PADDING, 2 * PADDING + len(text))
         self._pages.scratch[place] = np.frombuffer(text + b"\n" * PADDING, np.uint8)
-        self._scanner.state[reg.DONE] = 1
+        self._scanner.state.done = 1
 
     def _add_pid(self, pid: int) -> None:
         number = len(self._tasks)
@@ -156,7 +156,7 @@ class DatParser(Parser):
             _put_pid(self._pages.pids, pid, number)
 
     def _take_malformed_records(self, first: int) -> None:
-        last = min(int(self._scanner.state[reg.MALFORMED]), reg.MAX_MALFORMED)
+        last = min(int(self._scanner.state.malformed), reg.MAX_MALFORMED)
         for number, _, record in self._scanner.malformed[first:last].tolist():
             name = self._formats[number].name
             if self._strict:

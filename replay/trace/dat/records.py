@@ -6,7 +6,6 @@ import numpy as np
 
 from replay.jit import jit
 from replay.schema import Kind, Role
-from replay.trace.control import to_frames
 from replay.trace.dat.fields import (
     EVENT_KIND,
     EVENT_LARGEST,
@@ -26,12 +25,12 @@ from replay.trace.dat.fields import (
     OP_GEN,
     OP_ROLE,
 )
-from replay.trace.event import IGNORED_LINE, MALFORMED_LINE, clear_fields, read_marker
-from replay.trace.lex import NEWLINE, PADDING, load64
-from replay.trace.payload import END, GFN
-from replay.trace.registers import DONE, ROWS, START
-from replay.trace.rows import clear_row, write_fields
-from replay.trace.scanner import OTHER, PRINT
+from replay.trace.scan.control_lines import to_frames
+from replay.trace.scan.event import IGNORED_LINE, MALFORMED_LINE, clear_fields, read_marker
+from replay.trace.scan.lex import NEWLINE, PADDING, load64
+from replay.trace.scan.payload import END, GFN
+from replay.trace.scan.rows import clear_row, write_fields
+from replay.trace.scan.state import OTHER, PRINT
 
 WITHOUT_TEXT = -20
 """What ``read_record`` returns, beside what the readers of lines do, where trace_printk's text is missing."""
@@ -104,7 +103,7 @@ def _copy_text(data, text, end, scratch):
 
 @jit
 def _read_text(rows, row, scratch, scanner):
-    """The marker in ``scratch``: kind, with the number of its text in START; MALFORMED_LINE or NO_ROOM."""
+    """The marker in ``scratch``: kind, its text's number in ``start``; MALFORMED_LINE or NO_ROOM."""
     fields, marks, names, texts = scanner.fields, scanner.marks, scanner.names, scanner.texts
     clear_fields(fields)
     kind, number = read_marker(
@@ -112,7 +111,7 @@ def _read_text(rows, row, scratch, scanner):
     )
     if kind > 0:
         write_fields(row, rows, fields)
-        scanner.state[START] = number
+        scanner.state.start = number
     return kind
 
 
@@ -137,10 +136,10 @@ def read_other(record, size, pages, layouts, event, rows, scanner):
         _copy_text(pages.data, place, record + size, pages.scratch)
     elif not _is_marker(load64(pages.data, place), pages.markers):
         return np.int64(IGNORED_LINE)
-    elif scanner.state[DONE] == 0:
+    elif scanner.state.done == 0:
         return np.int64(WITHOUT_TEXT)
-    scanner.state[DONE] = 0
-    return _read_text(rows, scanner.state[ROWS], pages.scratch, scanner)
+    scanner.state.done = 0
+    return _read_text(rows, scanner.state.rows, pages.scratch, scanner)
 
 
 @jit
