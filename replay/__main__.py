@@ -1,6 +1,6 @@
-"""Entry of the command ``replay``.
+"""Entry point of the command ``replay``.
 
-Importing what a command needs takes long: an interrupt ends it as quietly then as it does later.
+What a command needs takes a while to import: an interrupt during that time ends it as quietly as one later.
 """
 
 from __future__ import annotations

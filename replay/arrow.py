@@ -22,7 +22,7 @@ ReadColumns = Callable[[Places, Collection[str]], Iterator[Columns]]
 
 
 def arrow_array(values: np.ndarray, kind: pa.DataType, null: np.ndarray | None = None) -> pa.Array:
-    """``values`` [n], C order, as an array of ``kind``, as wide as they are; null where ``null`` [n]."""
+    """``values`` [n], C order, as an array of ``kind``, which has their width; null where ``null`` [n]."""
     data = np.packbits(values, bitorder="little") if pa.types.is_boolean(kind) else values
     validity = None
     if null is not None and null.any():
@@ -44,7 +44,7 @@ def _dictionary(words: tuple[str, ...]) -> pa.Array:
 def record_batches(
     batches: Iterable[Columns], words: Mapping[str, Sequence[str]], schema: pa.Schema
 ) -> Iterator[pa.RecordBatch]:
-    """``batches`` as of ``schema``; ``words``: what the numbers of a column stand for, null if negative."""
+    """``batches`` with ``schema``; ``words``: what the numbers of a column mean, null if negative."""
     dictionaries = {name: pa.array(known, pa.string()) for name, known in words.items()}
     for batch in batches:
         arrays = []
@@ -89,10 +89,10 @@ def numbered_array(array: pa.DictionaryArray, numbers: Mapping[str, int]) -> np.
 
 
 def _valid(array: pa.Array) -> np.ndarray:
-    """Where ``array``, some of whose values are null, has one; pyarrow.compute takes long to import."""
+    """Which values of ``array``, some of them null, are not; pyarrow.compute takes long to import."""
     validity = array.buffers()[0]
     if validity is None:
-        raise ValueError("nulls that nothing tells")
+        raise ValueError("nulls without a validity bitmap")
     bits = np.frombuffer(validity, np.uint8)
     places = slice(array.offset, array.offset + len(array))
     return np.unpackbits(bits, bitorder="little")[places].view(np.bool_)

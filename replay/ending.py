@@ -1,4 +1,4 @@
-"""Runs the command line: whatever ends a command becomes one line and an exit code."""
+"""Runs the command line: however a command ends, it gives at most one line and an exit code."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _run() -> Any:
         if getattr(sys, name) is None:  # closed
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # what cannot be written as it is, as half a character of a file's name, is escaped
+        # what cannot be encoded, for example half a character in a file name, is escaped
         sys.stdout.reconfigure(errors="backslashreplace")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
@@ -87,6 +87,6 @@ def _complain(message: str) -> int:
 
 def _leave(code: int) -> NoReturn:
     if code in (BROKEN_PIPE, UNUSABLE):
-        # what standard output still holds cannot be written: keep Python from trying again
+        # the rest of standard output cannot be written: keep Python from trying again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)

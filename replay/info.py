@@ -1,4 +1,4 @@
-"""What a trace holds, and what can be replayed from it: the document ``replay.info/1``."""
+"""What a trace contains, and what can be replayed from it: the document ``replay.info/1``."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def info_document(trace: Trace) -> dict[str, Any]:
     run = run_trace(trace, Request(policy="auto", expect="recorded"))
     facts = trace_facts(trace)
     counts = Counter({kind: n for kind, n in enumerate(trace.kind_counts().tolist()) if n})
-    has_events = bool(trace.kvmmmu_events)  # else a window at the end says nothing
+    has_events = bool(trace.kvmmmu_events)  # otherwise a window at the end means nothing
     causes = run.replay.windows["cause"].to_pylist() if has_events else []
     window_vms = Counter(run.replay.windows["vm"].to_pylist() if has_events else ())
     control = {name: sum(counts[kind] for kind in kinds) for name, kinds in _SOURCES.items()}
@@ -95,7 +95,7 @@ def info_document(trace: Trace) -> dict[str, Any]:
 
 
 def _told_columns(trace: Trace) -> dict[str, bool]:
-    """Which of the columns in front of an event any line has."""
+    """Which of the columns before the name of an event occur in any line."""
     told = {"time": bool(trace.last_ts_ns), "task": False, "process": False, "cpu": False}
     for batch in trace.batches(("pid", "tgid", "cpu")):
         for name, column in (("task", batch.pid), ("process", batch.tgid), ("cpu", batch.cpu)):
@@ -105,9 +105,9 @@ def _told_columns(trace: Trace) -> dict[str, bool]:
 
 def _can(run: Run, causes: list[str], counts: Counter[int]) -> Iterator[str]:
     if causes and causes[0] not in _WHAT_IF:
-        yield f"{_number(len(causes), 'window')}, when dirty logging was turned on"
+        yield f"{_number(len(causes), 'window')}, when dirty logging was enabled"
     elif causes and counts[Kind.SET_SPTE] + counts[Kind.TDP_MMU_SPTE_CHANGED]:
-        yield "what if dirty logging were turned on at the end of the trace"
+        yield "what if dirty logging were enabled at the end of the trace"
     comparison = run.comparison
     if comparison.recorded:
         if comparison.compared:
@@ -135,13 +135,13 @@ def _cannot(
     for reason, count in comparison.not_compared.items():
         yield f"comparison of {_number(count, 'recorded line')}: {REASONS[reason]}"
     if not causes or causes[0] in _WHAT_IF:
-        yield "when dirty logging was turned on: no probe, marker or recorded split tells"
+        yield "when dirty logging was enabled: no probe, marker or recorded split shows it"
     if comparison.source == "none":
         yield "comparison: nothing was recorded to compare with"
     elif comparison.flushes_expected is None:
         yield "comparison of TLB flushes: there is no probe of kvm_flush_remote_tlbs"
     if not told["process"] and not counts[Kind.MARK_VM_CREATE]:
-        yield "VMs apart: neither option record-tgid nor vm_create markers tell the process of a task"
+        yield "VMs apart: neither option record-tgid nor vm_create markers show the process of a task"
     if not told["time"]:
         yield "--split-at SECONDS: there are no times"
 

@@ -1,9 +1,9 @@
-"""Kernel versions: what a trace or a user says of the kernel that recorded, and the policy of each version.
+"""Kernel versions: what a trace or a user says about the recorded kernel, and the policy of each version.
 
 Sources: eager page splitting of the TDP MMU came with 5.18 (cb00a70bd4b7), that of shadow pages of
-nested guests with 6.0 (ada51a9de737); a new pte_list_desc is the head of its list since 6.4
+nested guests with 6.0 (ada51a9de737); a new pte_list_desc becomes the head of its list since 6.4
 (141705b78381); KVM_CLEAR_DIRTY_LOG passes an exclusive end since 6.8; the 2026 security fix
-(0cb2af2ea66a) makes every link flush; which releases have it is known from recordings (``_RECORDED``).
+(0cb2af2ea66a) makes every link flush; recordings show which releases have it (``_RECORDED``).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from replay.text_files import shown as printed
 
 _VERSION = re.compile(r"v?(\d{1,2})\.(\d{1,4})(?:\.(\d{1,4}))?(?![\d.])")
 _ABI_NAME = re.compile(r"v?\d+\.\d+\.0-\d+-[a-z]")
-"""Debian up to 12 and Ubuntu: 6.1.0-56-amd64 is some 6.1."""
+"""Debian up to 12 and Ubuntu: 6.1.0-56-amd64 is any 6.1.y."""
 _DEBIAN_PACKAGE = re.compile(r"(?:#\d.*|^\S+) Debian (\d+\.\d+\.\d+)")
-"""After the build number of a banner, whose beginning names a Debian compiler, or after the release."""
+"""After the build number of a banner (its beginning names a Debian compiler), or after the release."""
 _BACKPORTED_KVM = re.compile(r"\.el\d")
-"""Kernels of Red Hat have the KVM of a later version than their name says."""
+"""Red Hat's kernels contain the KVM of a later version than their name says."""
 _FIRST_KVM = (2, 6)
 _RECORDED: dict[tuple[int, int], tuple[int | None, int | None]] = {
     (6, 1): (None, 176),
@@ -32,9 +32,9 @@ _RECORDED: dict[tuple[int, int], tuple[int | None, int | None]] = {
     (7, 2): (13, None),
     (7, 3): (4, None),
 }
-"""By series: the last release that was seen without the fix of 2026, and the first that was seen with it."""
+"""By series: the last release recorded without the fix of 2026, and the first one recorded with it."""
 KERNEL_KNOBS = ("rmap_order", "clear_end")
-"""Knobs that the age of the recording kernel decides, whatever its policy."""
+"""Knobs that the version of the recorded kernel decides, whatever its policy."""
 HOST = "host"
 MERGED = "linux-6.0"
 POSTED = "v2"
@@ -42,7 +42,7 @@ POSTED = "v2"
 
 @dataclass(frozen=True)
 class KernelVersion:
-    """``major.minor.patch``; ``patch`` is None where a distribution's name does not tell it."""
+    """``major.minor.patch``; ``patch`` is None if a distribution's name does not contain it."""
 
     major: int
     minor: int
@@ -62,10 +62,10 @@ class KernelVersion:
         if self.series < (5, 18):
             return "off", "eager page splitting came with 5.18"
         if self.series < (6, 0):
-            return MERGED, "it splits in the TDP MMU alone, which linux-6.0 does alike"
+            return MERGED, "it splits only in the TDP MMU, as linux-6.0 does"
         series = ".".join(map(str, self.series))
         if self.series not in _RECORDED:
-            return MERGED, f"merged code, 6.0 onward; whether {series} has the fix of 2026 was not recorded"
+            return MERGED, f"merged code, from 6.0; no recording shows whether {series} has the fix of 2026"
         without, fixed = _RECORDED[self.series]
         if self.patch is None:
             return MERGED, "merged code, if it is older than the security fix of 2026"
@@ -79,7 +79,7 @@ class KernelVersion:
 
     @property
     def knobs(self) -> dict[str, str]:
-        """Knobs that its age decides, whatever its policy."""
+        """Knobs that its version decides, whatever its policy."""
         return {
             "rmap_order": "head" if self.series >= (6, 4) else "append",
             "clear_end": "exclusive" if self.series >= (6, 8) else "inclusive",
@@ -87,7 +87,7 @@ class KernelVersion:
 
 
 class Choice(NamedTuple):
-    """The policy of ``--policy auto``, and why; ``alternative``: another that fits no worse."""
+    """The policy that ``--policy auto`` chooses, and why; ``alternative``: another that fits equally well."""
 
     policy: str
     reason: str
@@ -97,17 +97,17 @@ class Choice(NamedTuple):
 def choose_policy(
     kernel: KernelVersion | None, evidence: tuple[str, ...], shown: str, asked: bool = False
 ) -> Choice:
-    """The policy of ``--policy auto``: that of the outcomes, else the kernel's.
+    """The policy that ``--policy auto`` chooses: by the outcomes, otherwise by the kernel's version.
 
-    ``evidence`` are the policies that outcomes speak for, the likeliest first, and ``shown`` says why.
-    ``asked``: the user says which kernel it is, not the trace.  With neither, nothing decides between
-    the patch as posted and the code that was merged.
+    ``evidence`` are the policies that the outcomes support, the likeliest first, and ``shown`` says why.
+    ``asked``: the version is given by the user, not by the trace.  With neither version nor evidence,
+    nothing decides between the patch as posted and the merged code.
     """
     if kernel is None and not evidence:
         return Choice(
             POSTED,
-            f"nothing shows the kernel: {shown}, and no version; {POSTED} is the patch as posted, "
-            f"which no release ran; {MERGED} is the code that was merged",
+            f"nothing identifies the kernel ({shown}, and no version); {POSTED} is only the default: "
+            f"the patch as posted, which no release contains; {MERGED} is the merged code",
             MERGED,
         )
     if kernel is None:
@@ -129,20 +129,22 @@ def asked_kernel(text: str | None) -> KernelVersion | None:
     kernel = parse_kernel_version(release)
     if kernel is None:
         what = f"{HOST} ({release})" if text == HOST else printed(text)
-        raise UsageError(f"--kernel {what}: shows no version of KVM: use a release such as 6.12.117, or host")
+        raise UsageError(
+            f"--kernel {what}: no version of KVM in it: use a release (for example 6.12.117) or host"
+        )
     return kernel
 
 
 def host_release() -> str:
-    """The release of this machine's kernel, with the package's version where Debian names it."""
+    """The release of this machine's kernel, with the version of the package if Debian names it."""
     host = os.uname()
     return f"{host.release} {host.version}"
 
 
 def parse_kernel_version(text: str | None) -> KernelVersion | None:
-    """The version in a release (``uname -r``) or in a banner, ``Linux version ...``; None if it tells none.
+    """The version in a release (``uname -r``) or in a banner, ``Linux version ...``; None if there is none.
 
-    A banner of Debian names the package's version after that of the release, which then counts.
+    In a Debian banner the version of the package comes after the release, and counts instead of it.
     """
     if not text or _BACKPORTED_KVM.search(text):
         return None

@@ -1,4 +1,4 @@
-"""Large memory from the system: zeroed, taken as it is used, in large pages where that saves time."""
+"""Large memory from the system: zeroed, allocated when used, in huge pages if that saves time."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from contextlib import suppress
 import numpy as np
 
 LARGE_PAGE = 2 << 20
-"""Bytes of a large page on x86-64: a fault that clears one takes as long as fifty that clear 4 KiB do."""
+"""Bytes of a huge page on x86-64: a fault that clears one takes as long as fifty that clear 4 KiB."""
 
 
 def new_memory(size: int, *, reserve: bool = False) -> np.ndarray:
-    """``size`` zeroed bytes, uint8, which go back to the system with the last view of them.
+    """``size`` zeroed bytes, uint8, which are returned to the system with their last view.
 
-    That of ``np.zeros`` is cleared as a whole where it was in use before, as in the second of many replays.
-    ``reserve``: addresses that will hardly be used all, in large pages.  Raises ``MemoryError``.
+    ``np.zeros`` would clear all of it if it was in use before, for example in the second of many replays.
+    ``reserve``: addresses in huge pages, of which only a part will be used.  Raises ``MemoryError``.
     """
     return np.frombuffer(_mapped(size, reserve), np.uint8)
 
@@ -38,8 +38,8 @@ def _mapped(size: int, reserve: bool) -> mmap.mmap:
 class Arena:
     """Blocks of memory from one range of reserved addresses.
 
-    To map each would make threads wait that use the others: the kernel joins neighbouring ranges.  All go
-    back to the system with the last view of any.  Raises ``MemoryError``.
+    Mapping each block separately would make threads that use the others wait, because the kernel joins
+    neighbouring ranges.  All are returned to the system with the last view of any.  Raises ``MemoryError``.
     """
 
     def __init__(self, size: int) -> None:
@@ -48,7 +48,7 @@ class Arena:
         self._used = 0
 
     def take(self, size: int) -> np.ndarray | None:
-        """``size`` zeroed bytes, uint8, that begin with a cache line; None if there is no room."""
+        """``size`` zeroed bytes, uint8, aligned to a cache line; None if there is no room."""
         begin, end = self._used, self._used + -(-size // 64) * 64
         if end > len(self._memory):
             return None
@@ -56,7 +56,7 @@ class Arena:
         return self._memory[begin : begin + size]
 
     def release(self, block: np.ndarray) -> None:
-        """Give back the pages of ``block``, which nobody uses any more, but not its addresses."""
+        """Return the pages of ``block``, which is no longer used, but not its addresses."""
         begin = block.ctypes.data - self._memory.ctypes.data
         first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
         last = (begin + len(block)) // mmap.PAGESIZE * mmap.PAGESIZE

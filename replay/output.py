@@ -1,4 +1,4 @@
-"""Output files appear whole or not at all."""
+"""Output files appear completely or not at all."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from replay.errors import OutputError, UsageError
 
 @contextmanager
 def replacing(path: str | os.PathLike[str], is_named: bool = True) -> Iterator[Path]:
-    """A temporary name beside ``path``, of the same ending, that becomes ``path`` if the block ends well.
+    """A temporary file beside ``path``, with the same suffix, renamed to ``path`` if the block succeeds.
 
-    If the block raises, also by an interrupt, the temporary file is removed and ``path`` is as it
-    was.  What is no regular file, as /dev/stdout, is written in place if the user named it
-    (``is_named``).  Raises ``OutputError`` for any ``OSError`` of the block.
+    If the block raises, also because of an interrupt, the temporary file is removed and ``path`` is
+    unchanged.  If ``path`` is not a regular file (/dev/stdout), it is written directly, provided that the
+    user named it (``is_named``).  Raises ``OutputError`` for any ``OSError`` of the block.
     """
     target = temporary = Path(path)
     if target.exists() and not target.is_file():  # the link /dev/stdout leads to no name if that is a pipe
@@ -40,7 +40,7 @@ def replacing(path: str | os.PathLike[str], is_named: bool = True) -> Iterator[P
 
 
 def write_text(path: str | os.PathLike[str], text: str, is_named: bool = True) -> None:
-    """Write a text file, whole or not at all.  ``is_named`` as of ``replacing``."""
+    """Write a text file, completely or not at all.  ``is_named`` as in ``replacing``."""
     with replacing(path, is_named) as temporary:
         temporary.write_text(text, "utf-8")
 
@@ -50,11 +50,11 @@ def check_ending(path: Path, *endings: str) -> None:
     if path.suffix not in endings:
         *others, last = endings
         allowed = f"{', '.join(others)} or {last}" if others else last
-        raise UsageError(f"{path}: the ending must be {allowed}")
+        raise UsageError(f"{path}: the file name must end in {allowed}")
 
 
 def make_directory(path: str | os.PathLike[str]) -> Path:
-    """The directory ``path``, made if it is not there.  Raises ``OutputError``."""
+    """The directory ``path``, created if it does not exist.  Raises ``OutputError``."""
     directory = Path(path)
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -20,25 +20,25 @@ from replay.errors import InputError, UsageError
 from replay.text_files import TextFileError, decimal_number, parse_toml, read_text_file, shown
 
 MAX_POLICY_BYTES = 1 << 20
-"""Of a policy file: a knob takes fifty."""
+"""Limit for a policy file: a knob takes fifty bytes."""
 
 
 class Unsync(IntEnum):
-    """An unsync shadow page that holds a huge SPTE."""
+    """What happens to a huge SPTE in an unsync shadow page."""
 
     SKIP = 0
     SPLIT = 1
 
 
 class ExistingChild(IntEnum):
-    """The lower table that a split needs exists already, for the same gfn and role."""
+    """What happens if the lower table of a split already exists, with the same gfn and role."""
 
     SKIP = 0  # -EOPNOTSUPP, the SPTE stays huge
     REUSE = 1  # link the existing table, fill its non-present SPTEs
 
 
 class OccupiedRmap(IntEnum):
-    """The rmap of a child gfn holds an entry already, so that adding one needs memory."""
+    """What happens if the rmap of a child gfn already has an entry, so that adding one needs memory."""
 
     LEAVE_NONPRESENT = 0  # the child SPTE stays non-present
     GROW = 1  # take a pte_list_desc
@@ -47,9 +47,9 @@ class OccupiedRmap(IntEnum):
 class Flush(IntEnum):
     """When a successful split flushes TLBs."""
 
-    DEFERRED_IF_PARTIAL = 0  # owed if a child was left non-present, paid at a lock drop, yield or window end
-    ON_LINK_ALWAYS = 1  # at once, on every split
-    ON_LINK_IF_NONLEAF = 2  # at once, if the child held a present non-leaf SPTE
+    DEFERRED_IF_PARTIAL = 0  # pending if a child was left non-present, until a lock drop, yield or window end
+    ON_LINK_ALWAYS = 1  # immediately, on every split
+    ON_LINK_IF_NONLEAF = 2  # immediately, if the child had a present non-leaf SPTE
 
 
 class SplitCaches(IntEnum):
@@ -83,14 +83,14 @@ class SparePage(IntEnum):
 class AllocFailure(IntEnum):
     """A GFP_NOWAIT allocation under the lock fails."""
 
-    UNCHECKED = 0  # not noticed: the kernel goes on with a NULL page
+    UNCHECKED = 0  # not noticed: the kernel continues with a NULL page
     DROP_LOCK = 1  # allocate again with the lock dropped
 
 
 class Pml(IntEnum):
     """Whether the CPU logs writes of the guest (page modification logging of Intel, EPT only)."""
 
-    AUTO = 0  # as the trace shows: by its probes, else by the SPTEs of nested MMUs
+    AUTO = 0  # as the trace shows: by its probes, otherwise by the SPTEs of nested MMUs
     OFF = 1  # dirty logging write-protects 4K SPTEs
     ON = 2  # it clears their D bit instead, and write-protects those of nested MMUs only
 
@@ -98,8 +98,8 @@ class Pml(IntEnum):
 class FaultSplit(IntEnum):
     """What a write fault does with a huge page of the TDP MMU while dirty logging is on."""
 
-    AUTO = 0  # as the kernel's version or a recorded fault shows, else as SPLIT
-    ZAP = 1  # before 6.2: it maps one 4K page, and all others fault in their turn
+    AUTO = 0  # as the kernel's version or a recorded fault shows, otherwise as SPLIT
+    ZAP = 1  # before 6.2: it maps one 4K page, and all others fault later
     SPLIT = 2  # since 6.2: it maps them all
 
 
@@ -146,7 +146,7 @@ class Policy:
     """Only shadow pages of nested MMUs are split, and only with tdp_mmu=Y."""
     split_caches: SplitCaches = SplitCaches.NONE
     desc_min: int = 513
-    """Descriptors that must be cached before a split, where split_caches=merged."""
+    """Descriptors that must be cached before a split, if split_caches=merged."""
     desc_capacity: int = 553
     """Descriptors that a refill fills up to."""
     page_capacity: int = 40
@@ -176,14 +176,16 @@ class Policy:
         values: dict[str, Any] = {name: _knob_value(name, value, where) for name, value in knobs.items()}
         changed = replace(self, **values)
         if changed.desc_capacity < changed.desc_min or changed.page_capacity < 1:
-            raise UsageError(f"{where}: caches never fill: desc_capacity >= desc_min, page_capacity >= 1")
+            raise UsageError(
+                f"{where}: the caches never fill: use desc_capacity >= desc_min, page_capacity >= 1"
+            )
         return changed
 
     @staticmethod
     def parse(text: str, preset_knobs: Mapping[str, object] | None = None) -> Policy:
         """A policy from ``NAME``, ``NAME:knob=value[,knob=value]`` or the path of a ``.toml`` file.
 
-        ``preset_knobs`` change the preset that it is or is based on; what the text says goes before.
+        ``preset_knobs`` change the preset that it names or is based on; knobs in the text take precedence.
         Raises ``UsageError``, or ``InputError`` for a file that cannot be read.
         """
         name, _, settings = text.partition(":")
@@ -210,7 +212,7 @@ class Policy:
 
 
 def allowed_values(knob: str) -> tuple[str, ...]:
-    """The words that a knob takes; empty where it takes a number."""
+    """The words that a knob accepts; empty if it takes a number."""
     default = getattr(PRESETS["v2"], knob)
     if isinstance(default, bool):
         return ("false", "true")
@@ -312,9 +314,9 @@ DESCRIPTIONS: dict[str, str] = {
     "v2": "patch 20 of the v2 series, exactly as posted",
     "v2-desc": "v2 with patch 23: child rmaps may grow, every split is full",
     "v2-alias": "v2 with patches 23 to 25: an existing child is reused",
-    "linux-6.0": "merged code, 6.0 onward: nested MMUs only, caches, -EAGAIN",
-    "linux-2026": "merged code with the 2026 security fix: every split flushes",
-    "off": "eager_page_split=N: nothing is split up front",
+    "linux-6.0": "merged code, from 6.0: nested MMUs only, caches, -EAGAIN",
+    "linux-2026": "merged code with the security fix of 2026: every split flushes",
+    "off": "eager_page_split=N: nothing is split in advance",
 }
 
 

@@ -1,12 +1,12 @@
-"""Text that may hold anything, as a terminal may be sent it: control characters are shown, not obeyed."""
+"""Makes any text safe for a terminal: control characters are shown, not executed."""
 
 from __future__ import annotations
 
 
 def printable(text: str) -> str:
-    """``text`` as one line, with escapes such as ``\\x1b`` in place of what does not print.
+    """``text`` as one line, with escapes (``\\x1b``) for characters that cannot be printed.
 
-    Control characters, marks that turn the direction of writing, bytes of a name that are no UTF-8.
+    These are control characters, marks that change the direction of writing, and bytes that are not UTF-8.
     """
     if text.isprintable():
         return text
@@ -14,7 +14,7 @@ def printable(text: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """As ``printable``, where ``text`` has several lines."""
+    """As ``printable``, for several lines of text."""
     if text.isprintable():
         return text
     return "\n".join(map(printable, text.split("\n")))

@@ -1,4 +1,4 @@
-"""Files that are looked for though nobody named them: what lies in their place is not waited for."""
+"""Files that the user did not name: if a pipe or device is in their place, it is not waited for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def open_regular(path: str | os.PathLike[str]) -> FileIO:
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
-    """Raises ``OSError`` where ``path`` is missing, or no regular file."""
+    """Raises ``OSError`` if ``path`` is missing or not a regular file."""
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
         os.scandir(path).close()  # where that cannot be done either, it says more

@@ -1,4 +1,4 @@
-"""One run of one trace: read, choose the policy, replay, compare.  The commands are built on this."""
+"""One run of one trace: read it, choose the policy, replay, compare.  All commands are built on this."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ if TYPE_CHECKING:
     from replay.verdict.golden import Golden
 
 Progress = Callable[[int, int | None], None]
-"""Called with the bytes of the trace read so far, and their number, None where it is not known."""
+"""Called with the number of bytes read so far, and the size of the trace, None if it is not known."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to run a trace with.  None means: as the golden file says, else the default."""
+    """What to run a trace with.  None means: as the golden file says, otherwise the default."""
 
     policy: str | Policy | None = None
-    """A policy, ``auto``, or what ``Policy.parse`` takes."""
+    """A policy, ``auto``, or a text for ``Policy.parse``."""
     kernel: str | None = None
-    """The kernel that recorded, or is asked about: a release, a banner, or ``host``."""
+    """The recorded kernel: a release, a banner, or ``host``."""
     settings: tuple[str, ...] = ()
     """``KNOB=VALUE`` applied on top of the policy."""
     split_at: str | None = None
     resched: str | None = None
     max_mmu_pages: int | None = None
     nested: str | None = None
-    """Whether the shadow MMU's pages are those of nested guests under tdp_mmu=Y: auto, yes or no."""
+    """Whether the shadow MMU's pages belong to nested guests with tdp_mmu=Y: auto, yes or no."""
     expect: str | None = None
-    """``recorded``, ``none``, or the path of a golden file; None takes the one beside the trace."""
+    """``recorded``, ``none``, or the path of a golden file; None means the one beside the trace."""
     strict: bool = False
     allow_lost: bool = False
     rmap_histogram: tuple[str, ...] = ()
     """Moments: ``end``, seconds, or words of marker lines."""
     rmap_columns: str = "auto"
     census: bool = False
-    """Keep the facts that ``replay review`` asks for."""
+    """Keep the facts that ``replay review`` needs."""
     file_format: str | None = None
-    """What the input is, a word of ``replay.trace.formats.FORMATS``; None lets its content tell."""
+    """The format of the input, a word of ``replay.trace.formats.FORMATS``; None detects it."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ class Run:
     replay: Replay
     comparison: Comparison
     notes: tuple[str, ...] = ()
-    """What a reader of the figures has to know beside them."""
+    """What a reader has to know about the figures."""
     alternative: str | None = None
-    """Another policy that fits the trace no worse, where nothing shows the kernel."""
+    """Another policy that fits the trace equally well, if nothing identifies the kernel."""
 
     @cached_property
     def document(self) -> dict[str, Any]:
@@ -97,9 +97,9 @@ class Run:
 
 
 def run_trace(trace: str | Trace, request: Request, progress: Progress | None = None) -> Run:
-    """Run one trace, given by its path (``-`` for standard input) or as it was read.
+    """Run one trace, given as a path (``-`` for standard input) or already read.
 
-    Raises ``ReplayError`` for whatever a user can cause.
+    Raises ``ReplayError`` for every error that a user can cause.
     """
     return _run(trace, request, parse_options(request), progress)
 
@@ -140,9 +140,9 @@ def _run(trace: str | Trace, request: Request, asked: Options, progress: Progres
 
 
 def run_alternative(finished: Run, request: Request) -> Run | None:
-    """The same under the other policy where nothing shows the kernel; None if they cannot differ.
+    """The same run under the other policy if nothing identifies the kernel; None if they cannot differ.
 
-    They cannot where the shadow MMU has no huge SPTE, since the TDP MMU's part is alike in both.
+    They cannot differ if the shadow MMU has no huge SPTE: both treat the TDP MMU in the same way.
     """
     counters = finished.replay.counters
     met = [count for name, count in counters.items() if name == "attempts" or name.startswith("skipped_")]
@@ -156,7 +156,7 @@ def run_alternative(finished: Run, request: Request) -> Run | None:
 
 
 def _notes(trace: Trace, policy: Policy, options: Options, replay: Replay) -> Iterator[str]:
-    """Figures that look like results, and why they are none."""
+    """Figures that look like results, and why they are not."""
     if not trace.kvmmmu_events:
         yield "there is no event of the system kvmmmu: nothing was replayed"
     shown, why = replay.tdp_mmu_shown
@@ -169,17 +169,17 @@ def _notes(trace: Trace, policy: Policy, options: Options, replay: Replay) -> It
         and has_pages
     ):
         yield (
-            f"whether kvm.tdp_mmu is on is not shown ({why}): taken as off, so that {policy.name} splits "
-            "no shadow page; --nested yes or no decides"
+            f"the trace does not show whether kvm.tdp_mmu is on ({why}): assumed to be off, so {policy.name} "
+            "splits no shadow page; use --nested yes or --nested no"
         )
 
 
 def run_policies(
     trace: str | Trace, policies: Sequence[str | Policy], request: Request, progress: Progress | None = None
 ) -> list[Run]:
-    """Run one trace once with each policy; what is expected of each is what the trace recorded.
+    """Run one trace once with each policy, and compare each with what the trace recorded.
 
-    Raises ``ReplayError`` for whatever a user can cause.
+    Raises ``ReplayError`` for every error that a user can cause.
     """
     requests = [replace(request, policy=policy, expect="recorded") for policy in policies]
     asked = parse_options(request)
@@ -276,7 +276,7 @@ def _given(options: Options, request: Request) -> Options:
 
 
 def write_run(directory: str | os.PathLike[str], run: Run) -> Path:
-    """Write the result tables and ``run.json``, each whole or not at all.  Raises ``OutputError``."""
+    """Write the result tables and ``run.json``, each completely or not at all.  Raises ``OutputError``."""
     import json
 
     import pyarrow.parquet as pq

@@ -23,7 +23,7 @@ KVM_PAGES_PER_HPAGE_SHIFT = 9
 
 
 class Kind(IntEnum):
-    """Code of an event; ``EVENT_NAMES`` gives the text that stands before the colon of a line.
+    """Code of an event; ``EVENT_NAMES`` has the text before the colon of a line.
 
     Behind each member: which columns of the event table the payload fills.  A column that a
     kind does not name is 0 in its rows.
@@ -140,7 +140,7 @@ EVENT_NAMES: dict[Kind, str] = (
         Kind.MARK_TEXT: "tracing_mark_write",
     }
 )
-"""What stands before the colon of a line, or the marker word."""
+"""The text before the colon of a line, or the word of a marker."""
 
 
 LAST_KVMMMU = Kind.SPLIT_HUGE_PAGE
@@ -158,11 +158,11 @@ class Flag(IntEnum):
     SPURIOUS = 4  # fast_page_fault
     FIXED = 8  # fast_page_fault
     VALID = 16  # check_mmio_spte
-    VMM = 32  # markers: a trace event of the VMM itself, which may stand before the ioctl's lines or after
+    VMM = 32  # markers: a trace event of the VMM itself, which may come before or after the ioctl's lines
 
 
 class Role(IntEnum):
-    """Bits of the column ``role``: a shadow page's role as far as a line tells it.
+    """Bits of the column ``role``: a shadow page's role as far as a line shows it.
 
     The layout is the kernel's of 2026 (four access bits) for every input, so that pages of all
     kernels compare alike; bits that the printed text does not show are 0.  Three-letter access
@@ -196,14 +196,14 @@ ROLE_ACCESS_SHIFT = 8
 
 
 class Columns(NamedTuple):
-    """The event table as flat arrays of one length, one row an event, in file order.
+    """The event table as flat arrays of equal length, one row per event, in file order.
 
     The jitted code takes this tuple as it is.  Units: gfn and ``end`` of gfn ranges in 4 KiB
     frames, addresses in bytes, time in ns.
     """
 
     kind: np.ndarray  # uint8, class Kind
-    vm: np.ndarray  # int16, index of the VM in the trace, -1 where no VM can be told
+    vm: np.ndarray  # int16, index of the VM in the trace, -1 if the VM is unknown
     pid: np.ndarray  # int32, the task
     tgid: np.ndarray  # int32, -1 where the trace has no such column
     cpu: np.ndarray  # int16, -1 where not printed
@@ -337,7 +337,7 @@ EAGAIN, ENOMEM, EBUSY, EINVAL, ENOSPC, EOPNOTSUPP = 11, 12, 16, 22, 28, 95
 
 
 def outcome_schema() -> pa.Schema:
-    """Arrow schema of ``outcomes.parquet``: one row an attempt, shadow MMU and TDP MMU, in order."""
+    """Arrow schema of ``outcomes.parquet``: one row per attempt, shadow MMU and TDP MMU, in order."""
     import pyarrow as pa
 
     words = pa.dictionary(pa.int8(), pa.string())
@@ -371,7 +371,7 @@ def outcome_schema() -> pa.Schema:
 
 
 def flush_schema() -> pa.Schema:
-    """Arrow schema of ``flushes.parquet``: one row a simulated flush of a window's shadow part."""
+    """Arrow schema of ``flushes.parquet``: one row per simulated flush of a window's shadow part."""
     import pyarrow as pa
 
     return pa.schema(
@@ -388,7 +388,7 @@ def flush_schema() -> pa.Schema:
 
 
 def window_schema() -> pa.Schema:
-    """Arrow schema of ``windows.parquet``: one row a window, the numbers of ``windows[]`` in the JSON."""
+    """Arrow schema of ``windows.parquet``: one row per window, the numbers of ``windows[]`` in the JSON."""
     import pyarrow as pa
 
     counts = [
@@ -477,7 +477,7 @@ _NUMBERS_OF_SECTIONS = {
 
 @cache
 def runs_schema() -> pa.Schema:
-    """Arrow schema of ``runs`` in a dataset: one row a trace and policy.
+    """Arrow schema of ``runs`` in a dataset: one row per trace and policy.
 
     Names are the keys of the ``replay.run/1`` document joined by ``_``, those of ``trace`` and
     ``totals`` without their section.  What has no fixed keys (``losses``, ``policy_knobs``,
@@ -503,7 +503,7 @@ def runs_schema() -> pa.Schema:
             *counts(["lost_events", "first_ts_ns", "last_ts_ns"]),
             *text("losses"),
             pa.field("vms", pa.list_(pa.string())),
-            *text("kernel"),  # its version, null where the trace does not tell it
+            *text("kernel"),  # its version, null if the trace does not contain it
             *text("policy_name", "policy_reason", "policy_alternative", "policy_knobs"),
             *counts(["windows", *_names_of_totals()]),
             pa.field("tdp_mmu_taken_as", pa.bool_()),

@@ -1,4 +1,4 @@
-"""Small text files that a user may have written: read up to a size that is sane, whatever they are."""
+"""Small text files that a user may have written, read up to a reasonable size."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def read_text_file(path: str | os.PathLike[str], limit: int, is_named: bool = Tr
 
 
 def parse_json(text: str) -> Any:
-    """What ``text`` holds.  Raises ``ValueError``, also for what Python reads but nothing can print."""
+    """The content of ``text``.  Raises ``ValueError``, also for what Python can read but not print."""
     try:
         content = json.loads(text)
     except RecursionError as error:
@@ -55,7 +55,7 @@ def parse_json(text: str) -> Any:
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """What ``text`` holds.  Raises ``ValueError``."""
+    """The content of ``text``.  Raises ``ValueError``."""
     try:
         return tomllib.loads(text)
     except RecursionError as error:
@@ -63,12 +63,12 @@ def parse_toml(text: str) -> dict[str, Any]:
 
 
 def decimal_number(text: str) -> int | None:
-    """The number that digits spell, None where they are none or too many for 64 bits."""
+    """The number in ``text``; None if it is not digits or too long for 64 bits."""
     return int(text) if text.isdecimal() and len(text) <= _DIGITS else None
 
 
 def shown(value: object) -> str:
-    """``value`` in an error message: short, whatever it is."""
+    """``value`` for an error message, shortened if it is long."""
     try:
         text = str(value)
     except ValueError:  # a number of thousands of digits

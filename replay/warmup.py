@@ -1,4 +1,4 @@
-"""Compile every kernel of the package and keep it, so that no later command has to."""
+"""Compile every kernel of the package and store it, so that no later command has to compile."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ _TEXT = (
 
 @dataclass(frozen=True)
 class Warmup:
-    """What there was to do: names of kernels, as ``module.function``."""
+    """What was done: names of kernels, as ``module.function``."""
 
     directory: Path
     compiled: list[str]
     found: list[str]
-    """Already kept."""
+    """Already stored."""
 
 
 def warm_up() -> Warmup:
-    """Have all kernels in the cache.  Raises ``UsageError`` where none can be kept."""
+    """Bring all kernels into the cache.  Raises ``UsageError`` if they cannot be stored."""
     directory = cache_directory()
     if directory is None:
-        raise UsageError("no cache directory is writable, so that nothing can be kept: set REPLAY_CACHE_DIR")
+        raise UsageError("no cache directory is writable, so nothing can be stored: set REPLAY_CACHE_DIR")
     if config.DISABLE_JIT:
         raise UsageError("NUMBA_DISABLE_JIT is set: nothing is compiled")
     for package in (replay.trace, replay.mmu, replay.synth):

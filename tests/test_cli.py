@@ -374,7 +374,7 @@ def test_malformed_line(trace: Path) -> None:
         (["expect", "-"], "standard input has no golden file beside it: use -o FILE"),
         (["expect", "TRACE", "-o", "/dev/null/x"], "/dev/null/x: Not a directory"),
         (["run", "TRACE", "-o", "/dev/null"], "/dev/null: File exists"),
-        (["parse", "TRACE", "-o", "events.csv"], "events.csv: the ending must be .parquet, "),
+        (["parse", "TRACE", "-o", "events.csv"], "events.csv: the file name must end in .parquet, "),
         (["parse", "TRACE", "-o", "/dev/null/e.parquet"], "/dev/null/e.parquet: Not a directory"),
         (["synth", "none.toml", "-o", "t.txt"], "none.toml: "),
     ],

@@ -1,4 +1,4 @@
-"""Every command of README and docs that has its output below it prints that output."""
+"""README and docs: each command with its output below it prints that output, and what they name exists."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
 _BLOCK = re.compile(r"^```\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
 _INDENTED = re.compile(r"^    (\.venv/bin/replay .*)\n", re.MULTILINE)
 _REPLAY = ".venv/bin/replay "
+_MODULE = re.compile(r"-m (tools\.[a-z.]+)")
+_FILE = re.compile(r"(?<![\w./-])((?:replay|tests|tools|traces|docs)/[\w./-]+\.[a-z0-9]+)\b")
+_LINK = re.compile(r"\]\(([^)#:]+)(#[^)]*)?\)")
+_FUNCTION = re.compile(r"`([a-z_]+)\(\)`")
 
 
 class Example(NamedTuple):
@@ -60,3 +64,21 @@ def test_a_command_prints_what_the_page_says(example: Example) -> None:
     assert result.returncode == 0, result.stderr
     parts = [re.escape(part) for part in re.split(r"^\.\.\.\n", example.output, flags=re.MULTILINE)]
     assert re.fullmatch("(?:.*\n)*".join(parts), result.stdout), result.stdout
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_names_files_that_there_are(page: Path) -> None:
+    text = page.read_text()
+    named = {PROJECT / name for name in _FILE.findall(text)}
+    named |= {page.parent / link for link, _ in _LINK.findall(text)}
+    for module in _MODULE.findall(text):
+        place = PROJECT / module.replace(".", "/")
+        named.add(place if place.is_dir() else place.with_suffix(".py"))
+    assert sorted(str(path.relative_to(PROJECT)) for path in named if not path.exists()) == []
+
+
+def test_architecture_names_functions_that_there_are() -> None:
+    source = "\n".join(path.read_text() for path in (PROJECT / "replay").rglob("*.py"))
+    named = set(_FUNCTION.findall((PROJECT / "docs" / "ARCHITECTURE.md").read_text()))
+    assert len(named) > 20
+    assert named - set(re.findall(r"\bdef (\w+)\(", source)) == set()

@@ -37,7 +37,7 @@ def test_a_recording_with_everything() -> None:
         {"name": "tgid 152", "events": 5460, "windows": 2, "spte_layout": "legacy", "pml": None}
     ]
     assert document["can"] == [
-        "2 windows, when dirty logging was turned on",
+        "2 windows, when dirty logging was enabled",
         "comparison with 258 of 258 recorded lines that state an outcome",
         "comparison of TLB flushes",
     ]
@@ -53,7 +53,7 @@ def test_what_a_form_leaves_out_is_said() -> None:
     assert lost.startswith(
         "a comparison that counts every difference: kvm_mmu_prepare_zap_page without gfn: 74 lines"
     )
-    assert lost.endswith("trace-cmd report -N tells pages, vm_create markers tell VMs")
+    assert lost.endswith("trace-cmd report -N shows pages, vm_create markers show VMs")
     compared = document["compared"]
     assert compared["recorded"] == compared["compared"] + sum(compared["not_compared"].values())
     assert compared["not_compared"].keys() <= {"form"}
@@ -66,7 +66,7 @@ def test_a_trace_that_tells_little(tmp_path: Path) -> None:
     assert document["first_ts_ns"] is None
     assert document["columns"] == {"time": False, "task": False, "process": False, "cpu": True}
     assert [text.split(":")[0] for text in document["cannot"]] == [
-        "splits", "a match", "a match", "when dirty logging was turned on", "comparison", "VMs apart",
+        "splits", "a match", "a match", "when dirty logging was enabled", "comparison", "VMs apart",
         "--split-at SECONDS",
     ]  # fmt: skip
     assert document["can"] == []
@@ -82,7 +82,7 @@ def test_a_what_if(tmp_path: Path) -> None:
     events = [event for event in EVENTS if event != SPLIT_LINE and "flags=0x1" not in event]
     document = info(tmp_path, trace_text(events))
     assert document["windows"] == {"total": 1, "by_cause": {"end": 1}}
-    assert document["can"] == ["what if dirty logging were turned on at the end of the trace"]
+    assert document["can"] == ["what if dirty logging were enabled at the end of the trace"]
 
 
 def test_command_line(tmp_path: Path) -> None:

@@ -244,7 +244,7 @@ def test_info_shows_the_layout() -> None:
     trace = recording("intel-7.3.4/C1-ept-2m")
     command = [sys.executable, "-m", "replay", "info", str(trace)]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "SPTEs of EPT as from 7.2 on, PML" in " ".join(shown.split())
+    assert "SPTEs of EPT from 7.2, PML" in " ".join(shown.split())
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def test_policy_of_a_version(release: str, policy: str, rmap_order: str, clear_e
         ("6.1.170", "merged code, if it is older than the security fix of 2026: 6.1.176 with it"),
         ("7.3.5", "merged code, if it is older than the security fix of 2026: 7.3.4 was recorded without it"),
         ("6.1.0-50-amd64", "merged code, if it is older than the security fix of 2026"),
-        ("6.6.30", "merged code, 6.0 onward; whether 6.6 has the fix of 2026 was not recorded"),
+        ("6.6.30", "merged code, from 6.0; no recording shows whether 6.6 has the fix of 2026"),
     ],
 )
 def test_no_more_is_said_of_the_fix_than_was_recorded(release: str, reason: str) -> None:
@@ -259,7 +259,7 @@ def test_host_is_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked_kernel("host") == KernelVersion(6, 1, 176)
     other = uname("5.14.0-427.13.1.el9_4.x86_64", "#1 SMP")
     monkeypatch.setattr(os, "uname", lambda: other)
-    with pytest.raises(UsageError, match=r"^--kernel host \(5\.14\.0-427.* shows no version of KVM"):
+    with pytest.raises(UsageError, match=r"^--kernel host \(5\.14\.0-427.*: no version of KVM in it"):
         asked_kernel("host")
 
 
@@ -281,17 +281,21 @@ def test_both_are_shown_where_nothing_shows_the_kernel(tmp_path: Path) -> None:
     document = json.loads(replay("run", path, "--json").stdout)
     policy = document["policy"]
     assert (policy["name"], policy["alternative"]) == ("v2", "linux-6.0")
-    assert policy["reason"].startswith("nothing shows the kernel: no outcome was recorded, and no version; ")
+    assert policy["reason"].startswith(
+        "nothing identifies the kernel (no outcome was recorded, and no version); "
+    )
     told = json.loads(replay("info", path, "--json").stdout)["policy"]
     assert told == {name: policy[name] for name in told}
     lines = replay("run", path).stdout.splitlines()
-    begin = lines.index("nothing shows the kernel, so both (--kernel RELEASE or host decides):")
+    begin = lines.index(
+        "nothing identifies the kernel, so here are both (use --kernel RELEASE or --kernel host):"
+    )
     assert lines[begin - 2].startswith("verdict")
     assert lines[begin + 1].split() == ["v2", "linux-6.0"]
     assert lines[begin + 2].split() == ["attempts", *map(str, attempts_of(path))]
     for options in (["--kernel", "6.12.117"], ["--policy", "v2"]):
         shown = replay("run", path, *options).stdout
-        assert "nothing shows the kernel" not in shown
+        assert "nothing identifies the kernel" not in shown
         assert shown.splitlines()[-1].startswith("verdict")
 
 
@@ -364,7 +368,8 @@ def test_without_shadow_pages_both_do_the_same(tmp_path: Path) -> None:
     request = Request(policy="auto", expect="recorded")
     run = run_trace(trace, request)
     assert run.policy_reason.startswith(
-        "nothing shows the kernel: only splits of the TDP MMU were recorded, which are alike in all of them, "
+        "nothing identifies the kernel (only splits of the TDP MMU were recorded, which are alike in all of "
+        "them, "
     )
     assert run_alternative(run, request) is None
     merged = run_trace(trace, Request(policy=run.alternative, expect="recorded"))
@@ -372,7 +377,7 @@ def test_without_shadow_pages_both_do_the_same(tmp_path: Path) -> None:
     for part in ("windows", "totals", "tdp", "faults", "expected", "verdict"):
         assert ours[part] == theirs[part]
     shown = replay("run", trace.path, "--expect", "recorded").stdout
-    assert shown.splitlines()[-1] == "linux-6.0 does the same here as v2: no huge SPTE in the shadow MMU"
+    assert shown.splitlines()[-1] == "linux-6.0 gives the same result as v2: no huge SPTE in the shadow MMU"
 
 
 @pytest.mark.parametrize(
@@ -387,7 +392,8 @@ def test_a_kernel_that_is_none(tmp_path: Path, command: tuple[str, ...]) -> None
     result = replay(words[0], path, *words[1:], "--kernel", "six")
     assert result.returncode == 2
     assert (
-        error_of(result) == "--kernel six: shows no version of KVM: use a release such as 6.12.117, or host"
+        error_of(result)
+        == "--kernel six: no version of KVM in it: use a release (for example 6.12.117) or host"
     )
 
 

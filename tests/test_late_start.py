@@ -149,7 +149,7 @@ def test_a_huge_page_of_the_tdp_mmu_that_is_older(tmp_path: Path) -> None:
     assert outcomes(found) == [(None, "unknown"), (SECOND, "matched")]
     line = found.comparison.compared_from
     assert found.document["expected"]["compared_from"] == line
-    assert f"; from line {line:,} on all is compared" in found.comparison.reasons[-2]
+    assert f"; from line {line:,} everything is compared" in found.comparison.reasons[-2]
 
 
 def test_a_whole_slot_of_which_some_is_older(tmp_path: Path) -> None:

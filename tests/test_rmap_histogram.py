@@ -34,7 +34,7 @@ def test_kernel_form(tmp_path: Any) -> None:
     result = replay("run", path, "--rmap-histogram", "end")
     assert result.returncode == 0
     assert (
-        "rmaps of VM guest at end, behind line 15\n"
+        "rmaps of VM guest at end, after line 15\n"
         "Rmap_Count:\t0\t1\t2-3\t4-7\t8-15\t16-31\t32-63\t64-127\t128-255\t256-511\t512-1023\t\n"
         "Level=4K:\t32256\t512\t0\t0\t0\t0\t0\t0\t0\t0\t0\t\n"
         "Level=2M:\t64\t0\t0\t0\t0\t0\t0\t0\t0\t0\t0\t\n"
@@ -131,7 +131,7 @@ def test_a_vm_of_the_tdp_mmu_has_none(tmp_path: Any) -> None:
     (entry,) = histograms(tmp_path, [*EVENTS[:3], linked], "end", split_at="never")
     assert entry["levels"] is None
     out = replay("run", tmp_path / "t.txt", "--rmap-histogram", "end").stdout
-    assert "at end, behind line 8\nnone: the TDP MMU alone maps its memory\n" in out
+    assert "at end, after line 8\nnone: only the TDP MMU maps its memory\n" in out
 
 
 def test_two_vms(tmp_path: Any) -> None:

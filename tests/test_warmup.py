@@ -51,7 +51,7 @@ def test_every_kernel_is_kept() -> None:
     assert said["compiled"] | said["found"] == kernels()
     assert words(second.stdout)["found"] == kernels()
     assert words(second.stdout)["compiled"] == set()
-    [directory] = words(second.stdout)["kept in"]
+    [directory] = words(second.stdout)["stored in"]
     assert {path.suffix for path in Path(directory).rglob("*.nb?")} == {".nbi", ".nbc"}
 
 

@@ -1,4 +1,4 @@
-"""Traces on the workers of a Dask cluster that is there already."""
+"""Replay traces on the workers of an existing Dask cluster."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from replay.bulk.work import Job, Reply, stage_error, work
 from replay.errors import OutputError, UsageError
 
 RETRIES = 2
-"""Of a trace whose rows could not be written; one whose worker dies is given to others by Dask itself."""
+"""Attempts for a trace whose rows could not be written; if a worker dies, Dask gives its trace to others."""
 CONNECT_SECONDS = 10
 Known = Mapping[str, frozenset[str]]
 
 
 class Cluster:
-    """The workers of the cluster whose scheduler is at ``address``; use as a context."""
+    """The workers of the cluster with its scheduler at ``address``; use it as a context."""
 
     def __init__(self, job: Job, address: str) -> None:
         try:
@@ -38,7 +38,7 @@ class Cluster:
         self._client.close()
 
     def run(self, tasks: Iterable[tuple[Task, Known]]) -> Iterator[tuple[Task, Reply]]:
-        """Replay traces and yield each as it is done; one that takes its workers with it is given up."""
+        """Replay traces and yield each as it is done; a trace that kills its workers is given up."""
         from distributed import KilledWorker, as_completed
 
         self._prepare()
@@ -62,7 +62,7 @@ class Cluster:
                 yield task, future.result()
 
     def _prepare(self) -> None:
-        """See that all workers run this version, and let one on each host compile the kernels."""
+        """Check that all workers run this version, and let one on each host compile the kernels."""
         workers: dict[str, Any] = self._client.scheduler_info(n_workers=-1)["workers"]
         if not workers:
             raise UsageError(f"--scheduler {self._client.scheduler.address}: has no workers")
@@ -82,7 +82,7 @@ class Cluster:
         self._check_shared()
 
     def _check_shared(self) -> None:
-        """See that every worker reaches the directory of the dataset."""
+        """Check that every worker can access the directory of the dataset."""
         for address, there in self._client.run(_sees_manifest, self._job.url).items():
             if not there:
                 raise OutputError(self._job.url, f"worker {address} does not see it: storage must be shared")

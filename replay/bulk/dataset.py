@@ -40,7 +40,7 @@ class DamagedPart(OutputError):
 
 
 def _silent(line: str) -> None:
-    """Tell nobody."""
+    """Report nothing."""
 
 
 def _reason(error: Exception) -> str:
@@ -52,12 +52,12 @@ def _number(part: str) -> int:
 
 
 class Dataset:
-    """An open dataset; hold ``storage.lock()`` while there is one."""
+    """An open dataset; hold ``storage.lock()`` while it is open."""
 
     def __init__(
         self, storage: Storage, options: Mapping[str, Any], policies: Mapping[str, Any], say: Say = _silent
     ) -> None:
-        """``options`` and the knobs by label in ``policies`` must be those that the dataset was begun with.
+        """``options`` and the knobs by label in ``policies`` must be those that the dataset was made with.
 
         Results of another version of the simulator are removed, and damaged parts, which ``say`` is told.
         Raises ``UsageError``.
@@ -78,7 +78,7 @@ class Dataset:
             with storage.replacing(MANIFEST) as file:
                 file.write(json.dumps(manifest, indent=1).encode() + b"\n")
         self._taken = 0
-        """The highest number of a part in whose place lies something else."""
+        """The highest number of a part whose place is taken by something else."""
         self._partitions = {label: self._open(label) for label in manifest["policies"]}
         self.finish()
 
@@ -89,7 +89,7 @@ class Dataset:
                 self.storage.remove(name)
 
     def _open(self, label: str) -> Partition:
-        """Read what a partition holds, and remove what is left in it of an unfinished commit."""
+        """Read the content of a partition, and remove what an unfinished commit left in it."""
         partition = Partition(label)
         sizes = {
             table: {posixpath.basename(name): size for name, size in found.items()}
@@ -127,7 +127,7 @@ class Dataset:
         return partition
 
     def _check_part(self, partition: Partition, part: str) -> list[str]:
-        """The parts that a part replaces.  Raises ``DamagedPart`` where a file is missing or cut off."""
+        """The parts that a part replaces.  Raises ``DamagedPart`` if a file is missing or cut off."""
         replaced: list[str] = []
         for table in BULK_TABLES:
             name = partition.file(table, part)
@@ -143,14 +143,14 @@ class Dataset:
 
     @contextmanager
     def _undamaged(self, name: str) -> Iterator[None]:
-        """Raises ``DamagedPart`` where the file ``name`` is not there, or cannot be decoded."""
+        """Raises ``DamagedPart`` if the file ``name`` does not exist or cannot be decoded."""
         try:
             yield
         except (pa.ArrowException, ValueError, KeyError) as error:
             raise DamagedPart(posixpath.join(self.storage.url, name), _reason(error)) from error
         except OutputError as error:
             cause = error.__cause__
-            # pyarrow raises OSError without a number for what it cannot decode
+            # pyarrow raises OSError without a number if it cannot decode a file
             is_absent = isinstance(cause, (FileNotFoundError, IsADirectoryError))
             if is_absent or getattr(cause, "errno", None) in (None, errno.EINVAL):
                 raise DamagedPart(posixpath.join(self.storage.url, name), error.message) from error
@@ -173,7 +173,7 @@ class Dataset:
         }
 
     def keep(self, reply: Reply) -> None:
-        """A trace has contents whose rows are there: see to it that one of them has its path."""
+        """The rows of a trace exist already: make sure that one of them has its path."""
         for label in reply.kept:
             row = self._partitions[label].rows.get(reply.path)
             if reply.content is not None and (row is None or row.content != reply.content):
@@ -181,13 +181,13 @@ class Dataset:
                     self._adopted[label][reply.path] = reply.content
 
     def finish(self) -> None:
-        """Commit, and remove what was being written when a run ended; nobody writes any more."""
+        """Commit, and remove unfinished files of earlier runs; nobody may be writing."""
         self.commit()
         for name in self.storage.names(STAGING):
             self.storage.remove(name)
 
     def commit(self) -> None:
-        """Make parts of all that is staged and kept by now; more may be staged and kept meanwhile."""
+        """Make parts of everything staged and kept so far; more may be staged and kept in the meantime."""
         staged = [name for name in self.storage.names(STAGING) if name.endswith(".arrow")]
         with self._adopting:
             kept, self._adopted = self._adopted, defaultdict(dict)
@@ -216,14 +216,14 @@ class Dataset:
             self.storage.remove(name)
 
     def _staged(self, name: str) -> Iterator[tuple[str, Tables]]:
-        """The rows of a staged file, nothing if it is damaged or of no use."""
+        """The rows of a staged file; nothing if it is damaged or useless."""
         try:
             yield from read_staged(self.storage, self.key, name)
         except (pa.ArrowException, KeyError):
             return
 
     def _adopted_rows(self, partition: Partition, adopted: Mapping[str, str]) -> Iterator[pa.Table]:
-        """Rows of ``runs`` for paths whose content the dataset has under other paths."""
+        """Rows of ``runs`` for paths whose content is in the dataset under other paths."""
         sources = {row.content: (row.part, path) for path, row in partition.rows.items() if row.settled}
         by_part: dict[str, list[tuple[str, str]]] = defaultdict(list)
         for path, content in adopted.items():
@@ -236,7 +236,7 @@ class Dataset:
             yield taken.set_column(0, "path", pa.array([path for path, _ in pairs], pa.string()))
 
     def _finish(self, writer: PartWriter) -> None:
-        """Close a part, join it with what is left of the parts that it replaces, and remove those."""
+        """Close a part, join it with the remaining rows of the parts that it replaces, and remove those."""
         partition = writer.partition
         replaced = writer.replaced()
         rest = {path: row for path, row in partition.rows.items() if path not in writer.paths}

@@ -1,4 +1,4 @@
-"""Traces on the cores of this machine: one process a core, as many traces at once as memory allows."""
+"""Replay traces on the cores of this machine: one process per core, as many traces as memory allows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from replay.bulk.work import Job, Reply, stage_error, work
 from replay.errors import UsageError
 
 LOOK_SECONDS = 0.2
-"""How often memory is looked at."""
+"""How often memory is measured."""
 _MIN_ROWS_BYTES = 64 << 20
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "ARROW_IO_THREADS": "1"}
 
@@ -41,11 +41,11 @@ class _Worker:
 
 
 class Pool:
-    """Worker processes; use as a context, which ends them."""
+    """Worker processes; use it as a context, which ends them."""
 
     def __init__(self, job: Job, jobs: int, memory: int, say: Say) -> None:
         self.peak_bytes = 0
-        """The most memory that was seen taken by all processes together."""
+        """The largest measured memory of all processes together."""
         self._looked = 0.0
         self._job = job
         self._jobs = jobs
@@ -55,14 +55,14 @@ class Pool:
         self._workers: list[_Worker] = []
         self._waiting: deque[Given] = deque()
         self._again: deque[Given] = deque()
-        """Traces whose process has died once."""
+        """Traces whose process died once."""
         self._died: set[str] = set()
         self._said: set[str] = set()
         self._context = get_context("forkserver")
         self._context.set_forkserver_preload(["replay.bulk.warm"])
 
     def __enter__(self) -> Pool:
-        # the server and the workers inherit what is set and blocked here: Ctrl-C is for this process alone
+        # the server and the workers inherit what is set and blocked here: only this process handles Ctrl-C
         resource_tracker.ensure_running()  # which unblocks signals when it starts
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
@@ -116,7 +116,7 @@ class Pool:
         self._workers.append(_Worker(process, ours, idle_bytes=likely))
 
     def _bury(self, worker: _Worker) -> Reply | None:
-        """A process has died: start another one; a reply if its trace is given up."""
+        """A process died: start another one; returns a reply if its trace is given up."""
         worker.process.join()
         worker.connection.close()
         self._workers.remove(worker)
@@ -134,7 +134,7 @@ class Pool:
         return None
 
     def _heard(self) -> list[_Worker]:
-        """The workers that have something to say, or have died."""
+        """The workers that sent something or died."""
         ready = wait([worker.connection for worker in self._workers], LOOK_SECONDS)
         if time.monotonic() - self._looked >= LOOK_SECONDS:
             self._looked = time.monotonic()
@@ -143,7 +143,7 @@ class Pool:
         return [worker for worker in self._workers if worker.connection in ready]
 
     def _take(self, worker: _Worker, message: tuple[Any, ...]) -> Reply | None:
-        """What a worker says; its reply if it has done a trace."""
+        """Handle a worker's message; returns its reply if it finished a trace."""
         word, *values = message
         if word == "error":
             raise values[0]
@@ -163,7 +163,7 @@ class Pool:
         return None
 
     def _start_others(self, idle_bytes: int) -> None:
-        """As many processes as were asked for and have room."""
+        """Start as many processes as requested, if there is memory for them."""
         room = self._memory - resident()
         fitting = room // (idle_bytes + NEED_BYTES)
         if fitting < 1:
@@ -173,12 +173,12 @@ class Pool:
             self._start()
 
     def _room(self) -> int:
-        """Bytes that no process has and no running trace will need."""
+        """Bytes that no process uses and no running trace will need."""
         processes = sum(worker.idle_bytes + worker.need * bool(worker.given) for worker in self._workers)
         return self._memory - resident() - processes
 
     def _next(self) -> Given | None:
-        """The first trace that there is room for; one whose process died waits until it can be alone."""
+        """The first trace that fits in memory; one whose process died waits until it can run alone."""
         running = self._running()
         if self._again:
             return None if running else self._again.popleft()
@@ -195,12 +195,12 @@ class Pool:
         task, known = given
         room = max(self._room(), _MIN_ROWS_BYTES)
         worker.given, worker.need = given, self._estimate.need(task)
-        with contextlib.suppress(OSError):  # it has died, which its connection tells
+        with contextlib.suppress(OSError):  # it died, which its connection shows
             rows_bytes = min(room, max(worker.need, _MIN_ROWS_BYTES))
             worker.connection.send((task, known, rows_bytes, self._threads()))
 
     def _threads(self) -> int:
-        """Cores for a trace: several at the end, when there are fewer traces than processes."""
+        """Cores for a trace: several at the end, if there are fewer traces than processes."""
         traces = len(self._running()) + len(self._waiting)
         return max(1, len(os.sched_getaffinity(0)) // min(traces, len(self._workers)))
 

@@ -1,4 +1,4 @@
-"""How much memory there is, what processes take, and what a trace will need."""
+"""How much memory there is, how much processes use, and how much a trace will need."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from replay.bulk.plan import Task
 from replay.errors import UsageError
 
 NEED_BYTES = 32 << 20
-"""What a small trace takes beyond an idle process."""
+"""What a small trace needs in addition to an idle process."""
 _RATIOS = {"plain": 2.0, "zstd": 1.2, "gzip": 1.2, "xz": 1.2}
-"""Bytes of memory to one of text, at first: the columns of its events and, if plain, the mapped file."""
+"""First estimate of bytes of memory per byte of text: columns of events and, if plain, the mapped file."""
 _LEARN_BYTES = 16 << 20
 """Ratios are learned from texts of at least this size."""
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -29,7 +29,7 @@ def parse_size(text: str) -> int:
 
 
 def default_memory() -> int:
-    """Four fifths of what is available to this process, by the machine or by its control group."""
+    """Four fifths of what the machine or the control group leaves to this process."""
     sizes = [_meminfo()]
     with suppress(OSError, ValueError):
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
@@ -46,18 +46,18 @@ def _meminfo() -> int:
 
 
 def resident(pid: int | str = "self") -> int:
-    """Bytes that a process has in memory; 0 if it is gone.  Pages of files do not count: they can go."""
+    """Bytes of a process in memory; 0 if it is gone.  Pages of files do not count: they can be dropped."""
     return _status(pid, "RssAnon") + _status(pid, "RssShmem")
 
 
 def begin_peak() -> None:
-    """Let ``peak`` be that from now on, where the kernel allows it."""
+    """Let ``peak`` start again from now, if the kernel allows it."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak() -> int:
-    """The most bytes that this process has had in memory, those of mapped files included."""
+    """The most bytes that this process had in memory, including mapped files."""
     return _status("self", "VmHWM")
 
 
@@ -71,17 +71,17 @@ def _status(pid: int | str, name: str) -> int:
 
 
 class Estimate:
-    """What traces need, by their size and by what those before them have taken."""
+    """What traces need, estimated from their size and from what earlier ones used."""
 
     def __init__(self) -> None:
         self._ratios = dict(_RATIOS)
 
     def need(self, task: Task) -> int:
-        """Bytes beyond those of an idle process."""
+        """Bytes in addition to those of an idle process."""
         return NEED_BYTES + int(task.text_bytes * self._ratios[task.kind])
 
     def learn(self, task: Task, taken: int) -> None:
-        """A trace has taken so many bytes more than an idle process."""
+        """Learn that a trace used so many bytes more than an idle process."""
         if task.text_bytes >= _LEARN_BYTES:
             seen = 1.1 * (taken - NEED_BYTES) / task.text_bytes
             self._ratios[task.kind] = max(self._ratios[task.kind], seen)

@@ -1,4 +1,4 @@
-"""One part of the dataset: what is known of its rows, and how its four files are written."""
+"""One part of the dataset: what is known about its rows, and how its four files are written."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ REPLACES = b"replay.replaces"
 PART_NAME = re.compile(r"part-\d{5,18}\.parquet")
 """Other files beside the parts are left alone."""
 SMALL_PART = 1 << 22
-"""Parts of fewer bytes are joined with the next one that is written."""
+"""Parts with fewer bytes are joined with the next one that is written."""
 _ROW_GROUP = 1 << 17
 _UNSETTLED = {
     error.name.lower()
     for error in (RunError.UNREADABLE, RunError.MEMORY, RunError.WORKER_DIED, RunError.INTERNAL)
 }
-"""Errors that another attempt at the same content may not meet."""
+"""Errors that may not occur again for the same content."""
 
 
 def is_part(name: str) -> bool:
-    """The file ``name`` of a dataset is one of a part."""
+    """Whether the file ``name`` of a dataset belongs to a part."""
     return PART_NAME.fullmatch(name.rpartition("/")[2]) is not None
 
 
@@ -101,7 +101,7 @@ class PartWriter:
         self._stack.__exit__(*error)
 
     def add(self, tables: Tables) -> None:
-        """Add a staged trace; rows beside those of ``runs`` only if no other trace has brought them."""
+        """Add a staged trace; tables other than ``runs`` only if no other trace has its content."""
         runs = tables["runs"]
         content = runs["content"][0].as_py()
         self.add_runs(runs)
@@ -134,7 +134,7 @@ class PartWriter:
         return sorted(old | {part for part, size in self.partition.part_bytes.items() if size < SMALL_PART})
 
     def finish(self, replaced: list[str]) -> tuple[str, dict[str, Row]]:
-        """Give the files their names, that of ``runs`` last: the part and its rows."""
+        """Give the files their final names, ``runs`` last; returns the part and its rows."""
         for table, writer in self._writers.items():
             self._write(table)
             writer.close()

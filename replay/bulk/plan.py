@@ -1,4 +1,4 @@
-"""What is to be replayed: the traces that paths name, and what each of them will cost."""
+"""What to replay: the traces that paths name, and the estimated cost of each."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from replay.trace.files import shown_path, trace_files
 from replay.verdict.golden import GOLDEN_SUFFIX
 
 TRACE_COST = 1 << 21
-"""What a trace costs beside its text, in bytes of text."""
+"""The fixed cost of a trace, in bytes of text."""
 _UNKNOWN_RATIO = {"gzip": 15, "zstd": 20, "xz": 25}
-"""Bytes of text to one byte of a file that does not tell its size."""
+"""Bytes of text per byte of a file that does not contain its uncompressed size."""
 _HEADER_BYTES = 18
 _MAX_PATH = 1 << 16
-"""Bytes of a line of a list of paths."""
+"""Most bytes of a line in a list of paths."""
 
 
 @dataclass(frozen=True)
@@ -27,19 +27,19 @@ class Task:
     """One trace to replay."""
 
     path: str
-    """As it was given, escaped where it is no text; the dataset names it so."""
+    """As given, escaped if it is not text; this is its name in the dataset."""
     file: str
     """Its absolute path."""
     file_bytes: int
-    """0 where it cannot be known."""
+    """0 if unknown."""
     text_bytes: int
-    """An estimate of its text, decompressed."""
+    """Estimated size of its decompressed text."""
     kind: str
     """``plain``, or the compression."""
 
     @property
     def cost(self) -> int:
-        """What it takes to replay, in bytes of text."""
+        """The cost of replaying it, in bytes of text."""
         return self.text_bytes + TRACE_COST
 
 
@@ -97,7 +97,7 @@ def _task(given: str) -> Task:
             head = file.read(_HEADER_BYTES)
             file.seek(max(0, status.st_size - 4))
             tail = file.read(4)
-    except (OSError, ValueError):  # told when it is replayed
+    except (OSError, ValueError):  # reported when it is replayed
         return Task(path, file_path, 0, 0, "plain")
     kind, text_bytes = _text_bytes(head, tail, status.st_size)
     return Task(path, file_path, status.st_size, text_bytes, kind)
@@ -115,7 +115,7 @@ def _text_bytes(head: bytes, tail: bytes, size: int) -> tuple[str, int]:
         known = told if told not in (zstandard.CONTENTSIZE_UNKNOWN, zstandard.CONTENTSIZE_ERROR) else 0
         return "zstd", max(known, size) if known else size * _UNKNOWN_RATIO["zstd"]
     if head.startswith(b"\x1f\x8b"):
-        told = int.from_bytes(tail, "little")  # of the last member, modulo 4 GiB
+        told = int.from_bytes(tail, "little")  # size of the last member, modulo 4 GiB
         return "gzip", told if told > size else size * _UNKNOWN_RATIO["gzip"]
     if head.startswith(b"\xfd7zXZ\x00"):
         return "xz", size * _UNKNOWN_RATIO["xz"]

@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 
 
 _READS_FILES = re.compile(r"""\b(?:read|scan)_\w+["`\]]?\s*(?:\(|/\*|--|\#)""", re.IGNORECASE)
-"""A function of polars' SQL that is a table made of a file; before its parenthesis there may be comments."""
+"""A table function of polars' SQL that reads a file; comments may come before its parenthesis."""
 
 
 def query(url: str, sql: str) -> pl.DataFrame:
-    """The answer to ``sql`` in polars' SQL; tables are those of ``BULK_TABLES``, with a column ``policy``.
+    """The answer to ``sql`` in polars' SQL; the tables are ``BULK_TABLES``, with a column ``policy``.
 
-    Raises ``InputError`` where there is no dataset, ``UsageError`` for what is wrong with the query.
+    Raises ``InputError`` if there is no dataset, ``UsageError`` if something is wrong with the query.
     """
     import polars as pl
 
     if found := _READS_FILES.search(sql):
         name = re.match(r"\w+", found[0])
         assert name is not None
-        raise UsageError(f"query: {name[0]} reads other files: a query reads the dataset alone")
+        raise UsageError(f"query: {name[0]} reads other files: a query can read only the dataset")
     storage = Storage(url)
     if not storage.exists(MANIFEST):
-        raise InputError(url, 0, f"no dataset of replay bulk: it has no {MANIFEST}")
+        raise InputError(url, 0, f"not a dataset of replay bulk: there is no {MANIFEST} in it")
     root = storage.root if storage.local else url.rstrip("/")
     tables = {
         table: pl.scan_parquet(
@@ -61,7 +61,7 @@ def query(url: str, sql: str) -> pl.DataFrame:
 
 
 def json_rows(answer: pl.DataFrame) -> list[dict[str, Any]]:
-    """The rows of an answer as JSON can have them; what is no finite number is null."""
+    """The rows of an answer for JSON; a number that is not finite is null."""
     return [{name: _plain(value) for name, value in row.items()} for row in answer.to_dicts()]
 
 
@@ -90,7 +90,7 @@ def write_parquet(answer: pl.DataFrame, path: Path) -> None:
 
 
 def write_csv(answer: pl.DataFrame, file: IO[str]) -> None:
-    """Write CSV; the entries of a list are joined by ``; ``, what has a deeper form is JSON."""
+    """Write CSV; the entries of a list are joined by ``; ``, and deeper structures are JSON."""
     import polars as pl
 
     lists = [name for name, kind in answer.schema.items() if _is_flat_list(kind)]
@@ -112,7 +112,7 @@ def _is_flat_list(kind: pl.DataType) -> bool:
 
 
 def _is_deep(kind: Any) -> bool:
-    """A type that CSV has no form for."""
+    """Whether CSV has no form for the type."""
     import polars as pl
 
     return kind.is_nested() or kind in (pl.Binary, pl.Object, pl.Duration)

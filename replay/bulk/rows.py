@@ -19,7 +19,7 @@ Tables = Mapping[str, "pa.Table"]
 """The rows of a run, by the names of ``BULK_TABLES``."""
 
 _UNNAMED = ("trace", "totals")
-"""Sections of the document whose name is not part of a column's."""
+"""Sections of the document whose name is not part of the column names."""
 _LEFT_OUT = ("schema", "path", "notes", "rmap_histogram", "migrations")
 _AS_TEXT = (
     "losses",
@@ -30,7 +30,7 @@ _AS_TEXT = (
     "divergences",
 )
 _NULL_SECTIONS = ("recorded", "expected_get_page", "expected_probes")
-"""Sections that are null where there is nothing: their columns are null, too."""
+"""Sections that are null if they are empty: their columns are null, too."""
 MAX_MESSAGE = 500
 
 
@@ -63,7 +63,7 @@ def run_row(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def error_code(error: Exception) -> RunError:
-    """The word for what kept a trace from being replayed."""
+    """The word for the error that prevented a trace from being replayed."""
     codes: Iterable[tuple[type[Exception], RunError]] = (
         (MalformedLine, RunError.MALFORMED_LINE),
         (TraceError, RunError.UNREADABLE if isinstance(error.__cause__, OSError) else RunError.TRACE),
@@ -77,7 +77,7 @@ def error_code(error: Exception) -> RunError:
 
 
 class WorkerDied(Exception):
-    """The process that replayed a trace ended before it was done, more than once."""
+    """The process that replayed a trace died before it was done, more than once."""
 
 
 def _message(error: Exception) -> str:
@@ -109,7 +109,7 @@ def _runs_table(path: str, content: str | None, file_bytes: int, row: Mapping[st
     import pyarrow as pa
 
     row = {"path": path, "content": content, "file_bytes": file_bytes, **row}
-    # in one piece: each conversion of Python values looks for other packages first
+    # in one piece: each conversion of Python values first looks for other packages
     return pa.Table.from_struct_array(pa.array([row], pa.struct(runs_schema())))
 
 

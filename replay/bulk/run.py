@@ -1,4 +1,4 @@
-"""A bulk run: what is not in the dataset yet is replayed, wherever, and the dataset is brought up to date."""
+"""A bulk run: replays what is not in the dataset yet, locally or on a cluster, and updates the dataset."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from replay.run import Request, named_policy, parse_options
 
 BULK_SCHEMA = "replay.bulk/1"
 COMMIT_TRACES, COMMIT_BYTES = 500, 1 << 26
-"""So many staged traces, or bytes of their rows, are made a part of the dataset."""
+"""Number of staged traces, or bytes of their rows, that are merged into a part."""
 SHOWN_WORST = 10
 AUTO = "auto"
 
 
 class Watcher(Protocol):
-    """Is told how far a bulk run has come."""
+    """Receives the progress of a bulk run."""
 
     def say(self, line: str) -> None: ...
     def begin(self, traces: int, cost: int) -> None: ...
@@ -49,24 +49,24 @@ class Where:
     def parse(scheduler: str | None, jobs: int | None, memory: str | None) -> Where:
         """What the command line asks for.  Raises ``UsageError``."""
         if scheduler is not None and (jobs is not None or memory is not None):
-            raise UsageError("--jobs and --memory are for local processes: the cluster's own limits hold")
+            raise UsageError("--jobs and --memory are for local processes: a cluster has its own limits")
         return Where(scheduler, jobs, None if memory is None else parse_size(memory))
 
 
 @dataclass
 class Summary:
-    """What a bulk run came to."""
+    """The result of a bulk run."""
 
     directory: str
     traces: int
     replayed: int = 0
     kept: int = 0
-    """Traces all of whose rows were there already."""
+    """Traces whose rows all existed already."""
     seconds: float = 0.0
     peak_bytes: int | None = None
-    """The most memory that all processes took together; None where that cannot be seen."""
+    """The peak memory of all processes together; None if it cannot be measured."""
     rows: list[dict[str, Any]] = field(default_factory=list)
-    """Those of ``runs`` for the traces asked for, with their ``policy``."""
+    """Rows of ``runs`` for the requested traces, with their ``policy``."""
 
     @property
     def verdicts(self) -> dict[str, dict[str, int]]:
@@ -131,7 +131,7 @@ def differing(row: Mapping[str, Any]) -> int:
 def run_bulk(
     paths: Sequence[str], url: str, policies: Sequence[str], request: Request, where: Where, watcher: Watcher
 ) -> Summary:
-    """Replay many traces with each policy, and keep the rows in the dataset at ``url``.
+    """Replay many traces with each policy, and store the rows in the dataset at ``url``.
 
     A trace whose content the dataset has rows of is not replayed again.  What is done when the run is
     interrupted stays done.  Raises ``UsageError`` if another run has the dataset, or it holds rows of
@@ -194,7 +194,7 @@ def _replay(
     )
     staged, staged_bytes = 0, 0
     commit: Future[None] | None = None
-    with ThreadPoolExecutor(1) as committer:  # no process waits for its next trace meanwhile
+    with ThreadPoolExecutor(1) as committer:  # so that no process waits for its next trace
         for task, reply in workers.run(given):
             dataset.keep(reply)
             summary.replayed += bool(reply.verdicts)
@@ -232,7 +232,7 @@ def _knobs(policy: str | Policy) -> dict[str, Any] | None:
 
 
 def _options(request: Request) -> dict[str, Any]:
-    """What decides the results beside content and policy."""
+    """What determines the results in addition to content and policy."""
     return {
         "settings": list(request.settings),
         "kernel": request.kernel,

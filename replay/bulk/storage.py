@@ -1,4 +1,4 @@
-"""Where a dataset lies: a directory, or what fsspec reaches by an URL.
+"""Where a dataset is stored: a directory, or an URL of fsspec.
 
 Files appear whole or not at all: they are written under a temporary name and renamed.  The rows of
 a trace are *staged* first, in one file for all tables and policies, from which the dataset's own
@@ -61,7 +61,7 @@ class Storage:
 
     @contextmanager
     def errors(self, name: str = "") -> Iterator[None]:
-        """Makes ``OutputError`` of what the file system raises."""
+        """Turns errors of the file system into ``OutputError``."""
         try:
             yield
         except OSError as error:
@@ -73,7 +73,7 @@ class Storage:
             self.fs.create_dir(self.path(name), recursive=True)
 
     def names(self, directory: str) -> dict[str, int]:
-        """The files below a directory and their bytes; empty if it is not there."""
+        """The files below a directory and their sizes; empty if it does not exist."""
         selector = pafs.FileSelector(self.path(directory), allow_not_found=True, recursive=True)
         with self.errors(directory):
             found = self.fs.get_file_info(selector)
@@ -82,7 +82,7 @@ class Storage:
         return {info.path.removeprefix(root): info.size for info in sorted(files, key=lambda i: i.path)}
 
     def others(self, directory: str) -> list[str]:
-        """What lies in a directory and is no file."""
+        """The entries of a directory that are not files."""
         selector = pafs.FileSelector(self.path(directory), allow_not_found=True)
         with self.errors(directory):
             found = self.fs.get_file_info(selector)
@@ -94,7 +94,7 @@ class Storage:
 
     @contextmanager
     def replacing(self, name: str) -> Iterator[Any]:
-        """A file to write to, which takes its name when the block ends well."""
+        """A file to write to; it gets its name if the block ends without an error."""
         temporary = self.path(f"{STAGING}/tmp-{uuid.uuid4().hex}")
         with self.errors(name):
             try:
@@ -119,13 +119,13 @@ class Storage:
                 yield file
 
     def remove(self, name: str) -> None:
-        """Remove a file.  A directory in its place is somebody else's."""
+        """Remove a file.  A directory in its place belongs to somebody else and is kept."""
         with self.errors(name), contextlib.suppress(FileNotFoundError, IsADirectoryError):
             self.fs.delete_file(self.path(name))
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the dataset for one run.  Raises ``UsageError`` if another run has it.
+        """Reserves the dataset for one run.  Raises ``UsageError`` if another run has it.
 
         A local lock ends with its process, however that ends; elsewhere it is a file that names its owner.
         """

@@ -1,4 +1,4 @@
-"""What a worker needs before its first trace.  Imported once by the process that they are forked from."""
+"""What a worker needs before its first trace; imported once by the process from which they are forked."""
 
 from __future__ import annotations
 

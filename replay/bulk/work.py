@@ -1,4 +1,4 @@
-"""One trace of many: replayed with every policy, its rows put where the dataset is made from them.
+"""One trace of many: replayed with every policy, its rows staged for the dataset.
 
 The local processes and the workers of a cluster both call ``work``.
 """
@@ -28,9 +28,9 @@ class Job:
     """What all traces of a bulk run have in common."""
 
     url: str
-    """Of the dataset: a path or what fsspec takes."""
+    """Of the dataset: a path or an fsspec URL."""
     key: str
-    """Of version and options: rows that were staged under another one are not taken."""
+    """A hash of version and options: rows that were staged under another one are ignored."""
     policies: Mapping[str, str | Policy]
     """By the label of their partition."""
     request: Request
@@ -38,15 +38,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Reply:
-    """What became of one trace."""
+    """The result for one trace."""
 
     path: str
     content: str | None
     kept: tuple[str, ...] = ()
-    """Policies for which the dataset has this content already."""
+    """Policies for which this content is already in the dataset."""
     staged_bytes: int = 0
     verdicts: Mapping[str, str] = field(default_factory=dict)
-    """By policy, ``error`` where there is none."""
+    """By policy; ``error`` if there is none."""
 
 
 def work(
@@ -78,7 +78,7 @@ def work(
 
 
 def stage_error(job: Job, task: Task, error: Exception) -> Reply:
-    """Stage the rows of a trace that cannot be read, or that ``work`` did not return from."""
+    """Stage the rows of a trace that cannot be read, or during which the process died."""
     runs = [(label, error_tables(task.path, None, task.file_bytes, error)) for label in job.policies]
     size = write_staged(storage_of(job.url), job.key, task.path, runs)
     return Reply(task.path, None, (), size, dict.fromkeys(job.policies, "error"))
@@ -119,7 +119,7 @@ def _noted(runs: Iterator[tuple[str, Tables]], verdicts: dict[str, str]) -> Iter
 
 
 def content_of(path: str, request: Request) -> str:
-    """What decides the results beside policy and options: the XXH64 of the trace.
+    """What determines the results in addition to policy and options: the XXH64 of the trace.
 
     With a golden file beside it that a run would use, the digest of that behind it.
     """
@@ -134,11 +134,12 @@ def content_of(path: str, request: Request) -> str:
 
 
 def _xxh64(path: str | os.PathLike[str]) -> str:
-    """As 16 hexadecimal digits: tells contents apart at the speed of memory."""
+    """As 16 hexadecimal digits: identifies a content at the speed of memory."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, xxhash.xxh64).hexdigest()
 
 
 @cache
 def storage_of(url: str) -> Storage:
+    """The storage of a dataset, kept for the next task of this process."""
     return Storage(url)

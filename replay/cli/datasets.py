@@ -57,7 +57,8 @@ def bulk(
 ) -> None:
     """Replay many traces into one Parquet dataset.
 
-    What the dataset has already is not replayed again: after an interruption, the same command goes on.
+    Traces that are already in the dataset are not replayed again: after an interruption, the same command
+    resumes where it stopped.
 
     Exit code 0: nothing mismatched or failed. 1: something did. 2: nothing could be done.
     """
@@ -95,9 +96,9 @@ def query(
     as_csv: CsvOption = False,
     output: AnswerOption = None,
 ) -> None:
-    """Ask a dataset in SQL (that of polars).
+    """Query a dataset in SQL (the dialect of polars).
 
-    Exit code 0. 2: no dataset, or the query cannot be answered.
+    Exit code 0: answered. 2: there is no dataset, or the query cannot be answered.
     """
     from replay.bulk.query import json_rows, write_csv, write_parquet
     from replay.bulk.query import query as ask

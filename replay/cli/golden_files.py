@@ -34,7 +34,7 @@ def expect(
     strict: StrictOption = False,
     file_format: FormatOption = None,
 ) -> None:
-    """Write the golden file of a trace from a run."""
+    """Replay a trace and write the result as its golden file."""
     from replay.check import write_expected
     from replay.run import Request
 
@@ -60,7 +60,7 @@ def check(
     quiet: QuietOption = False,
     strict: StrictOption = False,
 ) -> None:
-    """Run traces with golden files and compare."""
+    """Replay traces that have golden files and compare the results."""
     from replay.check import any_failed, check_traces, find_traces, raise_first_error, unchecked
     from replay.output import write_text
     from replay.report.check import junit_text, print_each, print_tally

@@ -13,7 +13,7 @@ TraceArgument = Annotated[
     str,
     typer.Argument(
         metavar="TRACE",
-        help="Trace text or trace.dat (also .gz .zst .xz), perf.data, an event table, or - for stdin.",
+        help="Trace text, trace.dat (also .gz .zst .xz), perf.data, an event table, or - for stdin.",
     ),
 ]
 PolicyOption = Annotated[
@@ -21,8 +21,8 @@ PolicyOption = Annotated[
     typer.Option(
         "--policy",
         metavar="auto|NAME|FILE.toml",
-        help="Policy, also NAME:KNOB=VALUE,...; auto: the golden file's, else that of the recorded "
-        "outcomes, else that of the kernel.",
+        help="Policy, also NAME:KNOB=VALUE,...; auto (default): the golden file's, otherwise the one that "
+        "best explains the recorded outcomes, otherwise the one of the kernel's version.",
     ),
 ]
 KernelOption = Annotated[
@@ -30,8 +30,8 @@ KernelOption = Annotated[
     typer.Option(
         "--kernel",
         metavar="RELEASE|host",
-        help="Which kernel it is: as uname -r or a banner names it, or this machine's. Decides --policy auto "
-        "where recorded outcomes do not, and the knobs that go with a kernel's age.",
+        help="The recorded kernel: a release as printed by uname -r or a banner, or this machine's (host). "
+        "Decides --policy auto if recorded outcomes do not, and knobs that depend on the kernel's version.",
     ),
 ]
 SetOption = Annotated[
@@ -43,7 +43,7 @@ SplitAtOption = Annotated[
     typer.Option(
         "--split-at",
         metavar="auto|recorded|control|end|never|SECONDS",
-        help="When dirty logging is turned on. Default auto: as the trace says, else at its end.",
+        help="When dirty logging is enabled. Default auto: when the trace says so, otherwise at its end.",
     ),
 ]
 ReschedOption = Annotated[
@@ -51,7 +51,7 @@ ReschedOption = Annotated[
     typer.Option(
         "--resched",
         metavar="recorded|never|every=N|seed=S",
-        help="Lock drops of the environment. Default recorded.",
+        help="When the kernel drops the MMU lock. Default: as recorded.",
     ),
 ]
 MaxPagesOption = Annotated[
@@ -63,7 +63,7 @@ ExpectOption = Annotated[
     typer.Option(
         "--expect",
         metavar="FILE|recorded|none",
-        help="What to compare with. Default: the golden file beside the trace, else the recorded outcomes.",
+        help="What to compare with. Default: the golden file beside the trace, otherwise recorded outcomes.",
     ),
 ]
 NestedOption = Annotated[
@@ -71,7 +71,7 @@ NestedOption = Annotated[
     typer.Option(
         "--nested",
         metavar="auto|yes|no",
-        help="Whether kvm.tdp_mmu is on, so that merged code splits the pages of nested guests. "
+        help="Whether kvm.tdp_mmu is on, so that merged code splits shadow pages of nested guests. "
         "Default auto: as the trace shows.",
     ),
 ]
@@ -80,32 +80,32 @@ FormatOption = Annotated[
     typer.Option(
         "--format",
         metavar="auto|ftrace|trace-cmd|perf-script|dmesg|trace-dat|perf-data|table",
-        help="What the trace is. Default auto: its content tells.",
+        help="Format of the trace. Default auto: detected from the content.",
     ),
 ]
-StrictOption = Annotated[bool, typer.Option("--strict", help="Malformed lines are an error.")]
-LostOption = Annotated[bool, typer.Option("--allow-lost", help="A trace with lost events may match.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+StrictOption = Annotated[bool, typer.Option("--strict", help="Treat a malformed line as an error.")]
+LostOption = Annotated[bool, typer.Option("--allow-lost", help="Let a trace with lost events match.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors.")]
 
 # -- of run, compare and review --------------------------------------------------------------------
 
 RequireOption = Annotated[
     str | None,
     typer.Option(
-        "--require", metavar="match", help="Exit with 1 for every verdict but match, for use in CI."
+        "--require", metavar="match", help="Exit with 1 for any verdict except match, for use in CI."
     ),
 ]
 ResultsOption = Annotated[
-    Path | None, typer.Option("-o", "--output", metavar="DIR", help="Write the result tables there.")
+    Path | None, typer.Option("-o", "--output", metavar="DIR", help="Write the result tables to DIR.")
 ]
 RmapHistogramOption = Annotated[
     list[str] | None,
     typer.Option(
         "--rmap-histogram",
         metavar="end|SECONDS|WORDS",
-        help="Print rmap lengths as KVM's mmu_rmaps_stat: at the end, at a time, or behind the marker "
-        "lines that hold these words; repeatable.",
+        help="Print rmap lengths like KVM's mmu_rmaps_stat: at the end, at a time, or after each marker "
+        "line that contains these words; repeatable.",
     ),
 ]
 RmapColumnsOption = Annotated[
@@ -113,7 +113,8 @@ RmapColumnsOption = Annotated[
     typer.Option(
         "--rmap-columns",
         metavar="auto|fls|ffs",
-        help="Column of a length: fls as labelled, ffs as kernels up to 7.1, auto as the one that recorded.",
+        help="How a length selects its column: fls as labelled, ffs as kernels up to 7.1 do, auto as the "
+        "recorded kernel does.",
     ),
 ]
 ComparedPoliciesOption = Annotated[
@@ -123,15 +124,15 @@ ComparedPoliciesOption = Annotated[
     ),
 ]
 QuestionsArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="[QUESTION]...", help="A2, B7 ...; all if none is given.")
+    list[str] | None, typer.Argument(metavar="[QUESTION]...", help="For example A2 or B7. Default: all.")
 ]
 
 # -- of parse and synth ----------------------------------------------------------------------------
 
 TableOption = Annotated[
-    Path, typer.Option("-o", "--output", metavar="FILE", help="Ends in .parquet, .arrow or .feather.")
+    Path, typer.Option("-o", "--output", metavar="FILE", help="A name in .parquet, .arrow or .feather.")
 ]
-ScenarioArgument = Annotated[Path, typer.Argument(metavar="SCENARIO", help="A scenario, TOML.")]
+ScenarioArgument = Annotated[Path, typer.Argument(metavar="SCENARIO", help="A scenario, a TOML file.")]
 NewTraceOption = Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The trace to write.")]
 SeedOption = Annotated[int, typer.Option("--seed", metavar="N", help="The same seed gives the same trace.")]
 
@@ -142,52 +143,55 @@ GoldenOption = Annotated[
 ]
 CheckedPathsArgument = Annotated[
     list[Path],
-    typer.Argument(metavar="PATH...", help="Traces with golden files, or directories of them."),
+    typer.Argument(metavar="PATH...", help="Traces with golden files, or directories that contain them."),
 ]
 UpdateOption = Annotated[
-    bool, typer.Option("--update", help="Show what differs, then rewrite the golden files.")
+    bool,
+    typer.Option("--update", help="Show what differs, then overwrite golden files with the new results."),
 ]
 JunitOption = Annotated[
-    Path | None, typer.Option("--junit", metavar="FILE", help="Write the results as JUnit XML, too.")
+    Path | None, typer.Option("--junit", metavar="FILE", help="Also write the results as JUnit XML.")
 ]
 
 # -- of bulk and query -----------------------------------------------------------------------------
 
 TracesArgument = Annotated[
     list[str],
-    typer.Argument(metavar="PATH...", help="Traces, directories, patterns; - for a list on stdin."),
+    typer.Argument(metavar="PATH...", help="Traces, directories or patterns; - reads a list from stdin."),
 ]
 NewDatasetOption = Annotated[
     str, typer.Option("-o", "--output", metavar="DIR", help="The dataset: a directory or an fsspec URL.")
 ]
 BulkPoliciesOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--policy", metavar="auto|NAME|FILE.toml", help="Policy, default auto; repeatable: read once."
-    ),
+    typer.Option("--policy", metavar="auto|NAME|FILE.toml", help="Policy, default auto; repeatable."),
 ]
 BulkExpectOption = Annotated[
     str | None,
     typer.Option(
         "--expect",
         metavar="recorded|none",
-        help="What to compare with. Default: golden files beside traces, else the recorded outcomes.",
+        help="What to compare with. Default: golden files beside traces, otherwise recorded outcomes.",
     ),
 ]
 JobsOption = Annotated[
-    int | None, typer.Option("--jobs", "-j", min=1, metavar="N", help="Processes. Default: all cores.")
+    int | None,
+    typer.Option("--jobs", "-j", min=1, metavar="N", help="Number of processes. Default: one per core."),
 ]
 MemoryOption = Annotated[
     str | None,
-    typer.Option("--memory", metavar="SIZE", help="For all processes: 4G. Default: 4/5 of what is free."),
+    typer.Option(
+        "--memory", metavar="SIZE", help="Limit for all processes, as 4G. Default: 4/5 of free memory."
+    ),
 ]
 SchedulerOption = Annotated[
     str | None,
-    typer.Option("--scheduler", metavar="ADDRESS", help="Of a Dask cluster: tcp://HOST:PORT."),
+    typer.Option("--scheduler", metavar="ADDRESS", help="Scheduler of a Dask cluster: tcp://HOST:PORT."),
 ]
 DatasetArgument = Annotated[str, typer.Argument(metavar="DIR", help="A dataset of replay bulk.")]
 SqlArgument = Annotated[str, typer.Argument(metavar="SQL", help="Tables: runs, outcomes, windows, flushes.")]
 CsvOption = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
 AnswerOption = Annotated[
-    Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write Parquet; ends in .parquet.")
+    Path | None,
+    typer.Option("-o", "--output", metavar="FILE", help="Write a Parquet file; its name ends in .parquet."),
 ]

@@ -49,12 +49,12 @@ def run(
     allow_lost: LostOption = False,
     file_format: FormatOption = None,
 ) -> None:
-    """Replay a trace and compare with what is expected.
+    """Replay a trace and compare it with the expected outcomes.
 
-    Simulates eager page splitting where dirty logging is turned on and prints a summary and a verdict.
+    Simulates eager page splitting whenever dirty logging is enabled, and prints a summary and a verdict.
 
-    Exit code 0: all that could be compared matched, or nothing could. 1: something did not match. 2: cannot
-    be used.
+    Exit code 0: everything that could be compared matched, or nothing could be compared. 1: something did
+    not match. 2: the command line or an input cannot be used.
     """
     from replay.run import Request, run_alternative, run_trace, write_run
 
@@ -107,7 +107,7 @@ def compare(
 ) -> None:
     """Replay a trace under several policies, side by side.
 
-    Exit code 0, whatever the results are. 2: cannot be used.
+    Exit code 0, whatever the results are. 2: the command line or an input cannot be used.
     """
     from replay.run import Request, run_policies
 
@@ -147,12 +147,12 @@ def review(
     strict: StrictOption = False,
     file_format: FormatOption = None,
 ) -> None:
-    """Answer questions of the patch review from a trace, with numbers.
+    """Answer questions of the patch review with numbers from a trace.
 
-    The policy is the one under review, v2 if none is given; other policies are run beside it where a question
-    compares them, with the same --set.
+    --policy is the policy under review, by default v2. If a question compares policies, the others are run
+    as well, with the same --set.
 
-    Exit code 0, whatever the answers are. 2: cannot be used.
+    Exit code 0, whatever the answers are. 2: the command line or an input cannot be used.
     """
     from replay.review.questions import review_trace
     from replay.run import Request

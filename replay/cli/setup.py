@@ -10,9 +10,9 @@ from replay.cli.show import show_json, show_line, standard_output
 
 
 def warmup(quiet: QuietOption = False) -> None:
-    """Compile all kernels and keep them, so that no later command has to.
+    """Compile all kernels and store them, so that no later command has to compile.
 
-    Exit code 0, also where there was nothing to do. 2: they cannot be kept.
+    Exit code 0, even if there was nothing to do. 2: they cannot be stored.
     """
     from replay.warmup import warm_up
 
@@ -20,7 +20,7 @@ def warmup(quiet: QuietOption = False) -> None:
     if not quiet:
         for word, names in (("compiled", done.compiled), ("found", done.found)):
             print(f"{word}: {', '.join(names) or 'none'}")
-    show_line(f"kept in: {done.directory}", quiet)
+    show_line(f"stored in: {done.directory}", quiet)
 
 
 def policies(

@@ -53,7 +53,7 @@ def standard_output() -> Console:
 
 @contextmanager
 def reading(quiet: bool) -> Iterator[Progress | None]:
-    """Announce a first compilation on standard error; show progress there if it is a terminal."""
+    """Announce the first compilation on standard error; show progress there if it is a terminal."""
     if quiet:
         yield None
         return

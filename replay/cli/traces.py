@@ -45,7 +45,7 @@ def info(
     quiet: QuietOption = False,
     file_format: FormatOption = None,
 ) -> None:
-    """Say what a trace holds, and what can be replayed from it."""
+    """Show what a trace contains, and what can be replayed from it."""
     from replay.info import info_document
     from replay.trace.reader import read_trace
 

@@ -1,4 +1,4 @@
-"""How far a bulk run has come, and what it came to."""
+"""The progress and the result of a bulk run."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from replay.report.figures import number
 from replay.report.progress import ERASE_LINE, REDRAW_SECONDS
 
 LOG_SECONDS = 10.0
-"""Between two lines where standard error is no terminal."""
+"""Seconds between two lines if standard error is not a terminal."""
 
 
 class BulkProgress:
-    """One line that is redrawn on a terminal, else a line now and then."""
+    """One line that is redrawn on a terminal, otherwise a line from time to time."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
@@ -32,13 +32,13 @@ class BulkProgress:
         self._drawn = False
 
     def say(self, line: str) -> None:
-        """Write a line of its own."""
+        """Write a separate line."""
         self.erase()
         self._stream.write(f"replay: {printable(line)}\n")
         self._stream.flush()
 
     def begin(self, traces: int, cost: int) -> None:
-        """There are so many traces, which cost as much as so many bytes of text."""
+        """Set the number of traces, and their cost in bytes of text."""
         self._traces, self._cost = traces, cost
         self._told = self._begun = time.monotonic()
 
@@ -80,7 +80,7 @@ class BulkProgress:
 
 
 class Silence:
-    """Tells nothing."""
+    """Reports nothing."""
 
     def say(self, line: str) -> None: ...
     def begin(self, traces: int, cost: int) -> None: ...
@@ -89,7 +89,7 @@ class Silence:
 
 @contextmanager
 def bulk_progress(stream: IO[str], quiet: bool) -> Iterator[BulkProgress | Silence]:
-    """What tells a user how far a bulk run has come."""
+    """The progress display of a bulk run."""
     if quiet:
         yield Silence()
         return

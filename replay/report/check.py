@@ -1,4 +1,4 @@
-"""What came of a check against golden files: on a terminal, and as JUnit XML for CI systems."""
+"""The result of a check against golden files: on a terminal, and as JUnit XML for CI systems."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def check_text(check: Check) -> str:
 
 
 def junit_text(checks: Iterable[Check]) -> str:
-    """JUnit XML: one test case a trace, skipped where there is no golden file."""
+    """JUnit XML: one test case per trace, skipped if there is no golden file."""
     checks = list(checks)
     counts = {
         "tests": len(checks),
@@ -93,5 +93,5 @@ def junit_text(checks: Iterable[Check]) -> str:
 
 
 def _clean(text: str) -> str:
-    """``text`` without what XML cannot hold, or a terminal would obey where the file is shown."""
+    """``text`` without characters that XML does not allow or that control a terminal."""
     return _NOT_XML.sub("?", printable_lines(text))

@@ -1,4 +1,4 @@
-"""The summary of a run on a terminal: what was replayed, what came of it, and whether it is as expected."""
+"""The summary of a run on a terminal: what was replayed, the result, and whether it is as expected."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from replay.trace.trace import NOTES
 from replay.verdict.compare import Difference
 
 PLAIN_WIDTH = 120
-"""Columns where standard output is no terminal."""
+"""Columns if standard output is not a terminal."""
 SHADOW_PAGE_BYTES = 4096
 
 FAULT_TITLES = {
@@ -38,27 +38,27 @@ _VERDICT_STYLE = {
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Leave it to the caller, where rich would exit with code 1."""
+        """Leave it to the caller; rich would exit with code 1."""
         raise
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """As rich does it, of a text without what a terminal would obey; cells of tables come here too."""
+        """As rich does it, but without control characters in the text; cells of tables come here too."""
         return super().render_str(printable_lines(text), **options)
 
 
 def console(file: IO[str]) -> Console:
-    """A console that writes plain text of a fixed width where ``file`` is no terminal."""
+    """A console that writes plain text of a fixed width if ``file`` is not a terminal."""
     width = None if file.isatty() else PLAIN_WIDTH
     return _Console(file=file, width=width, highlight=False, markup=False)
 
 
 def print_line(out: Console, text: str = "") -> None:
-    """Print one line that is never wrapped, so that it can be searched for and copied."""
+    """Print one line that is never wrapped, so that it can be searched and copied."""
     out.print(printable(text), soft_wrap=True)
 
 
 def print_table(out: Console, table: RenderableType) -> None:
-    """Print a table, or wrapped text, without the blanks that rich puts at the end of lines."""
+    """Print a table, or wrapped text, without the blanks that rich adds at the end of lines."""
     with out.capture() as rendered:
         out.print(table)
     for line in rendered.get().splitlines():
@@ -87,7 +87,7 @@ def print_run(out: Console, document: Mapping[str, Any], differences: Iterable[D
         for line in others:
             print_line(out, line)
     else:
-        print_line(out, "no window: dirty logging is never turned on")
+        print_line(out, "no window: dirty logging is never enabled")
     if document["migrations"]:
         print_line(out)
         print_table(out, migrations_table(document["migrations"]))
@@ -101,20 +101,20 @@ def print_run(out: Console, document: Mapping[str, Any], differences: Iterable[D
 
 
 def print_rmap_histograms(out: Console, document: Mapping[str, Any]) -> None:
-    """Print each histogram as the kernel prints its file mmu_rmaps_stat, which is empty without rmaps."""
+    """Print each histogram in the form of the kernel's file mmu_rmaps_stat, which is empty without rmaps."""
     for histogram in document["rmap_histogram"]:
-        place = f"behind line {number(histogram['line'])}" if histogram["line"] else "before the first event"
+        place = f"after line {number(histogram['line'])}" if histogram["line"] else "before the first event"
         vm = document["trace"]["vms"][histogram["vm"]]
         print_line(out, f"rmaps of VM {vm} at {histogram['at']}, {place}")
         if histogram["levels"] is None:
-            print_line(out, "none: the TDP MMU alone maps its memory")
+            print_line(out, "none: only the TDP MMU maps its memory")
         else:
             out.file.write(rmaps_text(histogram["levels"]))  # rich would expand the tabs
         print_line(out)
 
 
 def rmaps_text(levels: Mapping[str, Mapping[str, int | None]]) -> str:
-    """A histogram as kvm_mmu_rmaps_stat_show() prints it; ``?`` for a number that is unknown."""
+    """A histogram as kvm_mmu_rmaps_stat_show() prints it; ``?`` for an unknown number."""
     lines = [["Rmap_Count:", *levels["4k"]]]
     for level, heads in levels.items():
         counts = ("?" if count is None else str(count) for count in heads.values())
@@ -133,7 +133,7 @@ def print_reasons(out: Console, reasons: Iterable[str], differences: Iterable[Di
 
 
 def print_policies(out: Console, policies: Iterable[Policy], descriptions: Mapping[str, str]) -> None:
-    """Print the policies by what sets them apart from the first one, and the knobs with their values."""
+    """Print how each policy differs from the first one, and the knobs with their values."""
     first, *others = policies
     listed = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("policy", "models", f"differs from {first.name} in"):
@@ -158,6 +158,7 @@ def _value(value: str | int | bool) -> str:
 
 
 def trace_line(trace: Mapping[str, Any]) -> str:
+    """The first line of a summary: what was read, and what is missing or damaged in it."""
     vms = len(trace["vms"])
     parts = [
         f"{trace['path']}: {trace['format']}",
@@ -212,15 +213,15 @@ def _facts(document: Mapping[str, Any]) -> Table:
         )
     if any(tdp["faults"].values()):
         facts.add_row("" if tdp["huge_sptes"] or tdp["attempts"] else "TDP MMU", _tdp_faults(tdp["faults"]))
-    facts.add_row("environment", words(document["environment"]) or "nothing taken from it")
+    facts.add_row("environment", words(document["environment"]) or "no input taken from it")
     facts.add_row("divergences", words(document["divergences"]) or "none")
     return facts
 
 
 def _attempts(totals: Mapping[str, Any]) -> Iterator[str]:
-    """What came of the shadow MMU's attempts: in all, by level where there are two, and what was skipped."""
+    """The results of the shadow MMU's attempts: the sum, by level, and what was skipped."""
     if not totals["attempts"] and not any(totals["skipped"].values()):
-        yield "none was met in the shadow MMU"
+        yield "none in the shadow MMU"
         return
     levels = [
         f"{name.upper()} {number(level['split'])} of {number(level['attempts'])}"
@@ -258,7 +259,7 @@ def _flushes(flushes: Mapping[str, int | None]) -> str:
     if flushes["total"]:
         text += f": {words(causes)}"
     if flushes["lost"]:
-        text += f"; lock drops at which one was still owed: {flushes['lost']:,}"
+        text += f"; lock drops while one was still pending: {flushes['lost']:,}"
     return text
 
 

@@ -11,5 +11,5 @@ def words(counts: Mapping[str, int | None]) -> str:
 
 
 def number(count: int | None) -> str:
-    """A count, ``?`` where it is unknown."""
+    """A count, ``?`` if it is unknown."""
     return "?" if count is None else f"{count:,}"

@@ -1,4 +1,4 @@
-"""What a trace holds, on a terminal."""
+"""What a trace contains, on a terminal."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from replay.report.figures import number
 SHOWN_IGNORED = 8
 _LAYOUTS = {
     "legacy": "SPTEs of legacy paging or NPT",
-    "ept": "SPTEs of EPT as up to 7.1",
-    "ept-7.2": "SPTEs of EPT as from 7.2 on",
+    "ept": "SPTEs of EPT up to 7.1",
+    "ept-7.2": "SPTEs of EPT from 7.2",
 }
 _SOURCES = {
     "probes": "lines of probes",
@@ -39,7 +39,7 @@ def print_info(out: Console, document: Mapping[str, Any]) -> None:
     facts = Table.grid(padding=(0, 2, 0, 0))
     facts.add_column(style="bold")
     facts.add_column()
-    facts.add_row("kernel", document["kernel"] or "not told")
+    facts.add_row("kernel", document["kernel"] or "unknown")
     facts.add_row("time", _time(document["first_ts_ns"], document["last_ts_ns"]))
     for index, vm in enumerate(document["vms"]):
         text = f"{index} {vm['name']}: {number(vm['events'])} events, {number(vm['windows'])} windows"
@@ -64,7 +64,7 @@ def print_info(out: Console, document: Mapping[str, Any]) -> None:
 
 def _time(first: int | None, last: int | None) -> str:
     if first is None or last is None:
-        return "not told"
+        return "unknown"
     return f"{first / 1e9:.6f} to {last / 1e9:.6f}, {(last - first) / 1e9:.6f} s"
 
 

@@ -1,4 +1,4 @@
-"""Runs of one trace under several policies, one column a policy."""
+"""Runs of one trace under several policies, one column per policy."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ _PAGES = {
 }
 HEADER_BYTES = 184
 """sizeof(struct kvm_mmu_page) of 6.1 on x86-64."""
-_FLUSHES = {"total": "flushes", "lost": "lock drops with a flush owed"}
+_FLUSHES = {"total": "flushes", "lost": "lock drops with a flush pending"}
 
 
 def print_side_by_side(out: Console, documents: Sequence[Mapping[str, Any]]) -> None:
-    """Print figures of ``replay.run/1`` documents of one trace; what is 0 in all of them is left out."""
+    """Print figures of ``replay.run/1`` documents of one trace, without rows that are 0 in all of them."""
     print_line(out, trace_line(documents[0]["trace"]))
     print_line(out)
     _print_columns(out, documents)
 
 
 def print_alternative(out: Console, document: Mapping[str, Any], other: Mapping[str, Any] | None) -> None:
-    """Print, below the summary of ``document``, the other policy's figures beside its own.
+    """Print, below the summary of ``document``, its figures beside those of the other policy.
 
-    Nothing where the kernel is known, one line where ``other`` was not run since it can do nothing else.
+    Nothing if the kernel is known; one line if ``other`` was not run because it cannot differ.
     """
     alternative = document["policy"]["alternative"]
     if alternative is None or not document["trace"]["kvmmmu_events"]:
@@ -44,9 +44,11 @@ def print_alternative(out: Console, document: Mapping[str, Any], other: Mapping[
     print_line(out)
     if other is None:
         name = document["policy"]["name"]
-        print_line(out, f"{alternative} does the same here as {name}: no huge SPTE in the shadow MMU")
+        print_line(out, f"{alternative} gives the same result as {name}: no huge SPTE in the shadow MMU")
         return
-    print_line(out, "nothing shows the kernel, so both (--kernel RELEASE or host decides):")
+    print_line(
+        out, "nothing identifies the kernel, so here are both (use --kernel RELEASE or --kernel host):"
+    )
     _print_columns(out, [document, other])
 
 
@@ -85,7 +87,7 @@ def _rows(documents: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[in
 
 
 def _page_table_bytes(totals: Mapping[str, Any]) -> int | None:
-    """Shadow pages that splits took, the leaked ones too: the table and its header."""
+    """Shadow pages that splits allocated, including leaked ones: the table and its header."""
     created, leaked = totals["shadow_pages_created"], totals["shadow_pages_leaked"]
     if created is None or leaked is None:
         return None

@@ -1,4 +1,4 @@
-"""Windows and migrations of a run as tables for a terminal: first what did something."""
+"""Windows and migrations of a run as tables for a terminal; idle windows are omitted if there are many."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from rich.table import Table
 from replay.report.figures import number, words
 
 ALL_WINDOWS = 12
-"""With more windows than this only those that did something are listed, and the totals."""
+"""With more windows than this, only those in which something happened are listed, and the totals."""
 FIRST_WINDOWS, LAST_WINDOWS = 40, 10
-"""So many of those that did something."""
+"""How many of those are listed at most, from the beginning and from the end."""
 ALL_GFNS = 1 << 40
 """The end of a window over all of guest memory: the gfns of 52 physical address bits."""
 _WINDOW_COLUMNS = ("#", "vm", "cause", "slot", "gfns", "attempts", "split", "skipped", "retries", "flushes")
@@ -21,13 +21,13 @@ _MIGRATION_COLUMNS = (
     *("retries", "flushes"),
 )
 _TDP_COLUMN = "tdp split"
-"""Of the TDP MMU, splits of attempts; all other figures are the shadow MMU's."""
+"""For the TDP MMU, splits of attempts; all other figures are for the shadow MMU."""
 
 
 def windows_table(document: Mapping[str, Any]) -> tuple[Table | None, list[str]]:
     """The windows of a ``replay.run/1`` document, and lines about those that are not listed.
 
-    All of them if they are few, else those that did something; of too many, those of the shadow MMU.
+    All if they are few, otherwise those in which something happened; if too many, the shadow MMU's.
     """
     windows = document["windows"]
     busy = list(filter(_did_something, windows))
@@ -38,7 +38,7 @@ def windows_table(document: Mapping[str, Any]) -> tuple[Table | None, list[str]]
     else:
         listed = shadow if shadow and len(busy) > FIRST_WINDOWS + LAST_WINDOWS else busy
         if len(listed) < len(busy):
-            others.append(f"{number(len(busy) - len(listed))} other windows: attempts of the TDP MMU alone")
+            others.append(f"{number(len(busy) - len(listed))} other windows: attempts only in the TDP MMU")
         if len(busy) < len(windows):
             word = "other " if listed else ""
             others.append(f"{number(len(windows) - len(busy))} {word}windows: no attempt")
@@ -80,7 +80,7 @@ def _table(windows: list[Mapping[str, Any]], document: Mapping[str, Any]) -> Tab
 
 
 def migrations_table(migrations: Iterable[Mapping[str, Any]]) -> Table:
-    """One line a migration."""
+    """One line per migration."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     migrations = list(migrations)
     has_tdp = any(migration["tdp"]["attempts"] for migration in migrations)

@@ -1,4 +1,4 @@
-"""What the child of a split may be: its permissions, whether it exists, whether its page is unsync."""
+"""The child of a split: its permissions, whether it exists already, whether the page is unsync."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def permissions(runs: Runs) -> Answer:
 
 
 def _gain_exec(splits: Arrays) -> int:
-    """4K children that are executable where the huge page was not."""
+    """4K children that are executable although the huge page was not."""
     gain = (splits["level"] == 2) & (splits["guest_access"] & ~splits["spte_access"] & ACC_EXEC != 0)
     return int(splits["installed"][gain].sum())
 
@@ -92,13 +92,13 @@ def existing_child_check(runs: Runs) -> Answer:
     return Answer(
         _redundant(int(exists.sum()), free, usable),
         figures,
-        "at each attempt that came as far as the look-up: is there a page of the child's gfn and role, and "
+        "for each attempt that reached the look-up: whether a page with the child's gfn and role exists, and "
         "how many of its 512 gfns have a non-empty rmap",
         [
             _children_by_rmaps(exists, occupied),
             Table(
-                "existing children, were there no first check",
-                ("what it would come to", "children"),
+                "existing children, if there were no first check",
+                ("what would happen", "children"),
                 [
                     ("has a parent SPTE: -EINVAL", has_parent),
                     ("has none, but present SPTEs: BUG_ON", has_sptes),
@@ -106,7 +106,7 @@ def existing_child_check(runs: Runs) -> Answer:
                 ],
             ),
         ],
-        [] if len(exists) else ["no attempt came as far as the check"],
+        [] if len(exists) else ["no attempt reached the check"],
     )
 
 
@@ -122,14 +122,14 @@ def _children_by_rmaps(exists: np.ndarray, occupied: np.ndarray) -> Table:
 
 def _redundant(exists: int, free: int, usable: int) -> str:
     if not exists:
-        return "The trace cannot tell: no existing child was met."
+        return "The trace does not show it: no existing child was found."
     found = many(exists, "existing child", "existing children")
     if not free and usable == exists:
         return f"Redundant here: {found}, all empty and without parent, and all rmaps below are occupied."
     return (
-        f"Not redundant: of {found}, {exists - usable:,} have a parent or present SPTEs and would end in an "
-        f"error before any rmap is looked at; {free:,} have a child gfn with an empty rmap, which the rmap "
-        f"check lets pass. {usable:,} could be used as they are."
+        f"Not redundant: of {found}, {exists - usable:,} have a parent or present SPTEs and would cause an "
+        f"error before any rmap is checked; {free:,} have a child gfn with an empty rmap, which the rmap "
+        f"check does not reject. {usable:,} could be used as they are."
     )
 
 
@@ -146,10 +146,10 @@ def unsync(runs: Runs) -> Answer:
     }
     skipped = figures["huge_sptes_in_unsync_pages"]
     verdict = (
-        "No" if not skipped and not above else "Yes, which the kernel rules out: model or trace is wrong"
+        "No" if not skipped and not above else "Yes, but the kernel rules this out: model or trace is wrong"
     )
     return Answer(
-        f"{verdict}: {many(skipped, 'huge SPTE')} in an unsync page, beside "
+        f"{verdict}: {many(skipped, 'huge SPTE')} in an unsync page, and "
         f"{many(figures['attempts'], 'attempt')}; {many(len(lines['line']), 'page')} became unsync, "
         f"{above:,} of them above the 4K level ({percent(above, len(lines['line']))}).",
         figures,

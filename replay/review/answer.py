@@ -1,4 +1,4 @@
-"""What an answer consists of, and its JSON form."""
+"""The parts of an answer, and its JSON form."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Cell = str | int | float | None
-"""None is a figure that cannot be known."""
+"""None for a figure that cannot be known."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer in one line, its figures, how they were computed, and what they do not tell."""
+    """The answer in one line, its figures, how they were computed, and what they do not show."""
 
     answer: str
     figures: Mapping[str, Cell]
@@ -41,13 +41,15 @@ class Answer:
 
 
 def share(part: int, whole: int) -> float | None:
-    """``part`` of ``whole``, null of nothing."""
+    """``part`` of ``whole``, None if ``whole`` is 0."""
     return round(part / whole, 4) if whole else None
 
 
 def percent(part: int, whole: int) -> str:
+    """``part`` of ``whole`` as text with one decimal, ``?`` if ``whole`` is 0."""
     return f"{100 * part / whole:.1f} %" if whole else "?"
 
 
 def many(count: int, thing: str, plural: str = "") -> str:
+    """A count with its noun in the singular or plural; ``plural`` where it does not end in s."""
     return f"{count:,} {thing if count == 1 else plural or thing + 's'}"

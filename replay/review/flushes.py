@@ -1,4 +1,4 @@
-"""TLB flushes: when they are owed, how many each rule costs, and which could be batched."""
+"""TLB flushes: when they are pending, how many each rule costs, and which could be batched."""
 
 from __future__ import annotations
 
@@ -42,23 +42,23 @@ def before_lock_drop(runs: Runs) -> Answer:
     owed = figures["drops_with_a_flush_owed"]
     return Answer(
         f"{'No' if owed else 'In this trace yes'}: {many(rules['deferred']['flushes_lost'], 'lock drop')} of "
-        f"{rules['deferred']['retries']:,} found the flush of an earlier rmap head still owed; a drop at "
+        f"{rules['deferred']['retries']:,} found the flush of an earlier rmap head still pending; a drop at "
         f"{exposed:,} of {many(rules['deferred']['attempts'], 'attempt')} would. Flushes: "
         f"{figures['flushes_deferred']:,} deferred, {figures['flushes_at_once']:,} at once, "
         f"{figures['flushes_always']:,} always.",
         figures,
         "the policy under review with each flush rule; then deferred with lock drops at every n-th attempt, "
-        "windows run through by themselves. A drop counts if another head has left SPTEs non-present "
+        "each window on its own. A drop counts if another head has left SPTEs non-present "
         "since the last flush. The attempts are those at which this is so",
         [
             Table(
                 "flushes by rule",
-                ("flush", "total", *CAUSES, "drops with a flush owed"),
+                ("flush", "total", *CAUSES, "drops with a flush pending"),
                 [(name, *_counts(run), run["flushes_lost"]) for name, run in rules.items()],
             ),
             Table(
-                "drops with a flush owed, by rate",
-                ("lock drops", "attempts", "drops", "with a flush owed"),
+                "drops with a flush pending, by rate",
+                ("lock drops", "attempts", "drops", "with a flush pending"),
                 [(rate, run["attempts"], run["retries"], run["flushes_lost"]) for rate, run in rates.items()],
             ),
         ],
@@ -84,10 +84,11 @@ def reuse(runs: Runs) -> Answer:
         "flushes_batched": _batched(alias),
     }
     return Answer(
-        f"{many(alias['split'], 'split')}, {figures['splits_with_existing_child']:,} met an existing child, "
-        f"{figures['splits_with_nonleaf_child']:,} of these one with a present non-leaf SPTE; "
-        f"{many(alias['flushes_total'], 'flush', 'flushes')}, {_batched(alias):,} if deferred to the lock "
-        "drop.",
+        f"{many(alias['split'], 'split')}, {figures['splits_with_existing_child']:,} found an existing "
+        "child, "
+        f"{figures['splits_with_nonleaf_child']:,} of these with a present non-leaf SPTE; "
+        f"{many(alias['flushes_total'], 'flush', 'flushes')}, {_batched(alias):,} if deferred until the "
+        "lock drop.",
         figures,
         "the present SPTEs of each existing child before it is reused (v2-alias); flushes under each policy; "
         "batched: at most one flush for all splits between two lock drops",
@@ -97,7 +98,7 @@ def reuse(runs: Runs) -> Answer:
 
 
 def _batched(result: Result) -> int:
-    """Flushes if those of one hold of the lock were made one; zaps of look-ups are not deferred."""
+    """Flushes if all of one hold of the lock were joined; zaps by look-ups are not deferred."""
     if result.policy.flush == Flush.DEFERRED_IF_PARTIAL:
         return result["flushes_total"]
     owing = rows_of(result.splits, result.splits["flush"] != 0)
@@ -121,8 +122,8 @@ def every_link(runs: Runs) -> Answer:
         f"{after - before:,} more: {after:,} instead of {before:,} for {many(always['split'], 'split')}, "
         f"{times}.",
         figures,
-        "linux-2026 (__link_shadow_page always flushes) against linux-6.0 (only if a present non-leaf SPTE "
-        "was met)",
+        "linux-2026 (__link_shadow_page always flushes) against linux-6.0 (only if there was a present "
+        "non-leaf SPTE)",
         [],
         ["what a flush costs in time", *_nothing_nested(always)],
     )

@@ -1,4 +1,4 @@
-"""pte_list_desc: how many a split needs, in which lists they are, and what the caches of them cost."""
+"""pte_list_desc: how many a split needs, in which lists they are, and what caching them costs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def up_front(runs: Runs) -> Answer:
     }
     return Answer(
         f"{allocated:,} descriptors for {many(len(need), 'split')}, of which {total:,} are used "
-        f"({percent(total, allocated)}); {figures['splits_without']:,} splits need none, the most is "
+        f"({percent(total, allocated)}); {figures['splits_without']:,} splits need none, the maximum is "
         f"{figures['most']:,}.",
         figures,
         "v2-alias; descriptors that each split takes for its children's rmaps and parent_ptes, against "
@@ -68,14 +68,15 @@ def exact_or_full(runs: Runs) -> Answer:
     }
     return Answer(
         f"Exact: {figures['exact_sum']:,} descriptors, {figures['exact_most']:,} at most, and "
-        f"{figures['rmap_probes_saved']:,} more rmap probes. Always filled to {UP_FRONT}: {idle:,} more are "
+        f"{figures['rmap_probes_saved']:,} more rmap look-ups. Always filled to {UP_FRONT}: {idle:,} more "
+        "are "
         f"allocated and freed unused at the end of {many(len(last), 'walk')}.",
         figures,
-        f"v2-alias; the cache is filled to {UP_FRONT} before each split and freed after each walk, so what "
-        "lies idle is what the last split of a walk did not take; computing the need probes 512 rmaps for "
-        "each split",
+        f"v2-alias; the cache is filled to {UP_FRONT} before each split and freed after each walk, so the "
+        "unused ones are those that the last split of a walk left; computing the exact need looks at 512 "
+        "rmaps for each split",
         [],
-        ["the time of a probe against that of an allocation"],
+        ["the time of a look-up against that of an allocation"],
     )
 
 
@@ -99,7 +100,7 @@ def capacity(runs: Runs) -> Answer:
         {"splits": splits, "descriptors": used, **figures},
         "linux-6.0 without its nested-only rule, refilled below desc_min, no other lock drops: -EAGAIN in "
         "all, and with a page cache that never runs out. The first attempt of each VM always drops the lock",
-        [Table("-EAGAIN by capacity", ("capacity", "with the page cache", "for descriptors alone"), rows)],
+        [Table("-EAGAIN by capacity", ("capacity", "with the page cache", "only for descriptors"), rows)],
         ["lock drops for rescheduling, which refill the caches as well"],
     )
 
@@ -130,13 +131,13 @@ def rmap_lengths(runs: Runs) -> Answer:
     }
     return Answer(
         f"{aliased:,} of {mapped:,} non-empty rmaps ({percent(aliased, mapped)}) have more than one entry; "
-        f"{used:,} descriptors in use ({used * DESC_BYTES:,} bytes), beside {UP_FRONT * DESC_BYTES:,} bytes "
-        "in a cache of 513."
+        f"{used:,} descriptors in use ({used * DESC_BYTES:,} bytes), in addition to "
+        f"{UP_FRONT * DESC_BYTES:,} bytes in a cache of 513."
         if mapped
-        else "The trace cannot tell: no huge SPTE was ever tried.",
+        else "The trace does not show it: there was no attempt to split a huge SPTE.",
         figures,
         "all rmap lists of a VM at its first attempt, before anything is split; descriptors of parent_ptes "
-        "are among those in use",
+        "count as in use",
         [Table("rmap heads by number of entries", ("level", *titles), rows)],
         ["SPTEs that were set before the trace began"],
     )
@@ -169,7 +170,7 @@ def per_vm(runs: Runs) -> Answer:
         ("linux-6.0: shadow pages, at the end of the trace", caches["pages"], tables),
     ]
     return Answer(
-        f"4 KiB is the array of pointers alone ({figures['v2_pointer_bytes']:,} bytes); filled, it holds "
+        f"4 KiB is only the array of pointers ({figures['v2_pointer_bytes']:,} bytes); when full, it holds "
         f"{figures['v2_filled_bytes']:,} bytes of descriptors. Merged code keeps "
         f"{pointers + filled + tables:,} bytes at the end of this trace.",
         figures,

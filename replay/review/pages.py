@@ -1,4 +1,4 @@
-"""Shadow pages: leaked, lacking, hard to find, and made for memory that nobody writes."""
+"""Shadow pages: leaked, missing, slow to find, or allocated for memory that is never written."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def leaked(runs: Runs) -> Answer:
         f"bytes and their headers) at {many(len(pages), 'rmap head')}, after "
         f"{run['skipped_existing_child']:,} -EOPNOTSUPP and {many(run['retries'], 'lock drop')}.",
         figures,
-        "allocations made while *spp held a page already; lock drops at every n-th attempt: windows run "
-        "through by themselves",
+        "allocations while *spp already held a page; lock drops at every n-th attempt: each window on its "
+        "own",
         [
             Table(
                 "pages leaked by lock drops",
@@ -49,7 +49,7 @@ def leaked(runs: Runs) -> Answer:
                 ],
             ),
             Table(
-                "where most is leaked",
+                "where most pages are leaked",
                 ("gfn", "level", "leaked"),
                 [(f"{places['gfn'][i]:x}", int(places["level"][i]), int(pages[i])) for i in most],
             ),
@@ -102,12 +102,12 @@ def limit(runs: Runs) -> Answer:
         f"{many(len(refused['gfn']), 'attempt')} of {run['attempts']:,} refused with -ENOSPC"
         + (f", first at gfn {figures['first_refused_gfn']}; " if figures["refused"] else "; ")
         + f"{percent(tried, huge)} of the huge memory tried was refused, "
-        f"{percent(left, huge)} still is when it is last tried. All splits need "
+        f"{percent(left, huge)} is still refused at its last attempt. All splits need "
         f"{free['shadow_pages_created']:,} pages, a limit of {'?' if needed is None else f'{needed:,}'}.",
         figures,
-        "splits are refused at min_free_pages or fewer available; huge memory: 2M regions of rmap heads, of "
-        "which any, or the last, attempt was refused; needed: the same run without a limit, a page for each "
-        "new (gfn, role). Limits are of each VM",
+        "a split is refused if min_free_pages or fewer are available; huge memory: 2M regions of rmap heads "
+        "for which any attempt, or the last one, was refused; needed: the same run without a limit, one page "
+        "for each new (gfn, role). Limits are per VM",
         [
             Table(
                 "by limit",
@@ -117,12 +117,12 @@ def limit(runs: Runs) -> Answer:
         ],
         []
         if _smallest_limit(run) is not None
-        else ["the limit: neither probe, marker, memslot nor --max-mmu-pages tells it"],
+        else ["the limit: no probe, marker, memslot or --max-mmu-pages gives it"],
     )
 
 
 def _smallest_limit(result: Result) -> int | None:
-    """n_max_mmu_pages as the attempts met it, the smallest of all; at the end if there was no attempt."""
+    """The smallest n_max_mmu_pages at any attempt; at the end if there was no attempt."""
     limits = result.attempts["limit"]
     if not len(limits):
         return result.run.replay.counters["max_mmu_pages"]
@@ -143,7 +143,7 @@ def _limit_row(name: str, result: Result) -> tuple[Cell, ...]:
 
 
 def _huge_pages(attempts: Arrays) -> tuple[int, int, int]:
-    """4K pages in huge pages that were tried, refused for want of free pages, refused when last tried."""
+    """4K pages in huge pages that were tried, refused for lack of free pages, refused at the last attempt."""
     refused = attempts["outcome"] == Outcome.NO_FREE_PAGES
     last = last_of(groups(attempts, "vm", "level", "gfn"))
     tried, any_refused, last_refused = (
@@ -182,13 +182,13 @@ def collisions(runs: Runs) -> Answer:
         f"one, with up to {many(runs.reviewed['shadow_pages_used_peak'], 'shadow page')} in 4,096 buckets.",
         figures,
         "the kernel's hash_64(gfn, 12) over the live shadow pages at each look-up: valid pages of other "
-        "gfns that stand before the child, newest first, in its bucket",
+        "gfns before the child in its bucket, newest first",
         [Table("look-ups by collisions", ("collisions", "look-ups"), rows)],
         [
             *(
                 []
                 if len(counted) == len(found["collisions"])
-                else ["look-ups behind those counted: too many pages"]
+                else ["look-ups after those counted: too many pages"]
             ),
             "look-ups of faults",
         ],
@@ -218,17 +218,17 @@ def never_written(runs: Runs) -> Answer:
         "all_page_table_bytes": made * PAGE_BYTES,
     }
     return Answer(
-        f"{unwritten:,} of {many(len(regions), '2M region')} that were split ({part}) see no write later; "
-        f"{spent * PAGE_BYTES:,} of {made * PAGE_BYTES:,} bytes of page tables are spent on them."
+        f"{unwritten:,} of {many(len(regions), '2M region')} that were split ({part}) are not written later; "
+        f"{spent * PAGE_BYTES:,} of {made * PAGE_BYTES:,} bytes of page tables were spent on them."
         if later
-        else f"The trace cannot tell: nothing is written behind the first of {many(len(first), '2M split')}.",
+        else f"The trace does not show it: no write after the first of {many(len(first), '2M split')}.",
         figures,
         "2M regions that the shadow MMU split, against writable 4K SPTEs that were set in them after their "
         "first split (kvm_mmu_set_spte, fast_page_fault), whatever table they are in",
         [],
         [
             *([] if later else ["later writes: no writable 4K SPTE is set after the window"]),
-            "writes that do not fault: through an SPTE that is writable already, with PML, with logging off",
+            "writes that do not fault: through an SPTE that is already writable, with PML, without logging",
             "the cost of TLB misses",
         ],
     )
@@ -242,7 +242,7 @@ def _maps_writable(batch: Columns) -> np.ndarray:
 
 
 def _hit_later(regions: np.ndarray, since: np.ndarray, written: np.ndarray, lines: np.ndarray) -> np.ndarray:
-    """Whether each of the sorted ``regions`` is among ``written`` at a line behind its own."""
+    """Whether each of the sorted ``regions`` is among ``written`` at a line after its own."""
     latest = np.zeros(len(regions), np.int64)
     if len(regions):
         at = np.minimum(np.searchsorted(regions, written), len(regions) - 1)

@@ -43,7 +43,7 @@ QUESTIONS: dict[str, Question] = {
     "B11": Question("How often does the capacity of the descriptor cache drop the lock?", memory.capacity),
     "B12": Question("How common are rmaps with more than one entry?", memory.rmap_lengths),
     "B13": Question("Does splitting cost 4 KiB per VM?", memory.per_vm),
-    "B18": Question("How many hash collisions does a look-up of the child meet?", pages.collisions),
+    "B18": Question("How many hash collisions does a look-up of the child have?", pages.collisions),
     "B19": Question("What did the off-by-one end of KVM_CLEAR_DIRTY_LOG miss?", walks.clear_end),
     "B20": Question("How many more flushes does flushing at every link cost?", flushes.every_link),
     "B21": Question("How much is split that is never written?", pages.never_written),

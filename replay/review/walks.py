@@ -1,4 +1,4 @@
-"""The walk over rmap heads: how long the lock is held, whom it skips, and what KVM_CLEAR_DIRTY_LOG costs."""
+"""The walk over rmap heads: how long the lock is held, what it skips, what KVM_CLEAR_DIRTY_LOG costs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def lock_holds(runs: Runs) -> Answer:
         [
             "how long vCPUs wait: the trace has counts, not the time under the lock",
             *(
-                ["holds of VMs that split at the same time: each cuts the other's"]
+                ["holds of VMs that split at the same time: each interrupts the other's"]
                 if _interleave(run)
                 else []
             ),
@@ -66,7 +66,7 @@ def lock_holds(runs: Runs) -> Answer:
 
 
 def _interleave(run: Result) -> bool:
-    """Attempts of one window stand between those of another."""
+    """Whether attempts of one window are between those of another."""
     return bool((np.diff(run.attempts["window"]) < 0).any())
 
 
@@ -96,8 +96,8 @@ def nested_only(runs: Runs) -> Answer:
         f"{with_rule['split']:,} of {without['split']:,} splits remain under linux-6.0, "
         f"{results[name, True]['split']:,} of {results[name, False]['split']:,} under {name}.",
         figures,
-        "the knob nested_only on and off; with it the kernel looks at nothing where tdp_mmu=N, and all pages "
-        "of the shadow MMU are those of nested guests where tdp_mmu=Y, unless their role says otherwise",
+        "the knob nested_only on and off; with it the kernel does nothing if tdp_mmu=N; if tdp_mmu=Y, all "
+        "pages of the shadow MMU belong to nested guests, unless their role says otherwise",
         [Table("splits", ("policy", "nested only", "attempts", "split", "not_nested"), rows)],
         ["guest_mode itself, which printed roles lack"],
     )
@@ -105,7 +105,7 @@ def nested_only(runs: Runs) -> Answer:
 
 def _no_clear() -> Answer:
     return Answer(
-        "The trace cannot tell: nothing is split by KVM_CLEAR_DIRTY_LOG.",
+        "The trace does not show it: KVM_CLEAR_DIRTY_LOG splits nothing.",
         {"windows": 0},
         "windows by cause",
         not_known=["the cost of KVM_CLEAR_DIRTY_LOG: it splits only with initially-all-set"],
@@ -135,7 +135,7 @@ def _simulated_end(runs: Runs) -> Answer:
     }
     return Answer(
         f"{many(figures['pages_missed'], 'page')}, one for each of {many(inclusive['ranges'], 'range')}, "
-        f"and with them {many(exclusive['last_alone'], 'huge page')} that the range meets nowhere else; "
+        f"and with them {many(exclusive['last_alone'], 'huge page')} that the range touches nowhere else; "
         f"{inclusive['split']:,} splits before, {exclusive['split']:,} after.",
         figures,
         "the knob clear_end: before 6.8 the last gfn of a 64-page mask was taken as the end, exclusive. The "
@@ -143,7 +143,7 @@ def _simulated_end(runs: Runs) -> Answer:
         [
             Table(
                 "KVM_CLEAR_DIRTY_LOG",
-                ("end", "ranges", "pages", "of no page", "heads visited", "attempts", "split"),
+                ("end", "ranges", "pages", "without a page", "heads visited", "attempts", "split"),
                 [
                     (
                         name,
@@ -168,7 +168,7 @@ def _clear_counts(result: Result) -> dict[str, int]:
 
 
 def _recorded_end(runs: Runs) -> Answer:
-    """Probes tell the ranges that the recorded kernel walked."""
+    """Probes show the ranges that the recorded kernel walked."""
     run = runs.reviewed
     start, end = (run.windows(name)[name][run.is_clear] for name in ("start_gfn", "end_gfn"))
     bases = runs.events(lambda batch: np.isin(batch.kind, (Kind.SET_REGION, Kind.MARK_MEMSLOT)))["gfn"]
@@ -184,10 +184,10 @@ def _recorded_end(runs: Runs) -> Answer:
     }
     return Answer(
         f"The recorded kernel's end is {word}: {many(pages, 'page')} missed in "
-        f"{many(len(start), 'range')}, {many(huge, 'huge page')} that the range meets nowhere "
-        f"else; {figures['ranges_of_no_page']:,} ranges of no page."
+        f"{many(len(start), 'range')}, {many(huge, 'huge page')} that the range touches nowhere "
+        f"else; {figures['ranges_of_no_page']:,} ranges without a page."
         if word
-        else "The trace cannot tell which end the recorded kernel passes.",
+        else "The trace does not show which end the recorded kernel passes.",
         figures,
         "the probes of each range: an end on a 64-page boundary is one past the mask (6.8 and later), one "
         "just before it, or equal to the start, the last page of it",
@@ -243,7 +243,7 @@ def repeated_clear(runs: Runs) -> Answer:
         [
             Table(
                 "visits of rmap heads",
-                (f"{call}s", "number", "ranges", "heads", "empty", f"heads a {call}"),
+                (f"{call}s", "number", "ranges", "heads", "empty", f"heads per {call}"),
                 rows,
             )
         ],

@@ -38,7 +38,7 @@ class Slot:
 
     @property
     def end(self) -> int:
-        """First gfn behind the slot."""
+        """First gfn after the slot."""
         return self.base_gfn + self.npages
 
 

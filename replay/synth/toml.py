@@ -18,7 +18,7 @@ def pages(level: int) -> int:
 
 
 class Table:
-    """A TOML table that knows its line and notices keys that nobody asked for."""
+    """A TOML table that knows its line and finds keys that were never read."""
 
     def __init__(self, source: Source, kind: str, content: dict[str, Any], line: int, end: int) -> None:
         self.source = source
@@ -76,7 +76,7 @@ class Table:
 
 
 class Source:
-    """The text of the file; finds the line of a table and of a key (tomllib keeps no places).
+    """The text of the file; finds the line of a table and of a key (tomllib does not keep positions).
 
     A table has a header line of its own, ``[[vm.slot]]``, or is an inline table ``{...}`` that
     begins a line below ``slot = [``.

@@ -48,16 +48,16 @@ def is_of_format(word: str | None, source_format: str) -> bool:
 
 
 _BETTER_FORMS = {
-    "trace-cmd": "trace-cmd report -N tells pages, vm_create markers tell VMs",
-    "perf-script": "perf without libtraceevent's plugin tells pages, perf script -F +pid,+tid VMs",
-    "perf.data": "perf without libtraceevent's plugin tells pages",
-    "ftrace": "option record-tgid or vm_create markers tell VMs",
+    "trace-cmd": "trace-cmd report -N shows pages, vm_create markers show VMs",
+    "perf-script": "perf without libtraceevent's plugin shows pages, perf script -F +pid,+tid shows VMs",
+    "perf.data": "perf without libtraceevent's plugin shows pages",
+    "ftrace": "option record-tgid or vm_create markers show VMs",
 }
 
 
 def better_form(trace_format: str) -> str:
     """How to have of a trace of ``trace_format`` what it leaves out."""
-    return _BETTER_FORMS.get(trace_format, "the kernel's own text with option record-tgid tells all")
+    return _BETTER_FORMS.get(trace_format, "the kernel's own text with option record-tgid shows everything")
 
 
 def text_format(text: bytes) -> str:

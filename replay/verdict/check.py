@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Check:
-    """What came of one trace."""
+    """The result for one trace."""
 
     trace: Path
     status: str

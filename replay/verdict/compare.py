@@ -27,10 +27,10 @@ MATCH_TEXTS = {
 """What the words of ``schema.Match`` say about attempts."""
 
 _UNSHOWN = {
-    Kind.V2_LOCK_DROPPED: "no v2_lock_dropped line was recorded: SPTEs are attempted again after a lock drop",
-    Kind.FAST_PAGE_FAULT: "no fast_page_fault line was recorded: SPTEs are writable again without a line",
+    Kind.V2_LOCK_DROPPED: "no v2_lock_dropped line was recorded, but SPTEs are attempted again",
+    Kind.FAST_PAGE_FAULT: "no fast_page_fault line was recorded, but SPTEs are writable again",
 }
-"""What shows in a replay that events happened of a kind that the recording lacks."""
+"""How a replay shows that events happened whose kind the recording lacks."""
 
 _FAULT_TIME = "fault_time_tdp_splits"
 _WHAT_IF = ("end", "time")
@@ -39,7 +39,7 @@ _RECORDED = ("gfn", "spte", "level", "errno")
 
 @dataclass(frozen=True)
 class Difference:
-    """One attempt that is not as expected; an empty text where one side has no such attempt."""
+    """One attempt that is not as expected; the text is empty if one side has no such attempt."""
 
     place: str
     expected: str
@@ -48,23 +48,23 @@ class Difference:
 
 @dataclass(frozen=True)
 class Lines:
-    """How lines of one kind compare."""
+    """The comparison of one kind of lines."""
 
     recorded: int = 0
     compared: int = 0
     matched: int = 0
     absent: int = 0
-    """Lines that the simulation has and the recording lacks."""
+    """Lines that the simulation has but the recording lacks."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What came of comparing a run; counts are None where there was nothing to compare with."""
+    """The result of comparing a run; counts are None if there was nothing to compare with."""
 
     source: str = "none"
     """``recorded``, ``file`` or ``none``."""
     recorded: int | None = None
-    """Recorded lines that state an outcome: ``compared`` and those ``not_compared``."""
+    """Recorded lines that state an outcome: the sum of ``compared`` and ``not_compared``."""
     compared: int | None = None
     not_compared: dict[str, int] = field(default_factory=dict)
     """By reason, a key of ``doubt.REASONS``."""
@@ -95,9 +95,9 @@ def unchecked() -> Comparison:
 
 
 def compare_recorded(replay: Replay, doubts: Sequence[Doubt] = ()) -> Comparison:
-    """Compare a replay with what its own trace recorded: split lines, get_page lines, probes and flushes.
+    """Compare a replay with the outcomes in its own trace: split lines, get_page lines, probes and flushes.
 
-    ``doubts`` are those that the replay was made with: a line that differs and may rest on something
+    ``doubts`` are those that the replay was made with: a line that differs but may depend on something
     unknown is not compared.
     """
     counters = replay.counters
@@ -146,7 +146,7 @@ def compare_recorded(replay: Replay, doubts: Sequence[Doubt] = ()) -> Comparison
 
 
 def _lines(counters: Mapping[str, int | None], *names: str) -> Lines:
-    """Lines of some kinds, by the counters NAME_recorded, NAME_unknown, NAME_matched and NAME_absent."""
+    """The sum of the counters NAME_recorded, NAME_unknown, NAME_matched and NAME_absent over ``names``."""
     recorded, unknown, matched, absent = (
         sum(counters[f"{name}_{what}"] or 0 for name in names)
         for what in ("recorded", "unknown", "matched", "absent")
@@ -162,8 +162,8 @@ def _line_reasons(name: str, lines: Lines) -> Iterator[str]:
 
 
 def _open_questions(replay: Replay, doubts: Sequence[Doubt], left_out: Mapping[str, int]) -> list[str]:
-    """Why not everything could be compared; a vCPU's own lazy splits are no such reason."""
-    # what is simulated and was not recorded is no recorded line that is left out, but an open question too
+    """Why not everything could be compared; a vCPU's own lazy splits are not a reason."""
+    # a line that is simulated but not recorded is not in left_out, but it is an open question too
     silent = [reason_of(doubts, vm) for vm in sorted(replay.unproven) if not replay.unknown.get(vm)]
     doubtful = [*_unrecorded(replay, silent), *_flush_reasons(replay, doubted=True)]
     shown = {*left_out, *silent, *NEVER_MATCH}
@@ -181,13 +181,13 @@ def _open_questions(replay: Replay, doubts: Sequence[Doubt], left_out: Mapping[s
 
 
 def _unrecorded(replay: Replay, silent: Sequence[str]) -> Iterator[str]:
-    """Attempts and lines that the recording lacks, which proves nothing; ``silent``: why, by VM."""
+    """Attempts and lines that the recording lacks, which proves nothing; ``silent``: a reason per VM."""
     count = replay.counters["unknown_attempts"]
     if count:
         attempts = "attempt" if count == 1 else "attempts"
         yield f"{count:,} {attempts} simulated but not recorded: not all of the state was known"
     if silent:
-        yield f"lines simulated but not recorded prove nothing: {REASONS[silent[0]]}"
+        yield f"lines that were simulated but not recorded prove nothing: {REASONS[silent[0]]}"
 
 
 def _compared_from(replay: Replay) -> int | None:
@@ -196,17 +196,17 @@ def _compared_from(replay: Replay) -> int | None:
 
 def _before_trace(replay: Replay) -> str:
     vms = {*replay.unknown, *replay.unproven}
-    # at a fast zap of all pages a VM's state becomes known, so that it can be in doubt no more at the end
+    # a fast zap of all pages makes a VM's state known, so at the end it may no longer be in doubt
     lines = [replay.older.get(vm, replay.unproven.get(vm, 0)) for vm in vms]
     line = min(lines, default=0)
-    shown = f"line {line:,} shows what is older than it" if line else "its first root is not in it"
+    shown = f"line {line:,} shows older state" if line else "the creation of its first root is missing"
     begin = _compared_from(replay)
-    rest = f"; from line {begin:,} on all is compared" if begin and begin > 1 else ""
+    rest = f"; from line {begin:,} everything is compared" if begin and begin > 1 else ""
     return f"the trace begins in the middle of a VM's life: {shown}{rest}"
 
 
 def _has_empty_window(replay: Replay) -> bool:
-    """A probe opened a window in which nothing was recorded: that nothing was attempted is compared."""
+    """A probe opened a window in which nothing was recorded: this is compared, too."""
     rows = replay.windows.select(["cause", "doubted"]).to_pylist()
     return any(row["cause"] not in _WHAT_IF and not row["doubted"] for row in rows)
 
@@ -233,7 +233,7 @@ def attempt_reasons(counts: Mapping[str, int | None]) -> list[str]:
 
 
 def _flush_reasons(replay: Replay, doubted: bool) -> list[str]:
-    """Windows whose simulated flushes differ from those that probes recorded, with or without doubt."""
+    """Windows whose simulated flushes differ from the recorded ones; ``doubted``: those with doubts."""
     columns = replay.windows.select(
         ["index", "cause", "doubted", "flushes_total", "flushes_recorded"]
     ).to_pylist()
@@ -258,9 +258,9 @@ def _flush_reasons(replay: Replay, doubted: bool) -> list[str]:
 
 
 def _flush_places(lines: Lines) -> list[str]:
-    """Flushes that were recorded elsewhere among the lines of their window than simulated."""
+    """Flushes whose place among the lines of their window is not the simulated one."""
     count = max(lines.compared - lines.matched, lines.absent)
-    return [f"{count:,} of {lines.compared:,} flushes recorded in another place"] if count else []
+    return [f"{count:,} of {lines.compared:,} flushes recorded in a different place"] if count else []
 
 
 def _recorded_differences(replay: Replay) -> list[Difference]:
@@ -280,7 +280,7 @@ def _recorded_differences(replay: Replay) -> list[Difference]:
 
 
 def _split_line(row: Mapping[str, Any], prefix: str) -> str:
-    """An attempt in the words of its trace line, kvm_mmu_split_huge_page."""
+    """An attempt in the form of its trace line, kvm_mmu_split_huge_page."""
     gfn, spte, level, errno = (row[prefix + name] for name in _RECORDED)
     text = " ".join(
         f"{name} {'?' if value is None else f'{value:x}'}" for name, value in (("gfn", gfn), ("spte", spte))

@@ -30,13 +30,13 @@ def compare_golden(golden: Golden, run: Golden, doubts: Sequence[str] = ()) -> C
             differences.append(_golden_difference(place, expected, got))
     reasons = attempt_reasons(counts)
     if golden.policy != run.policy:
-        reasons.append(f"the golden file is of policy {golden.policy}, the run of {run.policy}")
+        reasons.append(f"the golden file has policy {golden.policy}, the run has {run.policy}")
     for name in ("knobs", "options", "totals", "flushes"):
         reasons += _unequal(name, getattr(golden, name), getattr(run, name))
     if not reasons and golden.outcomes != run.outcomes:
-        reasons.append("the same attempts in another order")
+        reasons.append("the same attempts, but in a different order")
     if not reasons and golden.outcomes_digest != run.outcomes_digest:
-        reasons.append("outcomes_digest does not fit the outcomes of the golden file")
+        reasons.append("outcomes_digest does not match the outcomes in the golden file")
     verdict, reasons = verdict_of(reasons, True, doubts)
     flushes = golden.flushes.get("total")
     return Comparison(
@@ -58,7 +58,7 @@ def compare_golden(golden: Golden, run: Golden, doubts: Sequence[str] = ()) -> C
 def _pair(
     expected: list[Attempt], got: list[Attempt]
 ) -> Iterator[tuple[Match, str, Attempt | None, Attempt | None]]:
-    """Line up two lists of attempts by the SPTE they are at, in the order of ``got``, then what is left."""
+    """Pair two lists of attempts by their SPTE, in the order of ``got``; then what remains."""
     waiting: dict[tuple[object, ...], list[int]] = defaultdict(list)
     for index in reversed(range(len(expected))):
         waiting[_key(expected[index])].append(index)
@@ -78,7 +78,7 @@ def _key(attempt: Attempt) -> tuple[object, ...]:
 
 
 def _golden_difference(place: str, expected: Attempt | None, got: Attempt | None) -> Difference:
-    """Name the attempt, and on each side what differs; all of it where the other side has none."""
+    """Name the attempt and what differs on each side; everything if the other side has no such attempt."""
     some = got or expected or {}
     window, mmu, gfn, level = (some.get(name) for name in ("window", "mmu", "gfn", "level"))
     where = f"{place}, window {window}, {mmu} gfn {gfn} level {level}"

@@ -1,4 +1,4 @@
-"""Golden files, schema ``replay.expected/1``: what a run of a trace is expected to give.
+"""Golden files, schema ``replay.expected/1``: the expected result of a run.
 
 One attempt stands on one line, gfns in hex, keys in a fixed order, so that a difference reads well
 in a review.  Policy, knobs and options are those needed to run the trace again.
@@ -76,12 +76,12 @@ def golden_path(trace: str | os.PathLike[str]) -> Path:
 
 
 def has_golden(trace: str | os.PathLike[str]) -> bool:
-    """Something lies where the golden file of a trace would be, if only a link to nowhere."""
+    """Whether something is in the place of the golden file of a trace, even a broken link."""
     return os.path.lexists(golden_path(trace))
 
 
 def golden_of(policy: Policy, options: Options, replay: Replay) -> Golden:
-    """The golden file that a run would be expected by."""
+    """The golden file that expects exactly this run."""
     figures = totals(replay.counters)
     flushes = figures.pop("flushes")
     outcomes = attempts(replay.outcomes)
@@ -127,7 +127,7 @@ def _digest(outcomes: list[Attempt]) -> str:
 
 
 def policy_of(golden: Golden) -> Policy:
-    """The policy that a golden file was made with: by its name, or else from its knobs alone.
+    """The policy that a golden file was made with: by its name, otherwise from its knobs alone.
 
     Knobs that the age of the recording kernel decides are the golden file's.
     """
@@ -141,7 +141,7 @@ def policy_of(golden: Golden) -> Policy:
 
 
 def write_golden(path: str | os.PathLike[str], golden: Golden, is_named: bool = True) -> None:
-    """Write a golden file, whole or not at all; ``is_named`` as of ``replacing``.  Raises ``OutputError``."""
+    """Write a golden file completely or not at all (see ``replacing``).  Raises ``OutputError``."""
     write_text(path, "".join(_lines(golden)), is_named)
 
 
@@ -159,7 +159,7 @@ def _lines(golden: Golden) -> Iterator[str]:
 
 
 def read_golden(path: str | os.PathLike[str], is_named: bool = True) -> Golden:
-    """Read a golden file.  Raises ``GoldenError`` where it is missing, no JSON, or not as one is written.
+    """Read a golden file.  Raises ``GoldenError`` if it is missing, not JSON, or of another form.
 
     ``is_named``: the user named it, so that it may be a pipe.
     """

@@ -1,4 +1,4 @@
-"""Migrations as a whole: dirty logging of a VM from the first slot's on to the last slot's off.
+"""Migrations as a whole: from enabling dirty logging for the first slot to disabling it for the last.
 
 Slots of one VM whose logging overlaps are one migration.  A slot that is still logged at the end of the
 trace, and was so all through another slot's logging, is a display's and is left out.
@@ -44,7 +44,7 @@ class _Row(NamedTuple):
 
 @dataclass
 class _Logging:
-    """One slot's dirty logging; ``off`` is None where it never ends."""
+    """One slot's dirty logging; ``off`` is None if it never ends."""
 
     slot: int
     gfns: tuple[int, int]
@@ -55,13 +55,13 @@ class _Logging:
         return self.off is not None and self.off.line < line
 
     def contains(self, other: _Logging) -> bool:
-        """``other`` begins later, and is over while this one goes on to the end of the trace."""
+        """Whether ``other`` begins later and ends, while this one lasts to the end of the trace."""
         return self.off is None and other.off is not None and self.on.line < other.on.line
 
 
 @dataclass
 class _Migration:
-    """Loggings of one VM that overlap; ``previous_end`` is the line at which those before had ended."""
+    """Overlapping loggings of one VM; ``previous_end`` is the line at which the earlier ones ended."""
 
     vm: int
     loggings: list[_Logging]
@@ -99,7 +99,7 @@ def _is_of(windows: pa.Table, cause: str) -> np.ndarray:
 
 
 def _control_rows(trace: Trace) -> list[_Row]:
-    """The lines of ``_KINDS`` that are of some VM, in order."""
+    """The lines of ``_KINDS`` that belong to a VM, in order."""
     counts = trace.kind_counts()
     if not any(counts[kind] for kind in _KINDS):
         return []
@@ -112,7 +112,7 @@ def _control_rows(trace: Trace) -> list[_Row]:
 
 
 def _loggings(rows: Sequence[_Row]) -> dict[int, list[_Logging]]:
-    """By VM, in the order of their on.  As in the replay, markers count where no probe sees the commit."""
+    """By VM, in the order of their beginnings.  Markers count if no probe shows the commit."""
     probed = {row.vm for row in rows if row.kind == Kind.COMMIT_REGION}
     found: dict[int, list[_Logging]] = {}
     logged: dict[tuple[int, int], _Logging] = {}
@@ -160,7 +160,7 @@ def _figures(
     on, off = migration.on, migration.off
     last = off.line if off else 1 << 62
     lines = windows["begin_line"]
-    # a marker that the VMM writes after the ioctl comes after the window that it opens
+    # a marker that the VMM writes after the ioctl comes after the window that it opened
     begun = (lines >= on.line) | (windows["memslot_flags"] & (lines > migration.previous_end))
     inside = (windows["vm"] == migration.vm) & begun & (lines <= last)
     sums = {name: int(windows[name][inside].sum()) for name in _SUMS}
@@ -186,7 +186,7 @@ def _figures(
 
 
 def _sweeps(group: list[_Logging], starts: np.ndarray) -> int:
-    """Sweeps of KVM_CLEAR_DIRTY_LOG: how often the gfn that was cleared most often was.
+    """Sweeps of KVM_CLEAR_DIRTY_LOG: the largest number of times that any gfn was cleared.
 
     One sweep clears a gfn once in each address space that has a logged slot there.
     """

@@ -1,6 +1,6 @@
-"""Parts of the JSON document of a run: a replay's tables and counters under fixed keys.
+"""Parts of the JSON document of a run: the tables and counters of a replay under fixed keys.
 
-All counts are integers; what cannot be known is null, never 0.
+All counts are integers; a number that cannot be known is null, never 0.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def totals(counters: Counters) -> dict[str, Any]:
 
 
 def windows(replay: Replay) -> list[dict[str, Any]]:
-    """``windows`` of the document: one entry a window, in order."""
+    """``windows`` of the document: one entry per window, in order."""
     return [
         {
             "index": row["index"],
@@ -81,7 +81,7 @@ def windows(replay: Replay) -> list[dict[str, Any]]:
 
 
 def recorded(replay: Replay) -> dict[str, Any] | None:
-    """``recorded`` of the document: what the recorded kernel came to in the shadow MMU, if recorded."""
+    """``recorded`` of the document: what the recorded kernel did in the shadow MMU; None if not recorded."""
     if not replay.has_recorded:
         return None
     counts = dict(replay.recorded_errnos)
@@ -95,7 +95,7 @@ def recorded(replay: Replay) -> dict[str, Any] | None:
 
 
 def rmap_histograms(replay: Replay) -> list[dict[str, Any]]:
-    """``rmap_histogram`` of the document: one entry a VM and moment that was asked for."""
+    """``rmap_histogram`` of the document: one entry per VM and requested moment."""
     return [
         {
             "at": histogram.at,
@@ -110,7 +110,7 @@ def rmap_histograms(replay: Replay) -> list[dict[str, Any]]:
 
 
 def _levels(counts: np.ndarray) -> dict[str, dict[str, int | None]]:
-    """Heads by level and by the kernel's titles of columns; null where their number is unknown."""
+    """Heads by level and by the kernel's column titles; null if the number is unknown."""
     titles = ["0", "1", *(f"{1 << n}-{(2 << n) - 1}" for n in range(1, counts.shape[1] - 1))]
     return {
         level: {title: None if heads < 0 else heads for title, heads in zip(titles, row, strict=True)}

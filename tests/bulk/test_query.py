@@ -122,8 +122,8 @@ def test_unusable_queries(dataset: Path, sql: str, message: str) -> None:
 
 def test_no_dataset(tmp_path: Path) -> None:
     refused = error_of(replay("query", tmp_path, "SELECT 1"))
-    assert refused == f"{tmp_path}: no dataset of replay bulk: it has no _replay.json"
-    assert error_of(replay("query", tmp_path, "SELECT 1", "-o", "x.csv")).endswith("must be .parquet")
+    assert refused == f"{tmp_path}: not a dataset of replay bulk: there is no _replay.json in it"
+    assert error_of(replay("query", tmp_path, "SELECT 1", "-o", "x.csv")).endswith("must end in .parquet")
 
 
 def test_every_type_of_column_is_json(dataset: Path) -> None:

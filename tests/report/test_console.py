@@ -64,7 +64,7 @@ def test_summary_of_a_match(make_replay: Any) -> None:
         "              20 in use at the end, 20 at most, limit ?",
         "flushes       1: 1 window_end",
         "TDP MMU       1 of 1 attempts split, 0 failed, 1 huge SPTEs at the end",
-        "environment   nothing taken from it",
+        "environment   no input taken from it",
         "divergences   none",
         "",
         "verdict match: 4 of 4 recorded split lines matched, 2 of 2 other lines; "
@@ -77,7 +77,7 @@ def test_summary_without_shadow_pages_or_expectations(make_replay: Any) -> None:
     replay = make_replay(has_recorded=False)
     none = dict.fromkeys(("attempts", "split", "skipped_existing_child", "shadow_pages_used_peak"), 0)
     lines = summary(replace(replay, counters=replay.counters | none)).splitlines()
-    assert lines[8] == "huge SPTEs   none was met in the shadow MMU"
+    assert lines[8] == "huge SPTEs   none in the shadow MMU"
     assert not any(line.startswith(("children", "shadow pages")) for line in lines)
     assert lines[-1] == "verdict unchecked: nothing to compare with"
 
@@ -132,7 +132,7 @@ def test_of_too_many_windows_those_of_the_shadow_mmu(make_replay: Any) -> None:
     numbers, rest = listed(make_replay, rows)
     assert numbers == [50, 60]
     assert rest[1:] == [
-        "298 other windows: attempts of the TDP MMU alone",
+        "298 other windows: attempts only in the TDP MMU",
         "100 other windows: no attempt",
     ]
 
@@ -182,7 +182,7 @@ def test_differences_and_doubts(make_replay: Any) -> None:
     )
     for words in (
         "retries       2: 2 empty caches\n",
-        "1 window_end; lock drops at which one was still owed: 1",
+        "1 window_end; lock drops while one was still pending: 1",
         "environment   4 yields",
         "divergences   7 adopted_pages\n",
         "verdict mismatch: 3 of 4 recorded split lines matched",

@@ -122,8 +122,8 @@ def test_each_line_that_is_not_compared_has_its_reason(make_replay: Any) -> None
     assert (comparison.recorded, comparison.compared) == (13, 8)
     assert comparison.get_page == Lines(recorded=2, compared=1, matched=2)
     assert comparison.reasons[-2:] == [
-        "2 recorded lines not compared: the form of the text drops fields or mixes up times",
-        "3 recorded lines not compared: no line shows which window they are of",
+        "2 recorded lines not compared: the form of the text omits fields or mixes up times",
+        "3 recorded lines not compared: no line shows to which window they belong",
     ]
 
 
@@ -132,7 +132,7 @@ def test_lines_that_rest_on_older_state_leave_a_part(make_replay: Any) -> None:
     comparison = compare_recorded(replay)
     assert (comparison.verdict, comparison.not_compared) == ("partial", {"before_trace": 1})
     assert comparison.reasons[0] == (
-        "the trace begins in the middle of a VM's life: line 7 shows what is older than it"
+        "the trace begins in the middle of a VM's life: line 7 shows older state"
     )
 
 
@@ -224,7 +224,7 @@ def test_golden_attempts_in_another_order_do_not_match(make_replay: Any) -> None
     swapped = [rows[1], rows[0], *rows[2:]]
     comparison = compare_golden(golden(make_replay()), golden(make_replay(attempts=swapped)))
     assert comparison.verdict == "mismatch"
-    assert comparison.reasons == ["the same attempts in another order"]
+    assert comparison.reasons == ["the same attempts, but in a different order"]
 
 
 def test_golden_totals_flushes_policy_and_options_count(make_replay: Any) -> None:
@@ -235,7 +235,7 @@ def test_golden_totals_flushes_policy_and_options_count(make_replay: Any) -> Non
         Options(max_mmu_pages=64),
     )
     assert compare_golden(old, run).reasons == [
-        "the golden file is of policy v2, the run of v2-desc",
+        "the golden file has policy v2, the run has v2-desc",
         "knobs.occupied_rmap: expected leave_nonpresent, got grow",
         "knobs.spare_page: expected leak, got keep",
         "knobs.alloc_failure: expected unchecked, got drop_lock",

@@ -69,7 +69,7 @@ def test_a_line_of_another_thread_leaves_a_doubt(tmp_path: Path) -> None:
     assert comparison.verdict == "partial"
     assert comparison.reasons[0].startswith("the trace begins in the middle of a VM's life: line 7,")
     assert comparison.reasons[1:] == [
-        "lines simulated but not recorded prove nothing: they rest on state that is older than the trace"
+        "lines that were simulated but not recorded prove nothing: they depend on state older than the trace"
     ]
 
 
@@ -92,6 +92,5 @@ def test_two_recordings_in_one_file(tmp_path: Path) -> None:
     comparison = compared(tmp_path, first + second)
     assert comparison.verdict == "partial"
     assert comparison.reasons[0] == (
-        f"the time goes back, first at line {len(first) + HEAD + 1:,}: "
-        "from there on it may be of another recording"
+        f"time goes back, first at line {len(first) + HEAD + 1:,}: what follows may be from another recording"
     )

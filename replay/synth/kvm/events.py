@@ -141,6 +141,7 @@ def print_event(
 
 @jit
 def print_spte_changed(m: Model, task: int, gfn: int, level: int, old: int, new: int) -> None:
+    """A kvm_tdp_mmu_spte_changed line; an empty SPTE (0) is printed as the host's non-present value."""
     nonpresent = m.layout[NONPRESENT]
     old = old if old != 0 else nonpresent
     new = new if new != 0 else nonpresent

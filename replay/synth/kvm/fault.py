@@ -131,6 +131,7 @@ def page_fault(m: Model, vm: int, task: int, vcpu: int, root: int, top: int, add
 
 @jit
 def _refusal(m: Model, vm: int, slot: int, gfn: int, granted: int, access: int) -> int:
+    """READ_ONLY, EMULATED (a write to a shadowed table) or FORBIDDEN; OK if the access is allowed."""
     if access == WRITE:
         if m.slot[slot].readonly:
             return READ_ONLY

@@ -40,6 +40,7 @@ EPT_RWX, EPT_WRITE_BACK, EPT_ACCESSED, EPT_DIRTY = 7, 6 << 3, 1 << 8, 1 << 9
 
 @jit
 def _key(root: int, level: int, addr: int) -> int:
+    """The key of the guest table at ``level`` below ``root`` that translates ``addr``."""
     return root << 33 | level << 30 | addr >> (PAGE_SHIFT + 9 * level)
 
 
@@ -98,6 +99,7 @@ def find_mapping(m: Model, root: int, addr: int) -> int:
 
 @jit
 def mapped_gfn(m: Model, mapping: int, addr: int) -> int:
+    """The gfn to which the guest's mapping takes ``addr``."""
     return m.mapping[mapping].gfn + ((addr - m.mapping[mapping].addr) >> PAGE_SHIFT)
 
 
@@ -164,6 +166,7 @@ def print_elements(m: Model, task: int, root: int, mapping: int, addr: int) -> N
 
 @jit
 def _legacy_leaf(m: Model, root: int, mapping: int, clean: bool) -> int:
+    """The guest's leaf entry in the format of legacy paging and NPT, without its frame."""
     access = m.mapping[mapping].access
     pte = PT_TABLE & ~(PT_WRITABLE | PT_USER)
     if clean:
@@ -193,4 +196,5 @@ def _ept_leaf(m: Model, root: int, mapping: int, clean: bool) -> int:
 
 @jit
 def _print_element(m: Model, task: int, pte: int, level: int) -> None:
+    """A kvm_mmu_paging_element line: one guest entry that a walk reads."""
     print_event(m, task, UNLOCKED, ELEMENT, pte, level, 0, 0, 0, 0, 0)

@@ -34,6 +34,7 @@ class Texts:
 
 @jit
 def put(m: Model, at: int, text: int) -> int:
+    """Copy a constant text to the output at ``at``; returns the place after it."""
     length = text & _LENGTH
     copy_bytes(m.out[0], at, m.text[0], text >> _LENGTH_BITS, length)
     return at + length

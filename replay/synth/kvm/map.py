@@ -110,6 +110,7 @@ def tdp_map(m: Model, vm: int, task: int, sp: int, slot: int, gfn: int) -> None:
 
 @jit
 def _print_requested(m: Model, task: int, slot: int, gfn: int, level: int, access: int) -> None:
+    """A kvm_mmu_spte_requested line, with the access where the kernel prints it."""
     event = REQUESTED_ACCESS if m.layout[FOUR_LETTERS] else REQUESTED
     print_event(m, task, LOCKED, event, gfn, host_pfn(m, slot, gfn), level, access, 0, 0, 0)
 

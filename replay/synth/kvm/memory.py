@@ -1,4 +1,4 @@
-"""Memory behind the guests: memslots, the host's frames, which pages are resident, dirty bitmaps."""
+"""The guests' memory in the host: memslots, frames, which pages are resident, dirty bitmaps."""
 
 from __future__ import annotations
 
@@ -48,12 +48,13 @@ def disallow_huge(m: Model, vm: int, gfn: int, by: int) -> None:
 
 @jit
 def backing_shift(m: Model, slot: int) -> int:
+    """log2 of the gfns in one host page of the slot: 0, 9 or 18."""
     return 9 * (m.slot[slot].backing - 1)
 
 
 @jit
 def host_pfn(m: Model, slot: int, gfn: int) -> int:
-    """The frame behind ``gfn``; makes its host page resident."""
+    """The host's frame of ``gfn``; makes its host page resident."""
     shift = backing_shift(m, slot)
     page = gfn >> shift
     chunk = m.slot[slot].chunk
@@ -69,6 +70,7 @@ def host_pfn(m: Model, slot: int, gfn: int) -> int:
 
 @jit
 def is_resident(m: Model, slot: int, gfn: int) -> bool:
+    """Whether the host page of ``gfn`` has a frame."""
     page = gfn >> backing_shift(m, slot)
     chunk = find_chunk(m, RESIDENT, slot, page >> 9)
     return chunk >= 0 and m.chunk[chunk].words[page >> 5 & 15] >> (page & 31) & 1 != 0

@@ -42,7 +42,7 @@ ADDRESS_END = 1 << 60
 
 @kernel
 def play(model: Model) -> int:
-    """Go on with the program until it is done or cannot go on: what is the matter."""
+    """Continue the program until it is done or cannot continue; returns the reason."""
     m = by_reference(model)
     if m.ctl.grew:
         m.ctl.grew = 0

@@ -115,6 +115,7 @@ def _change_entries(m: Model, slot: int, sp: int, low: int, high: int, action: i
 
 @jit
 def _changed(m: Model, spte: int, action: int) -> int:
+    """``spte`` after DROP, CLEAR_DIRTY or PROTECT (fast page faults stay off); otherwise without W."""
     if action == DROP:
         return 0
     if action == CLEAR_DIRTY:

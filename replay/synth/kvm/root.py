@@ -1,4 +1,4 @@
-"""Roots: loaded by vCPUs, loaded anew, dropped."""
+"""Roots: loaded by vCPUs, loaded again, dropped."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def load_root(m: Model, vm: int, task: int, vcpu: int, root: int) -> int:
 
 @jit
 def reload_root(m: Model, vm: int, task: int, vcpu: int, root: int) -> None:
-    """The guest loads a root anew that lives: its page tables are synced."""
+    """The guest loads an existing root again: its page tables are synced."""
     sp = m.root[root].sp
     m.sp[sp].root_count -= m.loaded[root, vcpu]
     print_page(m, task, LOCKED, GET_PAGE, sp, EXISTING)

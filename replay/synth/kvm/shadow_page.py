@@ -54,6 +54,7 @@ def alloc_page(m: Model, vm: int, gfn: int, level: int, direct: int, access: int
 
 @jit
 def free_page(m: Model, sp: int) -> None:
+    """Put a shadow page on the free list; a root that used it has none from now on."""
     root = m.sp[sp].root
     if root >= 0 and m.root[root].sp == sp:
         m.root[root].sp = NONE

@@ -1,4 +1,4 @@
-"""Bits of SPTEs (spte.h), in the three layouts of x86, and how the model keeps those that lead to a table."""
+"""Bits of SPTEs (spte.h), in the three layouts of x86, and how the model stores links to tables."""
 
 from __future__ import annotations
 
@@ -118,11 +118,13 @@ def pages(level: int) -> int:
 
 @jit
 def is_leaf(spte: int) -> bool:
+    """Whether the SPTE maps a page."""
     return spte & SPTE_MMU_PRESENT != 0
 
 
 @jit
 def is_child(spte: int) -> bool:
+    """Whether the SPTE leads to a lower table."""
     return spte != 0 and spte & SPTE_MMU_PRESENT == 0
 
 

@@ -1,4 +1,4 @@
-"""The state of all VMs as arrays, one row a thing, and the tables that find rows by key.
+"""The state of all VMs as arrays, one row per thing, and the tables that find rows by key.
 
 There are no rmaps: which SPTEs map a gfn follows from the mappings of the guests and from the shadow
 pages that live (:mod:`replay.synth.kvm.reach`).  An SPTE takes 8 bytes, as in the kernel.

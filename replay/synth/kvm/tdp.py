@@ -102,6 +102,7 @@ def _print_removed(m: Model, task: int, child: int, level: int, new: int) -> Non
 
 @jit
 def _begin_removal(m: Model, task: int, sp: int) -> None:
+    """Print the table as zapped and put it on the stack of its level, from its first entry on."""
     print_page(m, task, LOCKED, ZAP_PAGE, sp, NOTHING)
     place = 2 * m.sp[sp].level
     m.ctl.stack[place], m.ctl.stack[place + 1] = sp, 0
@@ -151,6 +152,7 @@ def zap_collapsible_tables(m: Model, vm: int, task: int, slot: int) -> None:
 
 @jit
 def _could_be_huge(m: Model, vm: int, slot: int, gfn: int, level: int) -> bool:
+    """Whether the host's pages allow one SPTE of ``level`` at ``gfn``."""
     return level < ROOT_LEVEL and level <= host_level(m, vm, slot, gfn & -pages(level))
 
 

@@ -1,4 +1,4 @@
-"""The random numbers of Python's ``random.Random``, whose state the model goes on with."""
+"""The random numbers of Python's ``random.Random``, whose state the model continues."""
 
 from __future__ import annotations
 

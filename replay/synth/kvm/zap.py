@@ -135,6 +135,7 @@ def _unaccount(m: Model, vm: int, sp: int) -> None:
 
 @jit
 def _keep_invalid_root(m: Model, vm: int, sp: int) -> None:
+    """Append a root that is still in use to the VM's list of invalid roots."""
     m.root[m.sp[sp].root].sp = NONE
     last = m.vm[vm].last_invalid_root
     m.sp[sp].newer = NONE
