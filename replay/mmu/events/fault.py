@@ -32,12 +32,14 @@ PFERR_FETCH = 16
 
 @jit
 def clear_chain(m: Mmu, t: int) -> None:
+    """Forget the shadow pages of the fault."""
     for level in range(6):
         m.task[t].chain[level] = NOT_LOOKED_UP
 
 
 @jit
 def begin_fault(m: Mmu, t: int) -> None:
+    """The task enters a fault: nothing of a walk or of the chain is known yet."""
     m.task[t].fault_state = FaultState.FAULT
     m.task[t].walk_top = 0
     m.task[t].leaf_access = 0
@@ -80,6 +82,7 @@ def note_first_element(m: Mmu, t: int, vm: int) -> None:
 
 @jit
 def pte_gfn(pte: int) -> int:
+    """The gfn in a guest page-table entry."""
     return spte_pfn(pte)
 
 
@@ -237,7 +240,7 @@ def template_key(m: Mmu, t: int, vm: int, direct_fault: bool) -> int:
 
 
 @jit
-def look_up(m: Mmu, t: int, vm: int, level: int, parent: int) -> int:
+def look_up(m: Mmu, t: int, vm: int, level: int) -> int:
     """The page at ``level`` of this fault by its identity, where no link is known."""
     task = m.task[t]
     direct_fault = task.walk_top == 0
@@ -307,7 +310,7 @@ def chain(m: Mmu, t: int, vm: int, level: int) -> int:
         parent = task.chain[at + 1]
         sp = linked_child(m, parent, walk_index(m, t, at + 1)) if parent >= 0 else -1
         if sp < 0:
-            sp = look_up(m, t, vm, at, parent)
+            sp = look_up(m, t, vm, at)
         task.chain[at] = sp
     return task.chain[level]
 
@@ -332,7 +335,7 @@ def in_fault(m: Mmu, t: int) -> bool:
 
 
 @jit
-def spte_requested(m: Mmu, t: int, gfn: int, level: int) -> None:
+def spte_requested(m: Mmu, t: int, gfn: int) -> None:
     """kvm_mmu_spte_requested: a walk that leads elsewhere was the emulator's, and the fault is a direct one.
 
     Kernels such as 5.10 print the frame of the fault's address, which may be virtual.

@@ -69,6 +69,7 @@ def move_variant(m: Mmu, t: int, vm: int, variant: int) -> None:
 
 @jit
 def new_variant(m: Mmu, gfn: int, role: int, vm: int, family: int) -> int:
+    """The first variant of a family under which no page of this gfn and role is known."""
     v = 0
     while find_shadow_page(m, gfn, make_key(role, v | family, vm)) >= 0:
         v += 1
@@ -76,7 +77,7 @@ def new_variant(m: Mmu, gfn: int, role: int, vm: int, family: int) -> int:
 
 
 @jit
-def make_page(m: Mmu, vm: int, gfn: int, role: int, variant: int, flags: int, order: int) -> int:
+def make_page(m: Mmu, vm: int, gfn: int, role: int, variant: int, flags: int) -> int:
     """kvm_mmu_alloc_shadow_page(): a page of the shadow MMU, accounted."""
     sp = alloc_shadow_page(m, gfn, make_key(role, variant, vm), flags)
     add_used_page(m, vm, flags & PageFlag.ADOPTED != 0)
@@ -174,7 +175,7 @@ def protect_pages(m: Mmu, vm: int, gfn: int, bits: int, kept: int) -> None:
 
 
 @jit
-def get_root(m: Mmu, t: int, vm: int, gfn: int, role: int, created: bool, order: int) -> None:
+def get_root(m: Mmu, t: int, vm: int, gfn: int, role: int, created: bool) -> None:
     """kvm_mmu_get_page for a root (mmu_alloc_root)."""
     task = m.task[t]
     family = DIRECT_FAMILY if role & Role.DIRECT else 0
@@ -184,7 +185,7 @@ def get_root(m: Mmu, t: int, vm: int, gfn: int, role: int, created: bool, order:
     if created:
         if sp >= 0:
             variant = new_variant(m, gfn, role, vm, family)
-        sp = make_page(m, vm, gfn, role, variant, 0, order)
+        sp = make_page(m, vm, gfn, role, variant, 0)
         if role & Role.LEVEL > 1:
             note_root(m, vm)
         else:
@@ -196,7 +197,7 @@ def get_root(m: Mmu, t: int, vm: int, gfn: int, role: int, created: bool, order:
             sp = other
         if sp < 0:
             note_older(m, vm, Counter.UNKNOWN_PAGES_EXISTING)
-            sp = make_page(m, vm, gfn, role, variant, PageFlag.ADOPTED, order)
+            sp = make_page(m, vm, gfn, role, variant, PageFlag.ADOPTED)
     m.sp[sp].page_flags |= PageFlag.ROOT
     if family:
         task.direct_root = sp
@@ -234,7 +235,7 @@ def find_child(m: Mmu, t: int, vm: int, gfn: int, role: int, created: bool, orde
             else:
                 note_older(m, vm, Counter.ALREADY_LIVE_PAGES_NEW)
                 forget_page(m, sp, order)
-        return make_page(m, vm, gfn, role, variant, 0, order)
+        return make_page(m, vm, gfn, role, variant, 0)
     if sp < 0:
         sp = other_variant(m, gfn, role, vm, variant)
         if sp >= 0 and walk:
@@ -245,7 +246,7 @@ def find_child(m: Mmu, t: int, vm: int, gfn: int, role: int, created: bool, orde
         if sp >= 0:
             name_page(m, sp, role)
         else:
-            sp = make_page(m, vm, gfn, role, variant, PageFlag.ADOPTED, order)
+            sp = make_page(m, vm, gfn, role, variant, PageFlag.ADOPTED)
     m.sp[sp].page_flags &= ~PageFlag.FLOOD
     return sp
 
@@ -282,7 +283,7 @@ def get_page(m: Mmu, t: int, vm: int, gfn: int, role: int, created: bool, order:
         count(m, Counter.UNPLACED_SPTES, 1)
         return
     if not in_fault(m, t):
-        get_root(m, t, vm, gfn, role, created, order)
+        get_root(m, t, vm, gfn, role, created)
         return
     top = top_level(m, t)
     root = m.task[t].root
@@ -292,7 +293,7 @@ def get_page(m: Mmu, t: int, vm: int, gfn: int, role: int, created: bool, order:
         m.task[t].chain[level] = sp
         return
     if level >= top and (top or level > 3):
-        get_root(m, t, vm, gfn, role, created, order)
+        get_root(m, t, vm, gfn, role, created)
         return
     if m.task[t].walk_top:
         settle_root(m, t, vm, gfn, role, created)

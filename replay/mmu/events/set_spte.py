@@ -110,6 +110,7 @@ def zap_moved(m: Mmu, vm: int, g: int, gfn: int, level: int, spte: int, order: i
 
 @jit
 def zap_moved_in_region(m: Mmu, vm: int, g: int, gfn: int, base_pfn: int, order: int) -> None:
+    """Zap the 4K SPTEs around ``gfn`` that map other page frames than those from ``base_pfn`` on."""
     b = m.region[region_of(m, g, gfn)].block
     if b == NO_TABLE or (b == UNIFORM and not stale_head(m, head_in_gib(m, g, gfn, 1), base_pfn)):
         return
@@ -121,6 +122,7 @@ def zap_moved_in_region(m: Mmu, vm: int, g: int, gfn: int, base_pfn: int, order:
 
 @jit
 def stale_head(m: Mmu, head: int, pfn: int) -> bool:
+    """Whether the first SPTE of an rmap list maps another page frame than ``pfn``."""
     if head == 0:
         return False
     sptep = pte_list_get(m, head, 0)
@@ -171,7 +173,7 @@ def split_lazily(m: Mmu, t: int, vm: int, gfn: int, level: int, order: int) -> i
     key = child_key(m.sp[parent].key, index, True, sptep_access(m, parent, index))
     sp = find_shadow_page(m, gfn, key)
     if sp < 0:
-        sp = make_page(m, vm, gfn, key & ROLE_MASK, key_variant(key), 0, order)
+        sp = make_page(m, vm, gfn, key & ROLE_MASK, key_variant(key), 0)
     count(m, Counter.PAGES_NOT_SPLIT, 1)
     link_in_fault(m, t, parent, sp, order)
     m.task[t].chain[level] = sp
@@ -179,7 +181,7 @@ def split_lazily(m: Mmu, t: int, vm: int, gfn: int, level: int, order: int) -> i
 
 
 @jit
-def adopt_shadowing(m: Mmu, t: int, vm: int, level: int, index: int, order: int) -> int:
+def adopt_shadowing(m: Mmu, t: int, vm: int, level: int, index: int) -> int:
     """The page older than the trace that shadows the guest table at ``level`` of the task's walk, or -1.
 
     The walk names the guest's table and its access, other pages of the VM the rest of the role.
@@ -202,7 +204,7 @@ def adopt_shadowing(m: Mmu, t: int, vm: int, level: int, index: int, order: int)
         return sp if m.sp[sp].frame == 0 else -1
     note_older(m, vm, Counter.ADOPTED_PAGES)
     flags = PageFlag.ADOPTED if known else PageFlag.ADOPTED | PageFlag.GUESSED
-    sp = make_page(m, vm, gfn, role, task.variant, flags, order)
+    sp = make_page(m, vm, gfn, role, task.variant, flags)
     task.chain[level] = sp
     return sp
 
@@ -217,7 +219,7 @@ def locate_table(m: Mmu, t: int, vm: int, gfn: int, level: int, page: int, index
         sp = chain(m, t, vm, level)
         if sp >= 0 and m.sp[sp].frame == 0 and fits(m, sp, vm, gfn, level, index):
             return sp
-    sp = adopt_shadowing(m, t, vm, level, index, order)
+    sp = adopt_shadowing(m, t, vm, level, index)
     if sp >= 0:
         return sp
     base = gfn - (index << (9 * (level - 1)))
@@ -240,7 +242,7 @@ def locate_table(m: Mmu, t: int, vm: int, gfn: int, level: int, page: int, index
     if sp >= 0 and not m.sp[sp].page_flags & PageFlag.GUESSED:
         forget_page(m, sp, order)
     note_older(m, vm, Counter.ADOPTED_PAGES)
-    return make_page(m, vm, base, role, key_variant(key), PageFlag.ADOPTED | PageFlag.GUESSED, order)
+    return make_page(m, vm, base, role, key_variant(key), PageFlag.ADOPTED | PageFlag.GUESSED)
 
 
 @jit

@@ -178,7 +178,7 @@ def kvmmmu_event(m: Mmu, c: Columns, i: int, t: int, vm: int, w: int, own: bool,
     elif kind == Kind.PAGETABLE_WALK:
         fault.begin_walk(m, t, np.int64(c.addr[i]), np.int64(c.code[i]))
     elif kind == Kind.SPTE_REQUESTED:
-        fault.spte_requested(m, t, gfn, np.int64(c.level[i]))
+        fault.spte_requested(m, t, gfn)
         note_host_level(m, vm, gfn, np.int64(c.level[i]))
     elif kind == Kind.GET_PAGE:
         result = get_page_event(m, c, i, t, vm, w, own, k)

@@ -45,6 +45,7 @@ def need_bitmap(m: Mmu, s: int) -> int:
 
 @jit
 def fill_bitmap(m: Mmu, s: int) -> None:
+    """Set all bits of the dirty bitmap of slot ``s``."""
     first = m.slot[s].bitmap - 1
     for i in range(first, first + m.slot[s].bitmap_words):
         m.bitmap[i] = -1
@@ -59,6 +60,7 @@ def mark_page_dirty(m: Mmu, s: int, gfn: int) -> None:
 
 @jit
 def lowest_bit(bits: int) -> int:
+    """Index of the lowest bit that is set; there must be one."""
     i = 0
     while not (bits >> i) & 1:
         i += 1
@@ -67,6 +69,7 @@ def lowest_bit(bits: int) -> int:
 
 @jit
 def highest_bit(bits: int) -> int:
+    """Index of the highest bit that is set; there must be one."""
     i = 63
     while not (bits >> i) & 1:
         i -= 1

@@ -19,6 +19,7 @@ LOG_ON = 2  # of commit_region, beside OK and NO_ROOM: dirty logging was switche
 
 @jit
 def find_slot(m: Mmu, vm: int, slot_id: int) -> int:
+    """Row of the live slot with id ``slot_id``, or -1."""
     for s in range(m.ctl.slot_top):
         if m.slot[s].is_live and m.slot[s].vm == vm and m.slot[s].id == slot_id:
             return s
@@ -67,6 +68,7 @@ def set_slot(m: Mmu, vm: int, t: int, slot_id: int, base: int, npages: int, flag
 
 @jit
 def free_slot_row(m: Mmu) -> int:
+    """A row of ``m.slot`` that no live slot has."""
     for s in range(m.ctl.slot_top):
         if not m.slot[s].is_live:
             return s
@@ -127,10 +129,12 @@ def leave_memory(m: Mmu, vm: int, s: int, base: int, npages: int, hva: int) -> i
 
 @jit
 def log_switched_off(old_flags: int, flags: int) -> bool:
+    """Dirty logging of a slot was on and is no longer."""
     return old_flags & ~flags & MemFlag.LOG_DIRTY_PAGES != 0
 
 
 @jit
 def log_switched_on(old_flags: int, flags: int) -> bool:
+    """Dirty logging of a writable slot was off and is on."""
     rising = flags & ~old_flags & MemFlag.LOG_DIRTY_PAGES
     return rising != 0 and flags & MemFlag.READONLY == 0

@@ -17,6 +17,7 @@ ORDER_HEAD = 1
 
 @jit
 def _alloc_desc(m: Mmu) -> int:
+    """An empty pte_list_desc: its row in ``m.desc``."""
     d = m.ctl.desc_free
     if d >= 0:
         m.ctl.desc_free = m.desc[d].more
@@ -31,6 +32,7 @@ def _alloc_desc(m: Mmu) -> int:
 
 @jit
 def _free_desc(m: Mmu, d: int) -> None:
+    """Give descriptor ``d`` back."""
     m.desc[d].more = m.ctl.desc_free
     m.ctl.desc_free = d
     m.ctl.desc_used -= 1
@@ -113,6 +115,7 @@ def pte_list_get(m: Mmu, head: int, position: int) -> int:
 
 @jit
 def pte_list_count(m: Mmu, head: int) -> int:
+    """pte_list_count(): the number of entries of an rmap list."""
     if head >= 0:
         return 1 if head else 0
     d = -1 - head
@@ -150,6 +153,7 @@ def head_in_gib(m: Mmu, g: int, gfn: int, level: int) -> int:
 
 @jit
 def set_head_in_gib(m: Mmu, g: int, gfn: int, level: int, head: int) -> None:
+    """Set the rmap head of ``gfn`` at ``level``, which lies in GiB row ``g``."""
     if level == 3:
         m.gib[g].head = head
         return
@@ -191,6 +195,7 @@ def rmap_add(m: Mmu, vm: int, gfn: int, level: int, sptep: int, order: int) -> N
 
 @jit
 def rmap_remove(m: Mmu, vm: int, gfn: int, level: int, sptep: int, order: int) -> None:
+    """rmap_remove(): SPTE ``sptep`` no longer maps ``gfn`` at ``level``."""
     g = find_gib(m, vm, gfn, False)
     if g < 0:
         return
@@ -211,6 +216,7 @@ def rmap_region_set_uniform(m: Mmu, r: int, sp: int) -> None:
 
 @jit
 def rmap_region_is_empty(m: Mmu, r: int) -> bool:
+    """Whether no 4K rmap of region ``r`` has an entry."""
     b = m.region[r].block
     if b == NO_TABLE:
         return True

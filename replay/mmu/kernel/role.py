@@ -35,26 +35,31 @@ DIRECT_FAMILY = 0x80
 
 @jit
 def make_key(role: int, variant: int, vm: int) -> int:
+    """The key of a page with this role (without ``invalid``), variant and VM."""
     return (role & ~Role.INVALID) | (variant << KEY_VARIANT_SHIFT) | (vm << KEY_VM_SHIFT)
 
 
 @jit
 def key_level(key: int) -> int:
+    """Level of the role in a key."""
     return key & Role.LEVEL
 
 
 @jit
 def key_access(key: int) -> int:
+    """ACC_* bits of the role in a key."""
     return (key & Role.ACCESS) >> ACCESS_SHIFT
 
 
 @jit
 def key_variant(key: int) -> int:
+    """Variant in a key."""
     return (key >> KEY_VARIANT_SHIFT) & 0xFF
 
 
 @jit
 def key_vm(key: int) -> int:
+    """VM in a key."""
     return (key >> KEY_VM_SHIFT) & 0xFFFF
 
 

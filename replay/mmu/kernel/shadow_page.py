@@ -72,6 +72,7 @@ def alloc_shadow_page(m: Mmu, gfn: int, key: int, flags: int) -> int:
 
 @jit
 def free_shadow_page(m: Mmu, sp: int) -> None:
+    """kvm_mmu_free_shadow_page(): row ``sp`` and its tables are free; it must be in no list."""
     unbind_page(m, sp)
     if m.sp[sp].spt >= 0:
         free_table(m, int(m.sp[sp].spt))
@@ -110,6 +111,7 @@ def find_bound(m: Mmu, page: int) -> int:
 
 @jit
 def unbind_page(m: Mmu, sp: int) -> None:
+    """The table of ``sp`` is no longer in a known page frame."""
     page = m.sp[sp].frame
     if page == 0:
         return
@@ -126,6 +128,7 @@ def unbind_page(m: Mmu, sp: int) -> None:
 
 @jit
 def bind_page(m: Mmu, sp: int, page: int) -> None:
+    """The table of ``sp`` is in page frame ``page``; whatever was bound to that frame no longer is."""
     if m.sp[sp].frame == page:
         return
     other = find_bound(m, page)
@@ -143,6 +146,7 @@ def bind_page(m: Mmu, sp: int, page: int) -> None:
 
 @jit
 def get_spte(m: Mmu, sp: int, index: int) -> int:
+    """SPTE ``index`` of page ``sp``, 0 if it is not present."""
     t = m.sp[sp].spt
     if t >= 0:
         return m.spt[t, index]

@@ -141,6 +141,7 @@ TRACKED = READABLE | PT_WRITABLE_MASK | EXECUTABLE | USER_EXECUTABLE
 
 @jit
 def is_shadow_present_pte(spte: int) -> bool:
+    """is_shadow_present_pte(): by the MMU-present bit, as since 5.13."""
     return (spte & SPTE_MMU_PRESENT_MASK) != 0
 
 
@@ -221,6 +222,7 @@ def mark_spte_for_access_track(spte: int, layout: int) -> int:
 
 @jit
 def restore_acc_track_spte(spte: int, layout: int) -> int:
+    """restore_acc_track_spte(): the SPTE as it was before access tracking."""
     saved = (spte >> SAVED_SHIFT[layout]) & SAVED[layout]
     return spte & ~(TRACKED[layout] | SAVED[layout] << SAVED_SHIFT[layout]) | saved
 

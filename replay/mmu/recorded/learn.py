@@ -148,7 +148,7 @@ def adopt_huge(m: Mmu, w: int, gfn: int, spte: int, level: int, errno: int, role
     note_host_level(m, vm, gfn, level)
     sptep = adopted_with(m, vm, gfn, level, spte)
     if sptep < 0:
-        sptep = 512 * adopt_parent(m, vm, gfn, level, role, k) + ((gfn >> (9 * (level - 1))) & 511)
+        sptep = 512 * adopt_parent(m, vm, gfn, level, role) + ((gfn >> (9 * (level - 1))) & 511)
     parent, index = sptep // 512, sptep % 512
     access = key_access(m.sp[parent].key)
     if not is_shadow_present_pte(get_spte(m, parent, index)):
@@ -160,14 +160,14 @@ def adopt_huge(m: Mmu, w: int, gfn: int, spte: int, level: int, errno: int, role
     key = child_key(m.sp[parent].key, index, True, access)
     child = find_shadow_page(m, gfn, key)
     if child < 0:
-        child = make_page(m, vm, gfn, key & ROLE_MASK, key_variant(key), PageFlag.ADOPTED, k.rmap_order)
+        child = make_page(m, vm, gfn, key & ROLE_MASK, key_variant(key), PageFlag.ADOPTED)
     if errno == 0:
         fill_adopted(m, child, spte, k)
         link_shadow_page(m, parent, index, child, k.rmap_order)
 
 
 @jit
-def adopt_parent(m: Mmu, vm: int, gfn: int, level: int, role: int, k: KnobCodes) -> int:
+def adopt_parent(m: Mmu, vm: int, gfn: int, level: int, role: int) -> int:
     """A page that mapped ``gfn``; ``role`` of a child of it, or -1, is all else that is known of it."""
     known = m.vm[vm].indirect_role
     variant = 0 if m.vm[vm].has_tdp or known else DIRECT_FAMILY
@@ -176,7 +176,7 @@ def adopt_parent(m: Mmu, vm: int, gfn: int, level: int, role: int, k: KnobCodes)
     flags = PageFlag.ADOPTED if role >= 0 else PageFlag.ADOPTED | PageFlag.GUESSED
     note_older(m, vm, Counter.ADOPTED_PAGES)
     base = gfn >> (9 * level) << (9 * level)
-    return make_page(m, vm, base, bits | level | Role.DIRECT | access, variant, flags, k.rmap_order)
+    return make_page(m, vm, base, bits | level | Role.DIRECT | access, variant, flags)
 
 
 @jit

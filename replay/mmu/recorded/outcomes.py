@@ -92,6 +92,7 @@ def pending_is_unexpected(m: Mmu, w: int) -> None:
 
 @jit
 def tdp_pending_is_unexpected(m: Mmu, w: int) -> None:
+    """The attempt of the TDP MMU that waits for its recorded line will not get one."""
     if m.window[w].tdp_pending:
         unexpected(m, w, m.window[w].tdp_pending - 1)
         m.window[w].tdp_pending = 0

@@ -118,5 +118,6 @@ def window_ends(m: Mmu, w: int, k: KnobCodes) -> int:
 
 @jit
 def take_for_smm(m: Mmu, w: int) -> None:
+    """Window ``w`` is taken for one of the address space of SMM."""
     m.vm[m.window[w].vm].smm_range = m.window[w].start + 1
     decide(m, w, SMM)

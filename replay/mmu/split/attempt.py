@@ -31,6 +31,7 @@ def begin_attempt(m: Mmu, w: int, sptep: int, spte: int) -> int:
 
 @jit
 def end_attempt(m: Mmu, w: int, o: int, outcome: int, errno: int) -> None:
+    """Attempt ``o`` of window ``w`` ends with ``outcome`` (schema.Outcome) and ``errno``, 0 or positive."""
     win = m.window[w]
     m.attempt[o].outcome = outcome
     m.attempt[o].errno = -errno

@@ -155,6 +155,7 @@ def split_huge_page(m: Mmu, w: int, sptep: int, o: int, k: KnobCodes) -> bool:
 
 @jit
 def flush_after_split(m: Mmu, w: int, o: int, nonleaf: bool, k: KnobCodes) -> None:
+    """What the policy flushes once attempt ``o`` has linked its child; ``nonleaf``: it had a table below."""
     win = m.window[w]
     count(m, Counter.SPTES_INSTALLED, np.int64(m.attempt[o].installed))
     count(m, Counter.SPTES_LEFT_NONPRESENT, np.int64(m.attempt[o].nonpresent))

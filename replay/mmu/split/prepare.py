@@ -128,6 +128,7 @@ def bound_split_caches(m: Mmu, vm: int, filled: bool, k: KnobCodes) -> None:
 
 @jit
 def topup_split_caches(m: Mmu, vm: int, k: KnobCodes) -> None:
+    """topup_split_caches() of 6.0: refill each cache that holds less than its minimum."""
     if m.vm[vm].desc_cache < k.desc_min:
         m.vm[vm].desc_cache = k.desc_capacity
     if m.vm[vm].header_cache < 1:

@@ -69,6 +69,7 @@ def enter_next_head(m: Mmu, w: int) -> bool:
 
 @jit
 def restart_head(m: Mmu, w: int) -> None:
+    """The walk of the rmap head begins anew, and with it the count of what it skips."""
     win = m.window[w]
     win.position = 0
     win.skip_unsync = 0

@@ -20,6 +20,7 @@ ANY_PLACE = 1 << 62
 
 @jit
 def count(m: Mmu, counter: int, n: int) -> None:
+    """Add ``n`` to a member of Counter."""
     m.counter[counter] += n
 
 

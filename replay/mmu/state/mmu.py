@@ -164,6 +164,7 @@ def frame_bucket(page: int, size: int) -> int:
 
 @jit
 def clear_row(row: np.ndarray, columns: int) -> None:
+    """Set the first ``columns`` numbers of a row to 0."""
     for i in range(columns):
         row[i] = 0
 
@@ -202,6 +203,7 @@ def alloc_table(m: Mmu) -> int:
 
 @jit
 def free_table(m: Mmu, i: int) -> None:
+    """Give row ``i`` of ``m.spt`` back."""
     m.spt[i, 0] = m.ctl.spt_free
     m.ctl.spt_free = i
 
@@ -221,6 +223,7 @@ def alloc_block(m: Mmu) -> int:
 
 @jit
 def free_block(m: Mmu, i: int) -> None:
+    """Give row ``i`` of ``m.block`` back."""
     m.block[i, 0] = m.ctl.block_free
     m.ctl.block_free = i
 
@@ -270,6 +273,7 @@ def find_gib_row(m: Mmu, key: int, create: bool) -> int:
 
 @jit
 def extend_memory(m: Mmu, vm: int, end: int) -> None:
+    """Guest memory of ``vm`` up to gfn ``end`` may be mapped."""
     m.vm[vm].end = max(m.vm[vm].end, end)
 
 

@@ -56,6 +56,7 @@ def find_table(m: Mmu, vm: int, as_id: int, level: int, gfn: int, create: bool) 
 
 @jit
 def clear_table(m: Mmu, t: int) -> None:
+    """Table ``t`` of the TDP MMU holds no SPTE any more."""
     if m.sp[t].spt >= 0:
         free_table(m, int(m.sp[t].spt))
     m.sp[t].spt = NO_TABLE

@@ -76,6 +76,7 @@ class Pages(NamedTuple):
 
 @jit
 def load32(data, at):
+    """The 32-bit number at index ``at``."""
     return np.int64(load64(data, at) & np.uint64(0xFFFFFFFF))
 
 

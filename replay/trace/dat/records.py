@@ -117,6 +117,7 @@ def _read_text(rows, row, scratch, scanner):
 
 @jit
 def _is_marker(address, markers):
+    """Whether ``address`` is one of ``markers``."""
     n = 0
     while n < len(markers) and markers[n] != address:
         n += 1

@@ -320,5 +320,6 @@ def read_lost(buf, at, fields, state):
 
 @jit
 def clear_fields(fields):
+    """Set all fields of a payload to 0."""
     for column in range(FIELDS):
         fields[column] = _ZERO

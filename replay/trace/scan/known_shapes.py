@@ -152,6 +152,7 @@ def read_by_shape(buf, at, row, rows, places, shapes, ranges):
 
 @jit
 def _write_constants(shape, row, rows):
+    """Write what is the same in all lines of a shape into row ``row``."""
     for column in range(len(WIDE)):
         if shape[FIRST_CONSTANT + column] != 0:
             rows.wide[column, row] = np.uint64(shape[FIRST_CONSTANT + column])

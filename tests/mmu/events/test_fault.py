@@ -128,16 +128,16 @@ def test_switch_to_a_root_that_leads_to_the_table_read(m: mmu.Mmu, t: int) -> No
 
 def test_walk_of_the_emulator_is_dropped(m: mmu.Mmu, t: int) -> None:
     begin(m, t, FOUR_LEVELS)
-    fault.spte_requested(m, t, 0x99999, 1)
+    fault.spte_requested(m, t, 0x99999)
     assert m.task[t].walk_top == 0
     begin(m, t, FOUR_LEVELS)
-    fault.spte_requested(m, t, 0x50003, 1)
+    fault.spte_requested(m, t, 0x50003)
     assert (m.task[t].walk_top, m.task[t].req_gfn) == (4, 0x50003)
 
 
 def test_request_that_prints_the_frame_of_the_address(m: mmu.Mmu, t: int) -> None:
     begin(m, t, FOUR_LEVELS)
-    fault.spte_requested(m, t, ADDR >> 12, 1)
+    fault.spte_requested(m, t, ADDR >> 12)
     assert (m.task[t].walk_top, m.task[t].req_gfn) == (4, 0x50003)
 
 
@@ -147,7 +147,7 @@ def test_page_is_got_in_a_fault_only_after_a_walk_or_a_request(m: mmu.Mmu, t: in
     assert not fault.in_fault(m, t)
     begin(m, t, FOUR_LEVELS)
     assert fault.in_fault(m, t)
-    fault.spte_requested(m, t, 0x50003, 1)
+    fault.spte_requested(m, t, 0x50003)
     assert fault.in_fault(m, t)
     fault.finish_fault(m, t)
     assert not fault.in_fault(m, t)

@@ -262,7 +262,7 @@ def test_page_in_another_frame_was_zapped_unseen(m: mmu.Mmu, t: int) -> None:
 def direct_fault(m: mmu.Mmu, t: int, gfn: int) -> None:
     """A fault of a guest without paging, or of TDP without the TDP MMU."""
     fault.begin_fault(m, t)
-    fault.spte_requested(m, t, gfn, 1)
+    fault.spte_requested(m, t, gfn)
 
 
 def rooted(m: mmu.Mmu, t: int, level: int = 2, gfn: int = GFN) -> int:
@@ -295,7 +295,7 @@ def test_fault_that_is_over_names_no_table(m: mmu.Mmu, t: int) -> None:
         fault.add_element(m, t, number << 12 | TABLE, level)
     m.task[t].root = indirect(m, 0x200, 2)
     sp = indirect(m, 0x201)
-    fault.spte_requested(m, t, 0x202, 1)
+    fault.spte_requested(m, t, 0x202)
     assert set_spte.locate_table(m, t, 0, 0x202, 1, FRAME, 5, ORDER_APPEND) == sp
     fault.finish_fault(m, t)
     assert set_spte.locate_table(m, t, 0, 0x202, 1, FRAME, 5, ORDER_APPEND) == -1
@@ -352,7 +352,7 @@ def test_lazy_split_of_a_guests_huge_page_has_the_guests_access(m: mmu.Mmu, t: i
     fault.begin_walk(m, t, 0x40205000, READ)
     for number, bits, level in ((0x201, TABLE, 4), (0x202, TABLE, 3), (GFN, TABLE & ~2 | 0x80, 2)):
         fault.add_element(m, t, number << 12 | bits, level)
-    fault.spte_requested(m, t, GFN + 5, 1)
+    fault.spte_requested(m, t, GFN + 5)
     set_by_line(m, t, GFN + 5, pte(PFN + 5, PROTECTED), 5)
     sp = shadow_page.find_bound(m, FRAME)
     assert m.sp[sp].key == make_key(Role.DIRECT | access << ACCESS_SHIFT | 1, 0, 0)
@@ -654,7 +654,7 @@ def test_access_of_the_guests_entries_is_kept(m: mmu.Mmu, t: int) -> None:
     fault.begin_walk(m, t, 0x5000, READ)
     for number, bits, level in ((0x201, TABLE, 2), (0x202, TABLE & ~2, 1)):
         fault.add_element(m, t, number << 12 | bits, level)
-    fault.spte_requested(m, t, 0x202, 1)
+    fault.spte_requested(m, t, 0x202)
     set_by_line(m, t, 0x202, pte(PFN), 5)
     assert shadow_page.sptep_access(m, sp, 5) == ACC_ALL & ~ACC_WRITE
     fault.begin_fault(m, t)
