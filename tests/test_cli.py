@@ -479,7 +479,7 @@ def test_review_on_a_terminal(trace: Path) -> None:
     assert "under review: policy linux-6.0, as asked for" in result.stdout
     assert "A8  What does the limit of shadow pages leave huge?" in result.stdout
     assert "A4" not in result.stdout
-    assert "    computed: splits are refused at min_free_pages or fewer" in result.stdout
+    assert "    computed: a split is refused if min_free_pages or fewer are available" in result.stdout
     assert all(line == line.rstrip() for line in result.stdout.splitlines())
     assert replay("review", trace, "A8", "--quiet").stdout == ""
 

@@ -79,7 +79,7 @@ def test_what_is_given_replaces_and_the_rest_stays() -> None:
         ({"rmap_columns": "x"}, "--rmap-columns x: use auto, fls or ffs"),
         ({"max_mmu_pages": 0}, f"--max-mmu-pages 0: use 1 to {MAX_MMU_PAGES}"),
         ({"max_mmu_pages": MAX_MMU_PAGES + 1}, f"use 1 to {MAX_MMU_PAGES}"),
-        ({"kernel": "blue"}, "--kernel blue: shows no version of KVM"),
+        ({"kernel": "blue"}, "--kernel blue: no version of KVM in it"),
     ],
 )
 def test_wrong_options(given: dict[str, str], message: str) -> None:

@@ -146,7 +146,7 @@ def test_in_place_of_a_part_of_a_dataset(trace: Path, other: str, table: str) ->
 def test_in_place_of_the_manifest(trace: Path, other: str) -> None:
     (trace.parent / "ds").mkdir()
     OTHERS[other][0](trace.parent / "ds" / "_replay.json")
-    assert_unusable(replay("query", "ds", "select 1", cwd=trace.parent), "no dataset")
+    assert_unusable(replay("query", "ds", "select 1", cwd=trace.parent), "not a dataset")
 
 
 def test_synth_writes_a_device_in_place(tmp_path: Path) -> None:

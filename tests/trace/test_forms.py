@@ -281,7 +281,7 @@ def test_all_bits_of_a_role_word_are_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kernel", "role"),
-    [("5.10.0-46-amd64", Role(0)), ("6.1.0-50-amd64", Role.HAS_4_BYTE_GPTE)],
+    [("5.10.0-46-amd64", 0), ("6.1.0-50-amd64", Role.HAS_4_BYTE_GPTE)],
 )
 def test_the_kernel_decides_what_role_words_leave_open(kernel: str, role: Role, tmp_path: Path) -> None:
     banner = f"[    0.000000] Linux version {kernel} (builder@host)\n"
