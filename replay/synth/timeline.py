@@ -26,6 +26,9 @@ OUT_BYTES = 1 << 20
 FIRST_ROWS = 256
 VERBS = ("read", "write", "exec")
 
+MOST_SHUFFLED = 1 << 26
+"""Addresses of one touch in random order, 256 GiB of 4K pages: they are shuffled at once, in some seconds."""
+
 
 class Timeline:
     """All VMs of a scenario and the trace they leave in the file ``fd``."""
@@ -135,9 +138,8 @@ class Timeline:
     def _order(self) -> np.ndarray:
         """Room for the longest touch in random order, which takes memory only where there is one."""
         count, step = self.program.longest_shuffle
-        try:
-            return np.empty(count, np.int64)
-        except (MemoryError, ValueError):
+        if count > MOST_SHUFFLED:
             assert step is not None
-            message = f"[[step]] touch: {count} addresses in random order need too much memory"
-            raise self.scenario.error(step.line, message) from None
+            message = f"[[step]] touch: {count:,} addresses in random order; {MOST_SHUFFLED:,} are possible"
+            raise self.scenario.error(step.line, message)
+        return np.empty(count, np.int64)

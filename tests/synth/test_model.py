@@ -85,6 +85,20 @@ def test_random_order_is_that_of_python(count: int, seed: int, tmp_path: Path) -
     assert [int(text, 16) for text in FAULT.findall(generate(scenario, tmp_path, seed))] == addresses
 
 
+def test_too_many_addresses_in_random_order(tmp_path: Path) -> None:
+    scenario = tmp_path / "random.toml"
+    size = (1 << 26) + 1 << 12
+    scenario.write_text(
+        'name = "random"\ndescription = ""\nstep = [\n'
+        f'{{ do = "touch", root = "l1", start = 0, size = {size}, access = "read", order = "random" }}\n]\n'
+        "[[vm]]\npid = 1\n[[vm.slot]]\nid = 0\nbase_gfn = 0\nnpages = 0x8000000\n"
+        '[[vm.root]]\nname = "l1"\nkind = "tdp"\n'
+    )
+    message = "random.toml:4: .*touch: 67,108,865 addresses in random order; 67,108,864 are possible"
+    with pytest.raises(InputError, match=message):
+        generate(scenario, tmp_path)
+
+
 def test_a_row_of_faults_that_ends_is_not_gone_on_with(tmp_path: Path) -> None:
     """L1 reads the guest page tables of L2, which it may not write to, and then the gfns behind them."""
     scenario = tmp_path / "tables.toml"
