@@ -19,15 +19,14 @@ _SHADOW_PAGE: _Fields = [
     ("gfn", np.int64),
     ("key", np.int64),  # role (schema.Role) | variant << 32 | vm << 40; TDP_KEY set for tables of the TDP MMU
     ("first_spte", np.int64),  # UNIFORM: SPTE 0, the others follow from it
-    ("parent_ptes", np.int64),  # parent_ptes, encoded as an rmap head
+    ("parent_ptes", np.int64),  # encoded as an rmap head
     ("frame", np.int64),  # page frame of the table (set_spte "at" >> 12), 0 unknown
     ("next", np.int32),  # next page in the hash chain, or in the free list
     ("next_in_frame", np.int32),
     ("page_flags", np.int32),  # class PageFlag
     # spt: row of Mmu.spt with the 512 SPTEs; NO_TABLE none is present; UNIFORM all are, see ``first_spte``
     ("spt", np.int32),
-    # shadowed_translation: row of Mmu.spt with shadowed_translation (gfn << 4 | access), else NO_TABLE
-    ("shadowed_translation", np.int32),
+    ("shadowed_translation", np.int32),  # row of Mmu.spt with gfn << 4 | access, else NO_TABLE
     ("birth", np.int32),
 ]
 SHADOW_PAGE = np.dtype(_SHADOW_PAGE)
@@ -126,8 +125,8 @@ ROOTS = 32
 UNLIMITED = 1 << 40
 
 _VM: _Fields = [
-    ("n_used_mmu_pages", np.int64),  # n_used_mmu_pages
-    ("n_max_mmu_pages", np.int64),  # n_max_mmu_pages
+    ("n_used_mmu_pages", np.int64),
+    ("n_max_mmu_pages", np.int64),
     ("max_known", np.int64),  # class LimitFrom: no longer derived from the memslots
     ("goal_task", np.int64),  # task + 1 whose change_mmu_pages still zaps
     ("has_tdp", np.int64),
@@ -184,9 +183,9 @@ class LimitFrom(IntEnum):
     """What set the limit of shadow pages."""
 
     CALLER = 1
-    """By the caller."""
+    """The caller, by an option."""
     VMM = 2
-    """By KVM_SET_NR_MMU_PAGES."""
+    """The VMM, by KVM_SET_NR_MMU_PAGES."""
 
 
 class ProbeSet(IntEnum):
@@ -214,7 +213,7 @@ class ManualProtect(IntEnum):
     """KVM_DIRTY_LOG_*: bits of ``manual``."""
 
     ENABLE = 1
-    """KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, of ``manual``."""
+    """KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE."""
     INITIALLY_SET = 2
     """KVM_DIRTY_LOG_INITIALLY_SET."""
 
@@ -247,7 +246,6 @@ _TASK: _Fields = [
     ("walk_leaf", np.int64),
     ("pte", np.int64, 6),  # guest entries by level
     ("req_gfn", np.int64),
-    ("req_level", np.int64),
     ("chain", np.int64, 6),  # shadow page by level in this fault, -2 not looked up
     ("tdp_old", np.int64),  # the last kvm_tdp_mmu_spte_changed, if it was the last kvmmmu event
     ("tdp_new", np.int64),
